@@ -1,0 +1,408 @@
+"""What the user says: a scenario, validated and frozen.
+
+A scenario is YAML: cluster, models, workload, service classes, engine options and policy. `load_scenario` reads and
+checks it, `override` applies `--set a.b.0.c=value`, `resolved` gives back everything with defaults filled in, and
+`run_id` names a run by the hash of all that affects it. Nothing here knows profiles, traces or SimPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sim.errors import ConfigError, did_you_mean
+
+GIB = 2**30
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+
+
+def _plain_name(name: str) -> str:
+    """Names end up in file names and tables, so they are kept to characters that are safe in both."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}", name):
+        raise ValueError("use letters, digits and . _ : + - only, at most 100, the first a letter or a digit")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GpuGroup(_Frozen):
+    """`count` equal GPUs of one kind (a name in profiles/gpus.csv) in a node."""
+
+    gpu: str
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+
+class NodeSpec(_Frozen):
+    """A host (a name in profiles/nodes.csv) with GPUs; `count` of them. None: the value of the host's table."""
+
+    host: str
+    gpus: tuple[GpuGroup, ...]
+    name: Name | None = None
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+    memory_gib: Positive | None = None
+    weight_cache_gib: NonNegative | None = None
+    cache_at_start: Literal["all", "none"] = "all"
+
+    @model_validator(mode="after")
+    def _has_gpu(self) -> NodeSpec:
+        if not self.gpus:
+            raise ValueError("a node needs at least one GPU, for example gpus: [{gpu: rtx-a6000, count: 2}]")
+        return self
+
+
+class ClusterSpec(_Frozen):
+    nodes: tuple[NodeSpec, ...]
+    gpu_reserve_gib: NonNegative = 0.5  # per GPU, for the driver and the engine's own buffers
+
+    @model_validator(mode="after")
+    def _has_node(self) -> ClusterSpec:
+        if not self.nodes:
+            raise ValueError("a cluster needs at least one node with a GPU")
+        return self
+
+
+class ModelSpec(_Frozen):
+    """One served model. `max_context` bounds prompt + output tokens, as vLLM's max-model-len: longer ones are
+    refused as impossible. `kv_tokens` is the KV pool that a load gets when the policy does not say (at least
+    `max_context`). `engine` picks the profile tables."""
+
+    name: Name
+    model: str
+    quantization: str = "FP16"
+    engine: str | None = None  # None: hf-transformers for FP16, llama.cpp for the others
+    max_context: Count | None = None  # None: the smaller of 16,384 and what the model can do
+    kv_tokens: Count | None = None
+    weight: Positive = 1.0
+
+    @property
+    def engine_name(self) -> str:
+        return self.engine or ("hf-transformers" if self.quantization == "FP16" else "llama.cpp")
+
+
+class ServiceClass(_Frozen):
+    """What a class of requests is promised. A request attains its SLO when every limit that is given holds."""
+
+    name: Name
+    ttft_s: Positive | None = None
+    tpot_s: Positive | None = None
+    e2e_s: Positive | None = None
+    patience_s: Positive | None = None  # the client leaves if no token came by then
+    weight: Positive = 1.0
+
+
+class TraceWorkload(_Frozen):
+    """Requests from a file. A single-service trace gets its models by `assign` (for example zipf:1.0)."""
+
+    kind: Literal["trace"] = "trace"
+    file: str
+    format: str | None = None  # None: the native format
+    assign: str | None = None
+    time_scale: Positive = 1.0  # arrival times are divided by this: 2 doubles the rate
+    limit: Count | None = None
+    strict: bool = False
+
+
+class ModelTraffic(_Frozen):
+    """One model's generated traffic: bursts at `rate_per_s` on average, log-normal prompt and output lengths.
+
+    A two-state on/off process: in bursts (mean length `burst_s`) requests come as Poisson arrivals at
+    `burst_factor` times the mean rate, in between at the rate that keeps the mean. burst_factor 1 is plain Poisson.
+    Lengths: log-normal with the given median and mean (mean >= median), cut to 1..max.
+    """
+
+    model: Name
+    rate_per_s: Positive
+    burst_factor: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    burst_s: Positive = 30.0
+    idle_share: NonNegative = 0.1  # rate outside bursts, as a share of the mean rate (below 1)
+    prompt_median: Positive = 512
+    prompt_mean: Positive = 800
+    prompt_max: Count = 8192
+    output_median: Positive = 128
+    output_mean: Positive = 200
+    output_max: Count = 2048
+    service_class: Name = "default"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelTraffic:
+        if self.prompt_mean < self.prompt_median or self.output_mean < self.output_median:
+            raise ValueError("a log-normal length has a mean of at least its median")
+        if self.idle_share >= 1:
+            raise ValueError("idle_share must be below 1")
+        return self
+
+
+class GenerateWorkload(_Frozen):
+    """Requests drawn from the scenario's seed."""
+
+    kind: Literal["generate"] = "generate"
+    duration_s: Positive
+    traffic: tuple[ModelTraffic, ...]
+
+    @model_validator(mode="after")
+    def _has_traffic(self) -> GenerateWorkload:
+        if not self.traffic:
+            raise ValueError("give at least one model's traffic")
+        return self
+
+
+class EngineOptions(_Frozen):
+    """How every instance runs (model.md sections 4 to 6).
+
+    `prefill`: `first` runs prompts alone before decoding goes on, up to `prefill_tokens` in an iteration;
+    `chunked` cuts them so that prompt and decode tokens of an iteration stay within `prefill_tokens`.
+    `resize`: what changing an instance's layers costs (`none`: a restart, `sleep`: the process survives, all or
+    nothing, `elastic`: only the moved layers and their KV).
+    """
+
+    max_sequences: Annotated[int, Field(ge=1, le=100_000)] = 32
+    prefill: Literal["first", "chunked"] = "first"
+    prefill_tokens: Count = 8192
+    block_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
+    sequence_preemption: Literal["recompute", "swap"] = "recompute"
+    sequence_order: Literal["arrival", "priority"] = "arrival"
+    resize: Literal["none", "sleep", "elastic"] = "none"
+
+
+class SharingOptions(_Frozen):
+    """How instances share GPUs and CPUs, and transfers share links (model.md section 5)."""
+
+    contention: Literal["proportional", "time_slice"] = "proportional"
+    links: Literal["fair", "serial"] = "fair"
+
+
+class PredictorOptions(_Frozen):
+    """Where a policy's estimates of output length come from (model.md section 3)."""
+
+    kind: Literal["running-mean", "oracle", "noisy-oracle"] = "running-mean"
+    prior_tokens: Positive = 256.0  # running-mean: the estimate before any request of the model has finished
+    sigma: NonNegative = 0.5  # noisy-oracle: standard deviation of the log error
+
+
+class PolicySpec(BaseModel):
+    """The policy's name (or the path of its file) and its parameters, which the policy itself checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = "residency-aware"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Scenario(_Frozen):
+    """A whole experiment: everything that affects a run but the code and the data files themselves."""
+
+    name: Name
+    cluster: ClusterSpec
+    models: tuple[ModelSpec, ...]
+    workload: Annotated[TraceWorkload | GenerateWorkload, Field(discriminator="kind")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    horizon_s: Positive | None = None  # None: until every request has ended
+    starvation_s: Positive = 300.0  # a request that waits longer than this for its first token counts as starved
+    service_classes: tuple[ServiceClass, ...] = (ServiceClass(name="default"),)
+    engine: EngineOptions = EngineOptions()
+    sharing: SharingOptions = SharingOptions()
+    predictor: PredictorOptions = PredictorOptions()
+    policy: PolicySpec = PolicySpec()
+    profiles: str | None = None  # a folder laid out like profiles/; None: the one that ships with the project
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Scenario:
+        if not self.models:
+            raise ValueError("a scenario needs at least one model")
+        model_names = [model.name for model in self.models]
+        for what, names in (
+            ("model", model_names),
+            ("service class", [c.name for c in self.service_classes]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} '{twice[0]}' is listed twice")
+        if isinstance(self.workload, GenerateWorkload):
+            classes = [c.name for c in self.service_classes]
+            for traffic in self.workload.traffic:
+                if traffic.model not in model_names:
+                    raise ValueError(
+                        f"workload.traffic: unknown model '{traffic.model}'; "
+                        + did_you_mean(traffic.model, model_names)
+                    )
+                if traffic.service_class not in classes:
+                    raise ValueError(
+                        f"workload.traffic: unknown service class '{traffic.service_class}'; "
+                        + did_you_mean(traffic.service_class, classes)
+                    )
+        return self
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that also refuses a key given twice, which plain YAML would silently overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' twice", key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises ConfigError: missing or unreadable file, not UTF-8, malformed YAML, a key given twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the file ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save the scenario as UTF-8 YAML") from None
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply to be a scenario") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{where}not valid YAML ({problem}); mend that line"
+
+
+def parse_scenario(data: Any, where: str) -> Scenario:
+    """A validated scenario from plain data.
+
+    Raises ConfigError naming the field, with the closest known field when the name is unknown.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: a scenario is a mapping with name, cluster, models and workload")
+    if isinstance(data.get("workload"), dict) and "kind" not in data["workload"]:
+        kind = "trace" if "file" in data["workload"] else "generate"
+        data = {**data, "workload": {"kind": kind, **data["workload"]}}
+    if isinstance(data.get("policy"), str):
+        data = {**data, "policy": {"name": data["policy"]}}
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    steps = [str(step) for step in problem["loc"] if step not in ("trace", "generate")]
+    field = ".".join(steps) or "scenario"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field '{field}'; " + did_you_mean(steps[-1], _known_fields(steps[:-1]))
+    if problem["type"] == "missing":
+        return f"field '{field}' is missing; add it"
+    text = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    return f"field '{field}': {text[:1].lower()}{text[1:]}{shown}"
+
+
+def _known_fields(steps: Iterable[str]) -> list[str]:
+    """The field names that the mapping at this path may have."""
+    models: list[type[BaseModel]] = [Scenario]
+    for step in steps:
+        if step.isdigit():
+            continue
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if step in model.model_fields:
+                found += _models_in(model.model_fields[step].annotation)
+        models = found
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of a scenario's data with `path=value` settings applied, for example cluster.nodes.0.count=4.
+
+    A value is read as YAML. Mappings gain keys (validation then refuses unknown ones); lists only change items that
+    exist. Raises ConfigError when a path leads nowhere.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set {assignment}: write path=value, for example cluster.nodes.0.count=4")
+        try:
+            value = yaml.load(text, Loader=_StrictLoader)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML; quote it") from None
+        _assign(result, path.split("."), value, assignment)
+    return result
+
+
+def _assign(target: Any, steps: list[str], value: Any, assignment: str) -> None:
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        here = ".".join(steps[:position]) or "scenario"
+        if isinstance(target, list):
+            if not step.isdigit() or int(step) >= len(target):
+                raise ConfigError(f"--set {assignment}: '{here}' has items 0 to {len(target) - 1}, not '{step}'")
+            if last:
+                target[int(step)] = value
+            else:
+                target = target[int(step)]
+        elif isinstance(target, dict):
+            if last:
+                target[step] = value
+            else:
+                target = target.setdefault(step, {})
+        else:
+            raise ConfigError(f"--set {assignment}: '{here}' is a plain value, it has no '{step}'")
+
+
+def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
+    """Read, override and validate a scenario file. A relative trace file is taken from the scenario's own folder.
+
+    Raises ConfigError.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a scenario is a mapping with name, cluster, models and workload")
+    scenario = parse_scenario(override(data, assignments), str(path))
+    if isinstance(scenario.workload, TraceWorkload):
+        file = (path.parent / scenario.workload.file).resolve()
+        scenario = scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"file": str(file)})})
+    return scenario
+
+
+def resolved(scenario: Scenario) -> dict[str, Any]:
+    """The scenario as plain data with every default filled in; `parse_scenario` of it gives the same scenario."""
+    return scenario.model_dump(mode="json")
+
+
+def run_id(scenario: Scenario, ingredients: Iterable[tuple[str, str]]) -> str:
+    """The name of a run: a hash of the scenario and of (name, content hash) of all else that affects its result."""
+    payload = {"scenario": resolved(scenario), "ingredients": sorted(ingredients)}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
