@@ -166,6 +166,7 @@ class EngineOptions(_Frozen):
 
     `prefill`: `first` runs prompts alone before decoding goes on, up to `prefill_tokens` in an iteration;
     `chunked` cuts them so that prompt and decode tokens of an iteration stay within `prefill_tokens`.
+    `watermark`: a sequence is admitted only if this share of the KV pool stays free after it (vLLM's default).
     `resize`: what changing an instance's layers costs (`none`: a restart, `sleep`: the process survives, all or
     nothing, `elastic`: only the moved layers and their KV).
     """
@@ -173,10 +174,17 @@ class EngineOptions(_Frozen):
     max_sequences: Annotated[int, Field(ge=1, le=100_000)] = 32
     prefill: Literal["first", "chunked"] = "first"
     prefill_tokens: Count = 8192
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
     block_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
     sequence_preemption: Literal["recompute", "swap"] = "recompute"
     sequence_order: Literal["arrival", "priority"] = "arrival"
     resize: Literal["none", "sleep", "elastic"] = "none"
+
+    @model_validator(mode="after")
+    def _budget_moves(self) -> EngineOptions:
+        if self.prefill == "chunked" and self.prefill_tokens <= self.max_sequences:
+            raise ValueError("with prefill: chunked, prefill_tokens must be above max_sequences, or no prompt moves on")
+        return self
 
 
 class SharingOptions(_Frozen):
@@ -295,6 +303,14 @@ def parse_scenario(data: Any, where: str) -> Scenario:
 
     Raises ConfigError naming the field, with the closest known field when the name is unknown.
     """
+    try:
+        return Scenario.model_validate(_long_form(data, where))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+
+
+def _long_form(data: Any, where: str) -> dict[str, Any]:
+    """The scenario's data with its shorthands written out: a policy by its name alone, a workload without its kind."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: a scenario is a mapping with name, cluster, models and workload")
     if isinstance(data.get("workload"), dict) and "kind" not in data["workload"]:
@@ -302,10 +318,7 @@ def parse_scenario(data: Any, where: str) -> Scenario:
         data = {**data, "workload": {"kind": kind, **data["workload"]}}
     if isinstance(data.get("policy"), str):
         data = {**data, "policy": {"name": data["policy"]}}
-    try:
-        return Scenario.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+    return data
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -386,9 +399,7 @@ def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
 
     Raises ConfigError.
     """
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a scenario is a mapping with name, cluster, models and workload")
+    data = _long_form(read_yaml(path), str(path))
     scenario = parse_scenario(override(data, assignments), str(path))
     if isinstance(scenario.workload, TraceWorkload):
         file = (path.parent / scenario.workload.file).resolve()

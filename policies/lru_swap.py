@@ -1,0 +1,51 @@
+"""Whole models, loaded on demand; the least recently used idle one makes room (the common LRU baseline).
+
+Source: the least-recently-used rule of llama.cpp's router and of llama-swap-like tools (shared research notes, P05 and
+the toy's baseline), with memory counted in bytes. A model has one instance. It is loaded whole where it fits, else with
+the most layers that an empty GPU takes. Running work is never interrupted; requests wait until an idle victim is there.
+Left out: timers, pins, groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sim.policy import Action, GpuView, InstanceView, Load, ModelView, Policy, Route, Stop, View
+
+
+class LruSwap(Policy):
+    """Load on demand, evict the least recently used idle instances."""
+
+    def decide(self, view: View) -> Iterator[Action]:
+        for model in sorted(view.waiting_models, key=lambda model: next(model.waiting).number):
+            target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
+            if target is None and not model.instances:
+                place = self._place(view, model)
+                if place is not None:
+                    gpu, layers, victims = place
+                    for victim in victims:
+                        yield Stop(victim)
+                    target = Load(model, gpu, layers)
+                    yield target
+            if target is not None:
+                for request in list(model.waiting):
+                    yield Route(request, target)
+
+    def _place(self, view: View, model: ModelView) -> tuple[GpuView, int, list[InstanceView]] | None:
+        """The GPU whose idle victims were used longest ago; none at all is best."""
+        best: tuple[GpuView, int, list[InstanceView]] | None = None
+        best_rank = (0, 0.0)
+        for gpu in view.gpus:
+            layers = model.layers_within(gpu.capacity_bytes)
+            needed = model.gpu_bytes(layers)
+            idle = sorted((i for i in gpu.instances if i.idle), key=lambda i: (i.last_used_s, i.number))
+            victims: list[InstanceView] = []
+            while needed > gpu.available_bytes + sum(v.gpu_bytes for v in victims) and len(victims) < len(idle):
+                victims.append(idle[len(victims)])
+            if needed > gpu.available_bytes + sum(v.gpu_bytes for v in victims):
+                continue
+            # More layers first, then whose most recently used victim is oldest.
+            rank = (-layers, victims[-1].last_used_s if victims else -1.0)
+            if best is None or rank < best_rank:
+                best, best_rank = (gpu, layers, victims), rank
+        return best

@@ -1,0 +1,130 @@
+"""From a scenario and the profiles to the state at time 0: nodes, GPUs, models, warm host caches.
+
+Refuses what cannot work (unknown names, a hole in the tables, contexts or batches beyond them) and notes, with numbers,
+which models fit nowhere.
+"""
+
+from __future__ import annotations
+
+from sim.errors import ConfigError, ProfileError
+from sim.memory import HostMemory
+from sim.profiles import Library
+from sim.spec import GIB, ClusterSpec, EngineOptions, NodeSpec, Scenario
+from sim.state import Cluster, Gpu, Model, Node
+
+DEFAULT_MAX_CONTEXT = 16_384
+
+
+def build_cluster(scenario: Scenario, library: Library) -> Cluster:
+    """The cluster of a scenario, empty but for its warm host caches.
+
+    Raises ProfileError (unknown GPU, host or model, missing tables) and ConfigError.
+    """
+    models = [_model(index, scenario, library) for index in range(len(scenario.models))]
+    nodes = _nodes(scenario.cluster, library)
+    cluster = Cluster(nodes, models, scenario.service_classes)
+    for model in models:
+        _attach_profiles(model, cluster, library, scenario.engine)
+        model.fits_nowhere = _why_nowhere(model, cluster, scenario.engine)
+    for spec, node in zip(_node_specs(scenario.cluster), nodes, strict=True):
+        if spec.cache_at_start == "all":
+            for model in models:
+                weights = model.weights
+                if node.memory.free >= weights.total_bytes:
+                    node.memory.cache((weights.model, weights.quantization), weights.total_bytes)
+    return cluster
+
+
+def _model(index: int, scenario: Scenario, library: Library) -> Model:
+    spec = scenario.models[index]
+    weights = library.model_weights(spec.model, spec.quantization)
+    if spec.max_context is not None and spec.max_context > weights.max_context:
+        raise ConfigError(
+            f"models.{index}.max_context: {spec.max_context} tokens, but {spec.model} can do {weights.max_context}"
+        )
+    max_context = spec.max_context or min(DEFAULT_MAX_CONTEXT, weights.max_context)
+    if spec.kv_tokens is not None and spec.kv_tokens < max_context:
+        raise ConfigError(
+            f"models.{index}.kv_tokens: {spec.kv_tokens} cannot hold one request of max_context {max_context}"
+        )
+    return Model(index, spec, weights, max_context)
+
+
+def _node_specs(cluster: ClusterSpec) -> list[NodeSpec]:
+    return [spec for spec in cluster.nodes for _ in range(spec.count)]
+
+
+def _nodes(cluster: ClusterSpec, library: Library) -> list[Node]:
+    nodes: list[Node] = []
+    gpus = 0
+    names: dict[str, int] = {}
+    for spec in _node_specs(cluster):
+        kind = library.host(spec.host)
+        base = spec.name or spec.host
+        names[base] = names.get(base, 0) + 1
+        name = base if spec.name and spec.count == 1 else f"{base}-{names[base]}"
+        if any(node.name == name for node in nodes):
+            raise ConfigError(f"cluster.nodes: the name '{name}' is given twice; choose another")
+        capacity = round(spec.memory_gib * GIB) if spec.memory_gib else kind.memory_bytes
+        limit = None if spec.weight_cache_gib is None else round(spec.weight_cache_gib * GIB)
+        node = Node(len(nodes), name, kind, HostMemory(capacity, limit))
+        for group in spec.gpus:
+            for _ in range(group.count):
+                gpu_kind = library.gpu(group.gpu)
+                gpu_name = f"{name}/{group.gpu}-{len(node.gpus)}"
+                reserve = round(cluster.gpu_reserve_gib * GIB)
+                if reserve >= gpu_kind.memory_bytes:
+                    raise ConfigError(f"cluster.gpu_reserve_gib: leaves nothing of {group.gpu}'s memory; lower it")
+                node.gpus.append(Gpu(gpus, gpu_name, gpu_kind, node, reserve))
+                gpus += 1
+        nodes.append(node)
+    return nodes
+
+
+def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: EngineOptions) -> None:
+    spec = model.spec
+    for gpu in cluster.gpus:
+        pair = (gpu.kind.gpu, gpu.node.kind.host)
+        if pair in model.profiles:
+            continue
+        profile = library.profile(spec.model, spec.quantization, *pair, spec.engine_name)
+        if profile.longest_context < model.max_context:
+            raise ProfileError(
+                f"{profile.label}: the tables end at {profile.longest_context} tokens of context; "
+                f"set max_context of '{model.name}' to at most that"
+            )
+        if profile.largest_batch < options.max_sequences:
+            raise ProfileError(
+                f"{profile.label}: the tables end at a batch of {profile.largest_batch}; "
+                "set engine.max_sequences to at most that"
+            )
+        model.profiles[pair] = profile
+
+
+def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions) -> str:
+    """Empty when some GPU and its host can hold the model with one request of max_context; else the numbers."""
+    weights = model.weights
+    block = options.block_tokens
+    kv_layer_bytes = model.kv_layer_bytes(-(-(model.spec.kv_tokens or model.max_context) // block) * block)
+    best = ""
+    least_missing = None
+    for gpu in cluster.gpus:
+        fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
+        for layers in (weights.layers, *range(weights.layers - 1, fewest - 1, -1)):
+            gpu_bytes = weights.gpu_bytes(layers) + layers * kv_layer_bytes
+            pins = layers < weights.layers or options.resize != "none"
+            host_bytes = (weights.total_bytes if pins else 0) + (weights.layers - layers) * kv_layer_bytes
+            memory = gpu.node.memory
+            cache_missing = weights.total_bytes - memory.cache_limit if pins else 0
+            missing = max(gpu_bytes - gpu.capacity_bytes, host_bytes - memory.capacity, cache_missing)
+            if missing <= 0:
+                return ""
+            if least_missing is None or missing < least_missing:
+                least_missing = missing
+                best = (
+                    f"{model.name} fits nowhere: at best {layers} of {weights.layers} layers on {gpu.name} need "
+                    f"{gpu_bytes / GIB:.1f} GiB there (usable {gpu.capacity_bytes / GIB:.1f}) and "
+                    f"{host_bytes / GIB:.1f} GiB of host memory (there is {memory.capacity / GIB:.1f}, for weights "
+                    f"{memory.cache_limit / GIB:.1f})"
+                )
+    return best

@@ -1,0 +1,292 @@
+"""The simulated world in motion, and the only file that imports SimPy: arrivals, the decision turn, the end of a run.
+
+`simulate` builds the world of a scenario, feeds arrivals one at a time, and after all events of an instant lets the
+policy decide once and serving plan. Read `Engine._on_arrival`, `Engine._turn` and then serving.py to follow a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappush
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import simpy
+
+from sim.build import build_cluster
+from sim.errors import PolicyError, SimError
+from sim.estimates import Estimates
+from sim.gate import Gate
+from sim.loading import Loading
+from sim.metrics import Recorder
+from sim.policy import Policy, load_policy
+from sim.profiles import Library
+from sim.serving import Serving
+from sim.spec import Scenario, run_id
+from sim.state import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Cluster, Request
+from sim.trace import Trace
+from sim.transfers import Transfers
+from sim.views import View, Views
+from sim.workload import build_trace
+from sim.world import Changes, World
+
+# So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
+_IDLE_WAKES = 10_000
+
+
+class _Timer(simpy.Event):
+    """An event that calls action(subject, version) when its time comes."""
+
+    def __init__(self, clock: SimClock, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
+        self.env = clock
+        self.callbacks = [clock.fire]
+        self._ok = True
+        self._value = None
+        self.action = action
+        self.subject = subject
+        self.version = version
+
+
+class SimClock(simpy.Environment):
+    """SimPy's environment with calls at absolute times, so that an arrival happens exactly at its trace's time."""
+
+    def __init__(self, turn: Callable[[], None]) -> None:
+        super().__init__(0.0)
+        self._turn = turn
+        self._sequence = count()
+        self.events = 0
+        self.now_s = 0.0
+
+    def at(self, time_s: float, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
+        """Call action(subject, version) at `time_s`, in the order of the calls of that instant."""
+        assert time_s >= self._now, (time_s, self._now)
+        heappush(self._queue, (time_s, 1, next(self._sequence), _Timer(self, action, subject, version)))  # type: ignore[misc]
+
+    def fire(self, timer: Any) -> None:
+        """One event: what it does, and the turn if it was the last of its instant."""
+        self.events += 1
+        self.now_s = float(self._now)
+        timer.action(timer.subject, timer.version)
+        if not self._queue or self._queue[0][0] > self._now:
+            self._turn()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: what was asked, what was seen."""
+
+    scenario: Scenario
+    run_id: str
+    policy_name: str
+    oracle: str
+    trace: Trace
+    cluster: Cluster
+    recorder: Recorder
+    events: int
+    end_s: float
+    wall_s: float
+
+
+class Engine:
+    """One run."""
+
+    def __init__(self, scenario: Scenario, trace: Trace, cluster: Cluster, policy: Policy, check: bool) -> None:
+        self.scenario = scenario
+        self.policy = policy
+        self.check = check
+        self.clock = SimClock(self._turn)
+        self.world = World(self.clock, cluster, scenario.engine, scenario.sharing, Recorder())
+        self.transfers = Transfers(self.world)
+        self.serving = Serving(self.world, self.transfers)
+        self.loading = Loading(self.world, self.transfers, self.serving)
+        self.estimates = Estimates(scenario.predictor, scenario.seed, len(cluster.models))
+        self.views = Views(self.world, self.estimates)
+        self.gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
+        self.on_progress: Callable[[int, float], None] | None = None
+        self._rows = trace.rows()
+        self._in_flight: dict[int, Request] = {}
+        self._wakes = 0
+        self._wake_times: dict[float, bool] = {}
+        self._last_second = perf_counter()
+
+    # --- arrivals
+
+    def _feed(self) -> None:
+        """Set the timer of the next arrival; there is only ever one."""
+        row = next(self._rows, None)
+        if row is not None:
+            self.clock.at(row[0], self._on_arrival, row, 0)
+
+    def _on_arrival(self, row: Any, _: int) -> None:
+        arrival_s, model_index, prompt_tokens, output_tokens, service_class, priority = row
+        recorder = self.world.recorder
+        model = self.world.cluster.models[model_index]
+        request = Request(recorder.arrived, model, arrival_s, prompt_tokens, output_tokens)
+        request.service_class = service_class
+        request.priority = priority
+        recorder.arrived += 1
+        self.estimates.arrived(request)
+        reason = self._impossible(request)
+        if reason:
+            request.reason = reason
+            recorder.end(request, IMPOSSIBLE, arrival_s)
+        else:
+            self._in_flight[request.index] = request
+            self.world.cluster.wait(request)
+            self.world.changes.arrived.append(request)
+            patience_s = self.world.cluster.service_classes[service_class].patience_s
+            if patience_s is not None:
+                self.clock.at(arrival_s + patience_s, self._on_impatience, request, 0)
+        self._feed()
+
+    def _impossible(self, request: Request) -> str:
+        model = request.model
+        if model.fits_nowhere:
+            return model.fits_nowhere
+        tokens = request.prompt_tokens + request.output_tokens
+        if tokens > model.max_context:
+            return f"needs more than {model.name}'s max_context of {model.max_context} tokens"
+        return ""
+
+    def _on_impatience(self, subject: Any, _: int) -> None:
+        """The client leaves if nothing has begun; a prompt that is being computed is waited for."""
+        request: Request = subject
+        if request.outcome >= 0 or request.started or request.phase == PREFILL:
+            return
+        if request.index in request.model.waiting:
+            self.world.cluster.unwait(request)
+        else:
+            self.serving.withdraw(request)
+        request.reason = "client patience ran out"
+        self.world.recorder.end(request, TIMED_OUT, self.clock.now_s)
+        self.world.changes.finished.append(request)
+
+    # --- the decision turn
+
+    def _wake_at(self, time_s: float) -> None:
+        if time_s not in self._wake_times:
+            self._wake_times[time_s] = True
+            self.clock.at(time_s, self._on_wake, time_s, 0)
+
+    def _on_wake(self, time_s: Any, _: int) -> None:
+        del self._wake_times[time_s]
+        self.world.changes.woken = True
+
+    def _turn(self) -> None:
+        """After all events of an instant: one decision, then plans; again only if a plan itself ended something."""
+        world = self.world
+        while world.changes.any():
+            changes, world.changes = world.changes, Changes()
+            self._watch_idle_wakes(changes)
+            for request in changes.finished:
+                del self._in_flight[request.index]
+                self.estimates.finished(request)
+            self._decide(self.policy.decide, changes)
+            self.serving.plan()
+        self.serving.plan()
+        if self.check:
+            self._check_laws()
+        if self.on_progress is not None and self.clock.events % 4096 == 0:
+            self.on_progress(sum(world.recorder.ended), self.clock.now_s)
+
+    def _decide(self, method: Callable[[View], Any], changes: Changes) -> None:
+        view = View(self.world, self.views, changes)
+        try:
+            actions = list(method(view))
+        except SimError as error:
+            raise PolicyError(self._blame(str(error))) from error
+        except Exception as error:  # whatever a policy does wrong is reported as its own, with the place
+            raise PolicyError(self._blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
+        finally:
+            view.expire()
+        self.gate.apply(actions)
+
+    def _blame(self, what: str) -> str:
+        return f"policy '{self.scenario.policy.name}' failed at t={self.clock.now_s:.6f} s: {what}"
+
+    def _watch_idle_wakes(self, changes: Changes) -> None:
+        only_woken = changes.woken and not (changes.arrived or changes.finished or changes.loaded or changes.freed)
+        self._wakes = self._wakes + 1 if only_woken else 0
+        if self._wakes > _IDLE_WAKES:
+            raise PolicyError(
+                self._blame(f"it asked to be woken {_IDLE_WAKES} times in a row while nothing else happened")
+            )
+
+    def _check_laws(self) -> None:
+        try:
+            self.world.cluster.check()
+            arrived, ended = self.world.recorder.arrived, sum(self.world.recorder.ended)
+            assert arrived == ended + len(self._in_flight), (arrived, ended, len(self._in_flight))
+            for instance in self.world.cluster.instances.values():
+                if instance.leap is None and instance.status == 3 and not instance.saving:
+                    assert not instance.decoding, f"{instance.number} decodes nothing (law 7)"
+        except AssertionError as error:
+            raise AssertionError(
+                f"a law is broken at t={self.clock.now_s!r} s, scenario '{self.scenario.name}', "
+                f"seed {self.scenario.seed}, policy '{self.scenario.policy.name}': {error}"
+            ) from error
+
+    # --- the run
+
+    def run(self) -> None:
+        """Until every request has ended, or the horizon. What has not ended then is unfinished."""
+        self._decide(self.policy.start, Changes())
+        self.serving.plan()
+        self._feed()
+        self.clock.run(until=self.scenario.horizon_s)
+        self.clock.now_s = float(self.clock.now)
+        now_s = self.clock.now_s
+        for instance in list(self.world.cluster.instances.values()):
+            self.serving.close(instance)
+        for request in list(self._in_flight.values()):
+            if request.outcome < 0:
+                self.world.recorder.end(request, UNFINISHED, now_s)
+        for gpu in self.world.cluster.gpus:
+            gpu.account(now_s)
+            gpu.take(0, now_s)
+
+
+def _place(error: Exception) -> str:
+    """File and line of a policy's mistake."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "no place"
+
+
+def simulate(
+    scenario: Scenario,
+    check: bool = False,
+    trace: Trace | None = None,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Outcome:
+    """Run a scenario to its end.
+
+    `check` asserts the laws of the model at every instant. `trace` replaces the scenario's workload (already built).
+    `on_progress(ended, now_s)` is called now and then. Raises SimError for what the user can mend.
+    """
+    library = Library(Path(scenario.profiles) if scenario.profiles else None)
+    policy, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
+    built = build_cluster(scenario, library)
+    trace = trace if trace is not None else build_trace(scenario)
+    profiles = [profile for model in built.models for profile in model.profiles.values()]
+    identity = run_id(scenario, [("trace", trace.digest()), ("policy", digest), *library.digests(profiles)])
+    engine = Engine(scenario, trace, built, policy, check)
+    engine.on_progress = on_progress
+    begin_s = perf_counter()
+    engine.run()
+    return Outcome(
+        scenario=scenario,
+        run_id=identity,
+        policy_name=scenario.policy.name,
+        oracle=policy.oracle,
+        trace=trace,
+        cluster=built,
+        recorder=engine.world.recorder,
+        events=engine.clock.events,
+        end_s=engine.clock.now_s,
+        wall_s=perf_counter() - begin_s,
+    )

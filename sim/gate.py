@@ -1,0 +1,250 @@
+"""The one way from a policy's actions to the world: checks each, always, and carries it out at once.
+
+An illegal action is a PolicyError that names policy, time, action and reason; the run stops there. Later actions of one
+decision see what earlier ones did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import isfinite
+from typing import Any
+
+from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.errors import PolicyError
+from sim.loading import Loading
+from sim.serving import Serving
+from sim.state import (
+    ASLEEP,
+    LOAD_WAIT,
+    LOADING,
+    PENDING,
+    QUEUED,
+    READY,
+    REJECTED,
+    STARTING,
+    Gpu,
+    Instance,
+    Model,
+    Request,
+)
+from sim.views import GpuView, InstanceView, ModelView, RequestView
+from sim.world import World
+
+_CANCELLABLE = (PENDING, STARTING, LOADING)
+
+
+class Gate:
+    """Checks and applies the actions of one policy."""
+
+    def __init__(
+        self, world: World, serving: Serving, loading: Loading, policy_name: str, wake: Callable[[float], None]
+    ) -> None:
+        self.world = world
+        self.serving = serving
+        self.loading = loading
+        self.policy_name = policy_name
+        self._wake = wake
+        self._made: list[tuple[Load, Instance]] = []
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Load: self._load,
+            Route: self._route,
+            Resize: self._resize,
+            Stop: self._stop,
+            Preempt: self._preempt,
+            Reject: self._reject,
+            Wake: self._wake_at,
+        }
+
+    def apply(self, actions: Iterable[object]) -> None:
+        """Carry out a decision. Raises PolicyError at the first illegal action."""
+        self._made = []
+        for action in actions:
+            handler = self._handlers.get(type(action))
+            if handler is None:
+                raise PolicyError(
+                    f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {action!r} is not an action; "
+                    "return Load, Route, Resize, Stop, Preempt, Reject or Wake from sim.policy"
+                )
+            handler(action)
+
+    def _refuse(self, action: object, reason: str) -> PolicyError:
+        return PolicyError(
+            f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {_describe(action)} refused: {reason}"
+        )
+
+    def _unwrap(self, action: object, view: object, kind: type, what: str) -> Any:
+        if not isinstance(view, kind):
+            raise self._refuse(action, f"{what} must be taken from the view, not {view!r}")
+        return view._of  # type: ignore[attr-defined]
+
+    # --- load
+
+    def _load(self, action: Load) -> None:
+        model: Model = self._unwrap(action, action.model, ModelView, "the model")
+        gpu: Gpu = self._unwrap(action, action.gpu, GpuView, "the GPU")
+        kv_tokens = action.kv_tokens or action.model.default_kv_tokens
+        self._check_layers(action, model, gpu, action.layers)
+        if kv_tokens < model.max_context:
+            raise self._refuse(
+                action, f"a KV pool of {kv_tokens} tokens cannot hold one request of max_context {model.max_context}"
+            )
+        needed = action.model.gpu_bytes(action.layers, kv_tokens)
+        if needed > gpu.available_bytes:
+            raise self._refuse(
+                action,
+                f"it needs {_gib(needed)} on {gpu.name} and {_gib(gpu.available_bytes)} of {_gib(gpu.capacity_bytes)} "
+                "are available",
+            )
+        self._check_host(action, model, gpu, action.layers, kv_tokens)
+        self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens)))
+
+    def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: int) -> None:
+        fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
+        if not isinstance(layers, int) or not fewest <= layers <= model.weights.layers:
+            raise self._refuse(action, f"layers must be a whole number from {fewest} to {model.weights.layers}")
+
+    def _check_host(self, action: object, model: Model, gpu: Gpu, layers: int, kv_tokens: int) -> None:
+        """Host memory for the layers outside the GPU (or a host copy of all) and their KV."""
+        weights = model.weights
+        key = (weights.model, weights.quantization)
+        pins = layers < weights.layers or self.world.options.resize != "none"
+        block = self.world.options.block_tokens
+        kv_bytes = (weights.layers - layers) * model.kv_layer_bytes(-(-kv_tokens // block) * block)
+        memory = gpu.node.memory
+        weight_bytes = 0 if key in memory.cached else weights.total_bytes
+        missing = memory.room_for(key if pins else None, weight_bytes, kv_bytes)
+        if missing > 0:
+            raise self._refuse(action, f"host memory of {gpu.node.name} lacks {_gib(missing)} for it")
+
+    # --- requests
+
+    def _route(self, action: Route) -> None:
+        request: Request = self._unwrap(action, action.request, RequestView, "the request")
+        instance = self._target(action)
+        if request.model is not instance.model:
+            raise self._refuse(action, f"the instance serves {instance.model.name}")
+        if instance.status not in (*_CANCELLABLE, READY) or instance.stop_mode is not None:
+            raise self._refuse(action, f"the instance is {action_status(instance)}")
+        self._take_waiting(action, request)
+        if action.recompute:
+            self.serving.drop_saved_kv(request)
+        if instance.status != READY and request.phase == QUEUED:
+            request.cold = True
+            request.enter(LOAD_WAIT, self.world.clock.now_s)
+        self.serving.enqueue(request, instance)
+
+    def _target(self, action: Route) -> Instance:
+        if isinstance(action.instance, Load):
+            for load, instance in self._made:
+                if load is action.instance:
+                    return instance
+            raise self._refuse(action, "its Load must come before it in the same decision")
+        found: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
+        return found
+
+    def _take_waiting(self, action: object, request: Request) -> None:
+        """Out of the queue it waits in. Raises PolicyError when it does not wait."""
+        if request.outcome >= 0:
+            raise self._refuse(action, "the request has ended")
+        if request.index in request.model.waiting:
+            self.world.cluster.unwait(request)
+        elif request.instance is not None and any(entry[3] is request for entry in request.instance.waiting):
+            self.serving.withdraw(request)
+            if request.phase == LOAD_WAIT:
+                request.enter(QUEUED, self.world.clock.now_s)
+        else:
+            raise self._refuse(action, "the request is not waiting: it runs, or its KV is moving")
+
+    def _preempt(self, action: Preempt) -> None:
+        request: Request = self._unwrap(action, action.request, RequestView, "the request")
+        instance = request.instance
+        if instance is None or (request.index not in instance.decoding and request not in instance.prefilling):
+            raise self._refuse(action, "the request does not run")
+        if action.mode not in ("save", "recompute"):
+            raise self._refuse(action, "mode must be save or recompute")
+        instance.preempt_next[request.index] = action.mode
+        self.world.touch(instance)
+
+    def _reject(self, action: Reject) -> None:
+        request: Request = self._unwrap(action, action.request, RequestView, "the request")
+        if not isinstance(action.reason, str) or not action.reason:
+            raise self._refuse(action, "give the reason for the rejection")
+        self._take_waiting(action, request)
+        self.serving.drop_saved_kv(request)
+        request.reason = action.reason
+        self.world.recorder.end(request, REJECTED, self.world.clock.now_s)
+
+    # --- instances
+
+    def _stop(self, action: Stop) -> None:
+        instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
+        if action.mode not in ("drain", "preempt", "abort"):
+            raise self._refuse(action, "mode must be drain, preempt or abort")
+        if instance.status not in (*_CANCELLABLE, READY, ASLEEP) or instance.stop_mode or instance.resizing:
+            raise self._refuse(action, f"the instance is {action_status(instance)}")
+        self.loading.stop(instance, action.mode)
+
+    def _resize(self, action: Resize) -> None:
+        instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
+        model, gpu, layers = instance.model, instance.gpu, action.layers
+        capability = self.world.options.resize
+        asleep = instance.status == ASLEEP
+        if instance.status not in (READY, ASLEEP) or instance.stop_mode or instance.resizing:
+            raise self._refuse(action, f"the instance is {action_status(instance)}")
+        if capability == "sleep":
+            allowed = (instance.layers,) if asleep else (0,)
+            if layers not in allowed:
+                raise self._refuse(action, f"an engine with resize: sleep can only go to {allowed[0]} layers here")
+            if not asleep:
+                self.loading.resize(instance, 0)
+                return
+        self._check_layers(action, model, gpu, layers)
+        if layers == instance.layers and not asleep:
+            raise self._refuse(action, "it has that many layers already")
+        # A restart and a wake wait for memory like a load; elastic growth takes it at once, beside what runs.
+        grow = instance.gpu_bytes_at(layers) - (0 if asleep else instance.gpu_bytes)
+        free = gpu.capacity_bytes - gpu.used_bytes - gpu.claimed_bytes
+        room = min(free, gpu.available_bytes) if capability == "elastic" else gpu.available_bytes
+        if grow > room:
+            raise self._refuse(
+                action, f"it needs {_gib(grow)} more on {gpu.name} and {_gib(max(0, room))} are available"
+            )
+        self._check_resize_host(action, instance, layers, asleep)
+        self.loading.resize(instance, layers)
+
+    def _check_resize_host(self, action: Resize, instance: Instance, layers: int, asleep: bool) -> None:
+        memory = instance.gpu.node.memory
+        held = 0 if asleep else instance.host_kv_bytes_at(instance.layers)
+        kv_bytes = max(0, instance.host_kv_bytes_at(layers) - held)
+        weights = instance.model.weights
+        key = (weights.model, weights.quantization)
+        needs_pin = layers < weights.layers and not instance.pins_weights
+        weight_bytes = 0 if key in memory.cached else weights.total_bytes
+        missing = memory.room_for(key if needs_pin else None, weight_bytes, kv_bytes)
+        if missing > 0:
+            raise self._refuse(action, f"host memory of {instance.gpu.node.name} lacks {_gib(missing)} for it")
+
+    def _wake_at(self, action: Wake) -> None:
+        if not isinstance(action.at_s, int | float) or not isfinite(action.at_s):
+            raise self._refuse(action, "at_s must be a finite time in seconds")
+        if action.at_s <= self.world.clock.now_s:
+            raise self._refuse(action, "at_s must lie in the future")
+        self._wake(float(action.at_s))
+
+
+def action_status(instance: Instance) -> str:
+    """Why an instance takes no action now."""
+    if instance.resizing is not None or instance.stop_mode in ("restart", "sleep"):
+        return "being resized"
+    return InstanceView(instance, None).status if instance.stop_mode is None else "stopping"  # type: ignore[arg-type]
+
+
+def _describe(action: object) -> str:
+    fields = getattr(action, "__dict__", {})
+    inside = ", ".join(f"{name}={value!r}" for name, value in fields.items() if not isinstance(value, Load))
+    return f"{type(action).__name__}({inside})"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,471 @@
+"""Changes what is loaded: load, resize, stop, and what each costs (model.md section 6).
+
+A load waits for memory that others give back, pays the engine's fixed costs, then moves its layers over the slowest
+stage. A stop drains, preempts (saves KV) or aborts. A resize is a restart, a sleep or wake, or a move of only those
+layers that change, as the engine can. Actions come from the gate, already checked; serving calls in at boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sim.links import Link, Transfer
+from sim.serving import Serving
+from sim.state import (
+    ASLEEP,
+    DRAINING,
+    FREEING,
+    GONE,
+    KV_TRANSFER,
+    LOAD_WAIT,
+    LOADING,
+    PENDING,
+    PREEMPTED,
+    QUEUED,
+    READY,
+    STARTING,
+    STOPPING,
+    Gpu,
+    Instance,
+    Model,
+    Request,
+)
+from sim.transfers import Transfers
+from sim.world import World
+
+
+@dataclass
+class Resize:
+    """An elastic resize under way. `extra_gpu_bytes` are taken beyond what the present layers hold."""
+
+    layers: int
+    extra_gpu_bytes: int
+    extra_host_bytes: int
+    started_s: float
+    moved: bool = False
+
+
+@dataclass
+class Load:
+    """A load under way: what it waits for, and when its parts began. `wake` loads have no engine start to pay."""
+
+    asked_s: float
+    wake: bool = False
+    start_s: float = 0.0
+    fixed_s: float = 0.0
+    begun_s: float = 0.0
+    from_disk: bool = False
+    size: float = 0.0
+    open_transfers: int = 0
+    transfers: list[Transfer] | None = None
+
+
+class Loading:
+    """The life of all instances."""
+
+    def __init__(self, world: World, transfers: Transfers, serving: Serving) -> None:
+        self.world = world
+        self.transfers = transfers
+        self.serving = serving
+        self._number = 0
+        self._loads: dict[int, Load] = {}
+        self._arriving: dict[tuple[int, tuple[str, str]], int] = {}  # weights on their way from disk, by node
+        serving.takes_over = self._takes_over
+
+    @property
+    def _now_s(self) -> float:
+        return self.world.clock.now_s
+
+    # --- load
+
+    def load(self, model: Model, gpu: Gpu, layers: int, kv_tokens: int) -> Instance:
+        """A new instance, which waits for its memory and then loads."""
+        self._number += 1
+        block = self.world.options.block_tokens
+        instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block)
+        if layers < model.weights.layers or self.world.options.resize != "none":
+            self._pin(instance)
+        if instance.host_kv_bytes_at(layers):
+            assert gpu.node.memory.take_instance_kv(instance.host_kv_bytes_at(layers)), "the gate checks host memory"
+        self.world.cluster.instances[instance.number] = instance
+        gpu.instances[instance.number] = instance
+        model.instances[instance.number] = instance
+        self._wait_for_memory(instance, Load(self._now_s))
+        return instance
+
+    def _pin(self, instance: Instance) -> None:
+        """Keep a host copy of the weights for as long as the instance lives."""
+        weights, node = instance.model.weights, instance.gpu.node
+        key = (weights.model, weights.quantization)
+        if key not in node.memory.cached:
+            self._arriving[node.index, key] = 0
+        assert node.memory.cache(key, weights.total_bytes), "the gate checks host memory"
+        node.memory.pin(key)
+        instance.pins_weights = True
+
+    def _wait_for_memory(self, instance: Instance, load: Load) -> None:
+        instance.status = PENDING
+        self._loads[instance.number] = load
+        instance.gpu.pending.append(instance)
+        instance.gpu.claimed_bytes += instance.gpu_bytes
+        self._start_pending(instance.gpu)
+
+    def _start_pending(self, gpu: Gpu) -> None:
+        """Start waiting loads in order, as far as memory is really free."""
+        while gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
+            instance = gpu.pending.pop(0)
+            gpu.claimed_bytes -= instance.gpu_bytes
+            gpu.take(instance.gpu_bytes, self._now_s)
+            gpu.account(self._now_s)
+            gpu.loads += 1
+            load = self._loads[instance.number]
+            switch = instance.profile.switch
+            load.begun_s = self._now_s
+            load.start_s = 0.0 if load.wake else switch.start_s
+            load.fixed_s = switch.wake_fixed_s if load.wake else switch.reload_fixed_s
+            instance.status = STARTING
+            instance.version += 1
+            self.world.clock.at(self._now_s + load.start_s + load.fixed_s, self._on_started, instance, instance.version)
+
+    def _on_started(self, subject: Any, version: int) -> None:
+        instance: Instance = subject
+        if version != instance.version:
+            return
+        instance.status = LOADING
+        load = self._loads[instance.number]
+        weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
+        key = (weights.model, weights.quantization)
+        load.size = weights.gpu_bytes(instance.layers)
+        load.from_disk = not node.memory.touch(key) or (node.index, key) in self._arriving
+        links = self.transfers.to_gpu(gpu)
+        sizes: list[tuple[float, tuple[Link, ...]]] = [(load.size, links)]
+        if load.from_disk:
+            if node.memory.cache(key, weights.total_bytes):
+                self._arriving[node.index, key] = self._arriving.get((node.index, key), 0) + 1
+            # The disk is read while the link sends; the layers that stay in host memory are read too.
+            sizes = [(load.size, (*links, *self.transfers.disk(node)))]
+            if weights.host_bytes(instance.layers):
+                sizes.append((float(weights.host_bytes(instance.layers)), self.transfers.disk(node)))
+        load.open_transfers = len(sizes)
+        limit = instance.profile.switch.reload_bytes_per_s
+
+        def done() -> None:
+            load.open_transfers -= 1
+            if not load.open_transfers:
+                self._on_loaded(instance, load)
+
+        load.transfers = [self.transfers.start(size, path, limit, "weights", done) for size, path in sizes]
+
+    def _on_loaded(self, instance: Instance, load: Load) -> None:
+        now_s, gpu = self._now_s, instance.gpu
+        weights = instance.model.weights
+        self._arrived(instance, load)
+        del self._loads[instance.number]
+        gpu.account(now_s)
+        gpu.loads -= 1
+        instance.status = READY
+        instance.ready_s = instance.last_used_s = now_s
+        self.world.recorder.counts["loads"] += 1
+        self.world.recorder.switch(
+            now_s,
+            "wake" if load.wake else "load",
+            instance.model.name,
+            gpu.name,
+            layers=instance.layers,
+            wait_s=load.begun_s - load.asked_s,
+            start_s=load.start_s,
+            reload_s=now_s - load.begun_s - load.start_s,
+            bytes=float(weights.gpu_bytes(instance.layers)),
+            from_disk=load.from_disk,
+        )
+        for _, _, _, request in instance.waiting:
+            if request.phase == LOAD_WAIT:
+                request.enter(QUEUED, now_s)
+        self.world.changes.loaded.append(instance)
+        self.world.touch(instance)
+
+    def _arrived(self, instance: Instance, load: Load) -> None:
+        """The weights (or the load of them) are no longer on their way from disk."""
+        weights = instance.model.weights
+        key = (instance.gpu.node.index, (weights.model, weights.quantization))
+        if load.from_disk and key in self._arriving:
+            self._arriving[key] -= 1
+            if self._arriving[key] <= 0:
+                del self._arriving[key]
+
+    # --- stop
+
+    def stop(self, instance: Instance, mode: str) -> None:
+        """drain, preempt or abort; whoever only waits there goes back to the cluster's queue at once."""
+        self._send_back_waiting(instance)
+        if instance.status in (PENDING, STARTING, LOADING):
+            self._cancel_load(instance)
+            return
+        self.world.recorder.counts["evictions"] += 1
+        instance.gpu.releasing_bytes += instance.gpu_bytes if instance.status != ASLEEP else 0
+        if instance.status == ASLEEP:
+            self._vanish(instance)
+            return
+        if mode == "drain":
+            instance.status = DRAINING
+        else:
+            instance.status = STOPPING
+            instance.stop_mode = mode
+        if instance.leap is None and not instance.sequences:
+            self._free(instance)
+        else:
+            self.world.touch(instance)
+
+    def _send_back_waiting(self, instance: Instance) -> None:
+        for entry in sorted(instance.waiting, key=lambda entry: entry[:2]):
+            request = entry[3]
+            if request.phase == LOAD_WAIT:
+                request.enter(QUEUED, self._now_s)
+            self.world.requeue(request)
+        instance.waiting = []
+
+    def _cancel_load(self, instance: Instance) -> None:
+        gpu = instance.gpu
+        load = self._loads.pop(instance.number)
+        instance.version += 1
+        if instance.status == PENDING:
+            gpu.pending.remove(instance)
+            gpu.claimed_bytes -= instance.gpu_bytes
+        else:
+            for transfer in load.transfers or []:
+                if transfer.remaining > 0:
+                    self.transfers.cancel(transfer)
+            self._arrived(instance, load)
+            gpu.account(self._now_s)
+            gpu.loads -= 1
+            gpu.take(-instance.gpu_bytes, self._now_s)
+        self._vanish(instance)
+
+    def _takes_over(self, instance: Instance) -> bool:
+        """At an iteration boundary: is there something to do that ends or changes this instance?"""
+        if instance.stop_mode is not None:
+            if instance.status in (STOPPING, READY):
+                self._evacuate(instance, instance.stop_mode)
+            return True
+        if self.serving.empty(instance):
+            self._free(instance)
+            return True
+        resize = instance.resizing
+        if isinstance(resize, Resize) and resize.moved:
+            self._apply_resize(instance, resize)
+        return instance.status not in (READY, DRAINING)
+
+    def _evacuate(self, instance: Instance, mode: str) -> None:
+        """Take every sequence out; then free. `restart` and `sleep` keep their sequences waiting at the instance."""
+        instance.status = STOPPING
+        if instance.sequences:
+            self.world.recorder.counts["model_preemptions"] += 1
+        if mode not in ("restart", "sleep"):
+            self._send_back_waiting(instance)
+        leaving = self._drop_unfinished(instance)
+        saved: list[Request] = []
+        for request in list(instance.decoding.values()):
+            request.model_preemptions += 1
+            if mode != "abort" and self.serving.hold_saved_kv(instance, request):
+                instance.leave_decoding(request, KV_TRANSFER, self._now_s)
+                saved.append(request)
+            else:
+                instance.leave_decoding(request, PREEMPTED, self._now_s)
+                leaving.append(request)
+            instance.release(request.context)
+        instance.composition += 1
+        self._send_back(instance, leaving, mode)
+        instance.stop_mode = None
+
+        def done() -> None:
+            for request in saved:
+                request.enter(PREEMPTED, self._now_s)
+            self._send_back(instance, saved, mode)
+            self._free(instance, mode)
+
+        if saved:
+            self.serving.save_kv(instance, saved, done)
+        else:
+            self._free(instance, mode)
+
+    def _drop_unfinished(self, instance: Instance) -> list[Request]:
+        """Prompts under way lose their work; KV on its way in is still in host memory, or is put back there."""
+        leaving: list[Request] = []
+        for request in instance.prefilling:
+            request.computed_tokens = 0
+            request.model_preemptions += 1
+            instance.release(request.context)
+            leaving.append(request)
+        instance.prefilling = []
+        for request in instance.restoring.values():
+            self.serving.cancel_restore(instance, request)
+            instance.release(request.context)
+            leaving.append(request)
+        instance.restoring = {}
+        for request in leaving:
+            request.enter(PREEMPTED, self._now_s)
+        return leaving
+
+    def _send_back(self, instance: Instance, requests: list[Request], mode: str) -> None:
+        for request in requests:
+            if mode in ("restart", "sleep"):
+                self.serving.enqueue(request, instance)
+            else:
+                self.world.requeue(request)
+
+    def _free(self, instance: Instance, mode: str = "stop") -> None:
+        """Give the GPU memory back, after the time that takes."""
+        instance.status = FREEING
+        instance.version += 1
+        free_s = instance.profile.switch.free_s
+        names = instance.model.name, instance.gpu.name
+        self.world.recorder.switch(
+            self._now_s, "free", *names, layers=instance.layers, free_s=free_s, bytes=float(instance.gpu_bytes)
+        )
+        finish: dict[str, Callable[[Instance], None]] = {"restart": self._restart, "sleep": self._sleep}
+        action = finish.get(mode, self._freed)
+        if free_s == 0:
+            action(instance)
+            return
+
+        def later(subject: Any, version: int) -> None:
+            if version == subject.version:
+                action(subject)
+
+        self.world.clock.at(self._now_s + free_s, later, instance, instance.version)
+
+    def _freed(self, instance: Instance) -> None:
+        gpu = instance.gpu
+        gpu.take(-instance.gpu_bytes, self._now_s)
+        gpu.releasing_bytes -= instance.gpu_bytes
+        self._vanish(instance)
+
+    def _vanish(self, instance: Instance) -> None:
+        gpu, memory = instance.gpu, instance.gpu.node.memory
+        host_kv_bytes = instance.host_kv_bytes_at(instance.layers)
+        if host_kv_bytes and instance.status != ASLEEP:
+            memory.take_instance_kv(-host_kv_bytes)
+        if instance.pins_weights:
+            weights = instance.model.weights
+            memory.unpin((weights.model, weights.quantization))
+        instance.status = GONE
+        instance.version += 1
+        del gpu.instances[instance.number]
+        del instance.model.instances[instance.number]
+        del self.world.cluster.instances[instance.number]
+        self.world.changes.freed.append(gpu)
+        self._start_pending(gpu)
+
+    # --- resize
+
+    def resize(self, instance: Instance, layers: int) -> None:
+        """Change the layers on the GPU, as the engine can: restart, sleep or wake, or move only what changes."""
+        self.world.recorder.counts["resizes"] += 1
+        if instance.status == ASLEEP:
+            instance.layers = layers
+            taken = instance.gpu.node.memory.take_instance_kv(instance.host_kv_bytes_at(layers))
+            assert taken, "the gate checks host memory"
+            self._wait_for_memory(instance, Load(self._now_s, wake=True))
+        elif self.world.options.resize == "elastic":
+            self._move_layers(instance, layers)
+        else:
+            instance.stop_mode = "sleep" if self.world.options.resize == "sleep" else "restart"
+            instance.next_layers = layers
+            if instance.stop_mode == "sleep":
+                instance.gpu.releasing_bytes += instance.gpu_bytes
+            self.world.touch(instance)
+
+    def _restart(self, instance: Instance) -> None:
+        """The process ended; start again with the new layers, its sequences still waiting for it."""
+        gpu, memory = instance.gpu, instance.gpu.node.memory
+        gpu.take(-instance.gpu_bytes, self._now_s)
+        memory.take_instance_kv(-instance.host_kv_bytes_at(instance.layers))
+        if instance.pins_weights:
+            weights = instance.model.weights
+            memory.unpin((weights.model, weights.quantization))
+            instance.pins_weights = False
+        instance.layers = instance.next_layers
+        if instance.layers < instance.model.weights.layers:
+            self._pin(instance)
+        assert memory.take_instance_kv(instance.host_kv_bytes_at(instance.layers)), "the gate checks host memory"
+        self._hold_waiting(instance)
+        self._wait_for_memory(instance, Load(self._now_s))
+
+    def _sleep(self, instance: Instance) -> None:
+        """Only the process and the host copy of the weights stay."""
+        gpu = instance.gpu
+        gpu.take(-instance.gpu_bytes, self._now_s)
+        gpu.releasing_bytes -= instance.gpu_bytes
+        gpu.node.memory.take_instance_kv(-instance.host_kv_bytes_at(instance.layers))
+        instance.status = ASLEEP
+        self._send_back_waiting(instance)
+        self.world.changes.freed.append(gpu)
+        self._start_pending(gpu)
+
+    def _hold_waiting(self, instance: Instance) -> None:
+        for _, _, _, request in instance.waiting:
+            if request.phase == QUEUED:
+                request.enter(LOAD_WAIT, self._now_s)
+
+    def _move_layers(self, instance: Instance, layers: int) -> None:
+        """Elastic: grow over the link to the GPU; shrink for free but for the KV of the shed layers."""
+        weights, gpu = instance.model.weights, instance.gpu
+        kv_bytes = instance.kv_layer_bytes
+        grow = layers > instance.layers
+        moved_layers = abs(layers - instance.layers)
+        delta_bytes = instance.gpu_bytes_at(layers) - instance.gpu_bytes
+        resize = Resize(
+            layers,
+            extra_gpu_bytes=max(0, delta_bytes),
+            extra_host_bytes=0 if grow else moved_layers * kv_bytes,
+            started_s=self._now_s,
+        )
+        instance.resizing = resize
+        if grow:
+            gpu.take(resize.extra_gpu_bytes, self._now_s)
+        else:
+            gpu.releasing_bytes -= delta_bytes
+            assert gpu.node.memory.take_instance_kv(resize.extra_host_bytes), "the gate checks host memory"
+        used_bytes = instance.model.kv_layer_bytes(instance.blocks_used * instance.block_tokens) * moved_layers
+        size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
+        switch = instance.profile.switch
+
+        def done() -> None:
+            resize.moved = True
+            self.world.touch(instance)
+
+        if size == 0:
+            done()
+        elif grow:
+            self.transfers.start(size, self.transfers.to_gpu(gpu), switch.reload_bytes_per_s, "resize", done)
+        else:
+            self.transfers.start(size, self.transfers.from_gpu(gpu), switch.kv_save_bytes_per_s, "resize", done)
+
+    def _apply_resize(self, instance: Instance, resize: Resize) -> None:
+        """At a boundary: from here on iterations run with the new layers."""
+        gpu, memory = instance.gpu, instance.gpu.node.memory
+        before_bytes = instance.gpu_bytes
+        instance.settle_residency()
+        grew = resize.layers > instance.layers
+        if grew:
+            memory.take_instance_kv(-(resize.layers - instance.layers) * instance.kv_layer_bytes)
+        instance.layers = resize.layers
+        instance.resizing = None
+        instance.composition += 1
+        if not grew:
+            freed = before_bytes - instance.gpu_bytes
+            gpu.take(-freed, self._now_s)
+            gpu.releasing_bytes -= freed
+            self.world.changes.freed.append(gpu)
+            self._start_pending(gpu)
+        names = instance.model.name, gpu.name
+        self.world.recorder.switch(
+            self._now_s,
+            "resize",
+            *names,
+            layers=instance.layers,
+            reload_s=self._now_s - resize.started_s if grew else 0.0,
+        )
+        self.world.changes.loaded.append(instance)

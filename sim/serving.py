@@ -1,0 +1,477 @@
+"""Runs the instances: iteration-level continuous batching, one event per change of a batch (model.md section 4).
+
+At an iteration boundary finished sequences leave, memory is made, waiting sequences enter, and a leap starts; the end
+of an instant plans all instances touched in it and sets the stretches that sharing brings (section 5). Loading
+takes over an instance at a boundary when it is to stop or to change its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop
+from typing import Any
+
+from sim.batch import (
+    NEGLIGIBLE,
+    DecodeLeap,
+    Progress,
+    PromptLeap,
+    prompt_steps,
+    sequence_blocks,
+    steps_until_full,
+)
+from sim.sharing import Sharing
+from sim.state import (
+    COMPLETED,
+    DECODE,
+    DRAINING,
+    KV_TRANSFER,
+    PREEMPTED,
+    PREFILL,
+    QUEUED,
+    READY,
+    RECOMPUTE,
+    Instance,
+    Request,
+)
+from sim.transfers import Transfers
+from sim.world import World
+
+
+class Serving:
+    """The batches of all instances."""
+
+    def __init__(self, world: World, transfers: Transfers) -> None:
+        self.world = world
+        self.transfers = transfers
+        self.sharing = Sharing(world, self._settle, self._schedule)
+        self.takes_over: Callable[[Instance], bool] = lambda instance: False
+        self._order = 0
+
+    # --- requests come and go
+
+    def enqueue(self, request: Request, instance: Instance) -> None:
+        """The request waits at this instance from now on."""
+        request.instance = instance
+        urgency = request.priority if self.world.options.sequence_order == "priority" else 0
+        instance.push_waiting(request, urgency)
+        self.world.touch(instance)
+
+    def withdraw(self, request: Request) -> None:
+        """Take a waiting request out of its instance's queue."""
+        instance = request.instance
+        assert instance is not None
+        instance.waiting = [entry for entry in instance.waiting if entry[3] is not request]
+        heapify(instance.waiting)
+        request.instance = None
+
+    # --- the end of an instant
+
+    def plan(self) -> None:
+        """Start or cut leaps of all touched instances, then share GPUs and CPUs anew where that changed."""
+        touched = self.world.touched
+        while touched or self.sharing.changed():
+            instances = [touched[number] for number in sorted(touched)]
+            touched.clear()
+            for instance in instances:
+                if instance.leap is None:
+                    self._begin(instance)
+                elif self._boundary_needed(instance):
+                    self._cut(instance)
+            if not touched:
+                self.sharing.update()
+
+    def _boundary_needed(self, instance: Instance) -> bool:
+        """Would the next iteration boundary change anything?"""
+        if instance.stop_mode is not None or instance.resizing is not None or instance.joining:
+            return True
+        if instance.preempt_next:
+            return True
+        if not instance.waiting or instance.status != READY:
+            return False
+        self._settle(instance)
+        return instance.leap is None or self._fits(instance, instance.waiting[0][3])
+
+    def _cut(self, instance: Instance) -> None:
+        """End the leap at the next iteration boundary."""
+        self._settle(instance)
+        leap = instance.leap
+        if leap is None:
+            self._begin(instance)
+            return
+        if leap.fraction <= NEGLIGIBLE:
+            self._end_leap(instance)
+            self._begin(instance)
+        elif leap.steps > leap.done + 1:
+            leap.steps = leap.done + 1
+            self._schedule(instance)
+
+    def _begin(self, instance: Instance) -> None:
+        """An iteration boundary: stop, make room, admit, and start the next leap."""
+        if instance.saving:
+            return
+        for request in instance.joining:
+            instance.start_decoding(request, self.world.clock.now_s)
+            instance.composition += 1
+        instance.joining.clear()
+        if self.takes_over(instance):
+            self.sharing.deactivate(instance)
+            return
+        preempted = self._preempt_asked(instance) or self._make_room(instance)
+        if instance.saving:
+            instance.blocked_since_s = self.world.clock.now_s
+            self.sharing.deactivate(instance)
+            return
+        if instance.status == READY and not preempted:
+            self._admit(instance)
+        self._start_leap(instance)
+
+    # --- KV memory
+
+    def _make_room(self, instance: Instance) -> bool:
+        """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
+        preempted = False
+        while instance.free_blocks < 0:
+            self._preempt(instance, self._victim(instance), None)
+            preempted = True
+        return preempted
+
+    def _preempt_asked(self, instance: Instance) -> bool:
+        """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
+        asked = instance.preempt_next
+        instance.preempt_next = {}
+        found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
+        for request in found:
+            self._preempt(instance, request, asked[request.index])
+        return bool(found)
+
+    def _victim(self, instance: Instance) -> Request:
+        candidates = [*instance.decoding.values(), *instance.prefilling]
+        if self.world.options.sequence_order == "priority":
+            return max(candidates, key=lambda request: (request.priority, request.index))
+        return max(candidates, key=lambda request: request.order)
+
+    def _preempt(self, instance: Instance, request: Request, asked: str | None) -> None:
+        """Take one sequence out of the batch: save its KV to host memory, or drop it.
+
+        `asked`: the way that a policy asked for, whose sequence goes to the cluster's queue; None: for lack of memory.
+        """
+        save = asked == "save" or (asked is None and self.world.options.sequence_preemption == "swap")
+        now_s = self.world.clock.now_s
+        recorder = self.world.recorder
+        recorder.counts["sequence_preemptions"] += 1
+        request.sequence_preemptions += 1
+        instance.composition += 1
+        if request.index not in instance.decoding:
+            instance.prefilling.remove(request)
+            request.computed_tokens = 0
+            request.enter(PREEMPTED, now_s)
+        elif save and self.hold_saved_kv(instance, request):
+            instance.leave_decoding(request, KV_TRANSFER, now_s)
+            instance.saving[request.index] = request
+            self.save_kv(instance, [request], lambda: self._swapped_out(instance, request, asked))
+            return
+        else:
+            instance.leave_decoding(request, PREEMPTED, now_s)
+        instance.release(request.context)
+        self._line_up_again(request, instance, asked)
+
+    def _line_up_again(self, request: Request, instance: Instance, asked: str | None) -> None:
+        """A preempted sequence waits at its instance, or, if that takes no one any more, in the cluster's queue."""
+        if asked is None and instance.status == READY and instance.stop_mode in (None, "restart", "sleep"):
+            self.enqueue(request, instance)
+        else:
+            self.world.requeue(request)
+
+    def hold_saved_kv(self, instance: Instance, request: Request) -> bool:
+        """Take host memory for the sequence's whole KV; False (and counted) when there is none: it will recompute."""
+        tokens = request.prompt_tokens + instance.tokens_of(request)
+        size = instance.model.kv_layer_bytes(tokens) * instance.model.weights.layers
+        if not instance.gpu.node.memory.take_saved_kv(size):
+            self.world.recorder.counts["kv_dropped_for_lack_of_host_memory"] += 1
+            return False
+        request.kv_node = instance.gpu.node
+        request.kv_tokens = tokens
+        return True
+
+    def drop_saved_kv(self, request: Request) -> None:
+        """Give the host memory of a saved KV back."""
+        if request.kv_node is not None:
+            layers = request.model.weights.layers
+            request.kv_node.memory.take_saved_kv(-request.model.kv_layer_bytes(request.kv_tokens) * layers)
+            request.kv_node = None
+            request.kv_tokens = 0
+
+    def save_kv(self, instance: Instance, requests: list[Request], on_done: Callable[[], None]) -> None:
+        """Copy the GPU part of these sequences' KV to host memory (the host part is there already)."""
+        size = sum(instance.model.kv_layer_bytes(request.kv_tokens) for request in requests) * instance.layers
+        start_s = self.world.clock.now_s
+        gpu = instance.gpu
+        gpu.account(start_s)
+        gpu.transfers += 1
+
+        def done() -> None:
+            now_s = self.world.clock.now_s
+            gpu.account(now_s)
+            gpu.transfers -= 1
+            self._record(instance, "kv_save", size, kv_save_s=now_s - start_s)
+            on_done()
+
+        limit = instance.profile.switch.kv_save_bytes_per_s
+        self.transfers.start(size, self.transfers.from_gpu(gpu), limit, "kv_save", done)
+
+    def _record(self, instance: Instance, kind: str, size: float, **parts: Any) -> None:
+        now_s = self.world.clock.now_s
+        names = instance.model.name, instance.gpu.name
+        self.world.recorder.switch(now_s, kind, *names, layers=instance.layers, bytes=size, **parts)
+
+    def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
+        del instance.saving[request.index]
+        instance.release(request.context)
+        request.enter(PREEMPTED, self.world.clock.now_s)
+        self._line_up_again(request, instance, asked)
+        if not instance.saving:
+            self.world.touch(instance)
+            instance.stalled_s += self.world.clock.now_s - instance.blocked_since_s
+            instance.blocked_since_s = -1.0
+
+    # --- admission
+
+    def _fits(self, instance: Instance, request: Request) -> bool:
+        """Is there a place and KV memory for it at the next boundary?"""
+        options = self.world.options
+        if instance.sequences >= options.max_sequences:
+            return False
+        free = instance.free_blocks - sequence_blocks(request.context, instance.block_tokens)
+        if instance.leap is not None and instance.decoding:
+            free -= instance.phases[-(instance.iterations + 1) % instance.block_tokens]
+        return free >= (options.watermark * instance.kv_blocks if instance.sequences else 0)
+
+    def _admit(self, instance: Instance) -> None:
+        """Waiting sequences enter in order while there is room; the first that does not fit blocks the others."""
+        options = self.world.options
+        chunked = options.prefill == "chunked"
+        budget = options.prefill_tokens
+        if chunked:
+            budget -= len(instance.decoding)
+            budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
+        while instance.waiting:
+            request = instance.waiting[0][3]
+            if not self._fits(instance, request):
+                return
+            if request.kv_node is None:
+                if budget <= 0 or (not chunked and instance.prefilling and request.context > budget):
+                    return
+                budget -= request.context
+            heappop(instance.waiting)
+            self._enter(instance, request)
+
+    def _enter(self, instance: Instance, request: Request) -> None:
+        self._order += 1
+        request.order = self._order
+        instance.hold(request.context)
+        now_s = self.world.clock.now_s
+        if request.kv_node is None:
+            request.computed_tokens = 0
+            request.enter(RECOMPUTE if request.started else PREFILL, now_s)
+            instance.prefilling.append(request)
+            instance.composition += 1
+        else:
+            request.enter(KV_TRANSFER, now_s)
+            instance.restoring[request.index] = request
+            self._restore(instance, request)
+
+    def _restore(self, instance: Instance, request: Request) -> None:
+        """Bring saved KV back: over the link on the same node, over the network too from another."""
+        source, gpu = request.kv_node, instance.gpu
+        assert source is not None
+        size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.layers
+        links = self.transfers.to_gpu(gpu)
+        if source is not gpu.node:
+            links = (*self.transfers.between(source, gpu.node), *links)
+            size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.model.weights.layers
+        start_s = self.world.clock.now_s
+        gpu.account(start_s)
+        gpu.transfers += 1
+
+        def done() -> None:
+            now_s = self.world.clock.now_s
+            gpu.account(now_s)
+            gpu.transfers -= 1
+            self._record(instance, "kv_restore", size, kv_restore_s=now_s - start_s)
+            self.drop_saved_kv(request)
+            instance.restores.pop(request.index)
+            del instance.restoring[request.index]
+            instance.joining.append(request)
+            self.world.touch(instance)
+
+        limit = instance.profile.switch.kv_restore_bytes_per_s
+        instance.restores[request.index] = self.transfers.start(size, links, limit, "kv_restore", done)
+
+    def cancel_restore(self, instance: Instance, request: Request) -> None:
+        """Stop bringing its KV back; the copy in host memory is whole until the last byte has moved."""
+        gpu = instance.gpu
+        gpu.account(self.world.clock.now_s)
+        gpu.transfers -= 1
+        self.transfers.cancel(instance.restores.pop(request.index))
+
+    # --- leaps
+
+    def _start_leap(self, instance: Instance) -> None:
+        now_s = self.world.clock.now_s
+        decoding = len(instance.decoding)
+        instance.chunks = []
+        if instance.prefilling:
+            self._start_prompt_leap(instance, decoding)
+        elif decoding:
+            steps = instance.next_finish()
+            if instance.free_blocks < decoding * (steps // instance.block_tokens + 1):
+                steps = min(steps, steps_until_full(instance.free_blocks, instance.phases, instance.iterations))
+            curve = instance.profile.decode_curve(instance.layers, decoding)
+            instance.leap = DecodeLeap(curve, instance.context_sum / decoding, decoding, steps)
+        else:
+            self.sharing.deactivate(instance)
+            return
+        instance.settled_s = now_s
+        instance.last_used_s = now_s
+        self.sharing.activate(instance, (instance.composition, [(r.index, n) for r, n in instance.chunks]))
+
+    def _start_prompt_leap(self, instance: Instance, decoding: int) -> None:
+        options = self.world.options
+        prefill = instance.profile.prefill_curve(instance.layers)
+        if options.prefill == "first":
+            instance.chunks = [(request, request.context) for request in instance.prefilling]
+            chunks = [(0, tokens) for _, tokens in instance.chunks]
+            instance.leap = PromptLeap(prompt_steps(prefill, chunks, None, 0.0), 0)
+            return
+        budget = options.prefill_tokens - decoding
+        left = budget
+        for request in instance.prefilling:
+            tokens = min(left, request.context - request.computed_tokens)
+            if tokens > 0:
+                instance.chunks.append((request, tokens))
+                left -= tokens
+        request, tokens = instance.chunks[0]
+        repeats = 1
+        if tokens == budget:
+            # The prompt fills whole iterations for a while: leap over them, as long as the decode batch stays.
+            repeats = max(1, (request.context - request.computed_tokens) // tokens)
+            if decoding:
+                full = steps_until_full(instance.free_blocks, instance.phases, instance.iterations)
+                repeats = min(repeats, instance.next_finish(), full)
+        curve = instance.profile.decode_curve(instance.layers, decoding) if decoding else None
+        context = instance.context_sum / decoding if decoding else 0.0
+        chunks = [(request.computed_tokens, tokens) for request, tokens in instance.chunks]
+        instance.leap = PromptLeap(prompt_steps(prefill, chunks, curve, context, repeats), decoding)
+
+    def _schedule(self, instance: Instance) -> None:
+        """Set the timer for the end of the leap under the present stretches."""
+        leap = instance.leap
+        assert leap is not None
+        instance.version += 1
+        end_s = instance.settled_s + leap.seconds_left(instance.gpu_stretch, instance.host_stretch)
+        self.world.clock.at(end_s, self._on_end, instance, instance.version)
+
+    def _on_end(self, subject: Any, version: int) -> None:
+        instance: Instance = subject
+        if version == instance.version and instance.leap is not None:
+            self._account(instance, instance.leap.finish(instance.gpu_stretch, instance.host_stretch))
+            self._end_leap(instance)
+            self.world.touch(instance)
+
+    def _settle(self, instance: Instance) -> None:
+        """Bring the leap's position to now."""
+        leap = instance.leap
+        seconds = self.world.clock.now_s - instance.settled_s
+        if leap is None or instance.begun or seconds <= 0:
+            return
+        self._account(instance, leap.advance(seconds, instance.gpu_stretch, instance.host_stretch))
+        if leap.done == leap.steps:
+            self._end_leap(instance)
+            self.world.touch(instance)
+
+    def _account(self, instance: Instance, progress: Progress) -> None:
+        """Book finished iterations: tokens, blocks, prompt chunks, latencies, stalls."""
+        leap = instance.leap
+        assert leap is not None
+        if progress.completed:
+            for request, tokens in instance.chunks:
+                request.computed_tokens += tokens * progress.completed
+            if leap.batch:
+                self._account_tokens(instance, progress, leap.batch)
+        instance.stalled_s += progress.stalled_s
+        instance.settled_s = self.world.clock.now_s
+
+    def _account_tokens(self, instance: Instance, progress: Progress, batch: int) -> None:
+        recorder = self.world.recorder
+        instance.advance(progress.completed)
+        recorder.tokens(progress.completed * batch, instance.residency)
+        end_s = instance.settled_s + progress.first_end_s
+        for last_token_s in instance.fresh.values():
+            recorder.latencies.add(1, 1, end_s - last_token_s, end_s - last_token_s)
+        if batch > len(instance.fresh):
+            gap_s = end_s - instance.last_decode_end_s
+            recorder.latencies.add(batch - len(instance.fresh), 1, gap_s, gap_s)
+        instance.fresh.clear()
+        for steps in progress.later:
+            recorder.latencies.add(batch, steps.number, steps.first_s, steps.last_s)
+            end_s += steps.number * (steps.first_s + steps.last_s) / 2
+        instance.last_decode_end_s = end_s
+
+    def _end_leap(self, instance: Instance) -> None:
+        """The leap is over: finished prompts give their token, finished sequences leave."""
+        now_s = self.world.clock.now_s
+        instance.leap = None
+        instance.version += 1
+        while instance.decoding and instance.next_finish() == 0:
+            request = heappop(instance.finishes)[3]
+            instance.leave_decoding(request, QUEUED, now_s)
+            self._complete(instance, request)
+        for request, _ in instance.chunks:
+            if request.computed_tokens >= request.context:
+                assert request.computed_tokens == request.context, request.index
+                instance.prefilling.remove(request)
+                self._emit_first(instance, request)
+        instance.chunks = []
+
+    def _emit_first(self, instance: Instance, request: Request) -> None:
+        """The token at the end of a prompt (or of a recompute)."""
+        now_s = self.world.clock.now_s
+        recorder = self.world.recorder
+        instance.release(request.context)
+        if request.started:
+            recorder.latencies.add(1, 1, now_s - request.last_token_s, now_s - request.last_token_s)
+        else:
+            request.first_token_s = now_s
+        request.last_token_s = now_s
+        request.produced += 1
+        request.residency_tokens += instance.residency
+        request.computed_tokens = 0
+        recorder.tokens(1, instance.residency)
+        instance.hold(request.context)
+        instance.composition += 1
+        if request.produced == request.output_tokens:
+            self._complete(instance, request)
+        else:
+            instance.start_decoding(request, now_s)
+
+    def _complete(self, instance: Instance, request: Request) -> None:
+        instance.release(request.context)
+        instance.composition += 1
+        instance.last_used_s = self.world.clock.now_s
+        request.instance = None
+        self.world.recorder.end(request, COMPLETED, self.world.clock.now_s)
+        self.world.changes.finished.append(request)
+
+    def empty(self, instance: Instance) -> bool:
+        """Is a draining instance through?"""
+        return instance.status == DRAINING and not instance.sequences and not instance.joining
+
+    def close(self, instance: Instance) -> None:
+        """The run ends here: book what the running leap did, and take its sequences out as they are."""
+        now_s = self.world.clock.now_s
+        self._settle(instance)
+        if instance.blocked_since_s >= 0:
+            instance.stalled_s += now_s - instance.blocked_since_s
+        for request in list(instance.decoding.values()):
+            instance.leave_decoding(request, DECODE, now_s)

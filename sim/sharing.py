@@ -1,0 +1,121 @@
+"""Contention: how much slower iterations run because others use the same GPU or CPU (model.md section 5).
+
+Each active instance has a share of its GPU and of its host resource (the CPU, or the GPU's link when weights are
+streamed): the uncontended demand of its iterations, read when its batch changes. `proportional` stretches a part by
+the total demand where that exceeds one; `time_slice` by the number of instances. Serving updates it once an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.state import Gpu, Instance, Node
+from sim.world import World
+
+
+class Sharing:
+    """The stretches of all instances."""
+
+    def __init__(self, world: World, settle: Callable[[Instance], None], schedule: Callable[[Instance], None]) -> None:
+        self.world = world
+        self._settle = settle
+        self._schedule = schedule
+
+    def activate(self, instance: Instance, demand_of: object) -> None:
+        """The instance has a new leap; its shares are read anew only when its batch is another one than before."""
+        assert instance.leap is not None
+        instance.begun = True
+        gpu = instance.gpu
+        if instance.number in gpu.active and instance.demand_of == demand_of:
+            self.world.begun[instance.number] = instance
+            return
+        instance.demand_of = demand_of
+        gpu_s, host_s = instance.leap.first_work()
+        gpu_share, host_share = gpu_s / (gpu_s + host_s), host_s / (gpu_s + host_s)
+        if instance.number not in gpu.active:
+            gpu.account(self.world.clock.now_s)
+            gpu.active[instance.number] = instance
+            self._shake(instance)
+        elif gpu_share != instance.gpu_share or host_share != instance.host_share:
+            self._shake(instance)
+        instance.gpu_share, instance.host_share = gpu_share, host_share
+        if host_share > 0:
+            gpu.node.active[instance.number] = instance
+        self.world.begun[instance.number] = instance
+
+    def deactivate(self, instance: Instance) -> None:
+        """The instance runs nothing."""
+        gpu = instance.gpu
+        if instance.number in gpu.active:
+            gpu.account(self.world.clock.now_s)
+            del gpu.active[instance.number]
+            self._shake(instance)
+            gpu.node.active.pop(instance.number, None)
+            instance.gpu_share = instance.host_share = 0.0
+            instance.demand_of = None
+
+    def _shake(self, instance: Instance) -> None:
+        gpu = instance.gpu
+        self.world.shaken_gpus[gpu.index] = gpu
+        if instance.layers < instance.model.weights.layers:
+            self.world.shaken_nodes[gpu.node.index] = gpu.node
+
+    def changed(self) -> bool:
+        """Is there anything to update?"""
+        world = self.world
+        return bool(world.begun or world.shaken_gpus or world.shaken_nodes)
+
+    def update(self) -> None:
+        """Set the stretches where demand changed, and the timers of all leaps that are new or changed speed."""
+        world = self.world
+        affected = dict(world.begun)
+        for gpu in world.shaken_gpus.values():
+            gpu.stretch = self._gpu_stretch(gpu)
+            affected.update(gpu.active)
+        for node in world.shaken_nodes.values():
+            node.stretch = self._cpu_stretch(node)
+            affected.update(node.active)
+        world.begun = {}
+        world.shaken_gpus = {}
+        world.shaken_nodes = {}
+        for number in sorted(affected):
+            instance = affected[number]
+            if instance.leap is None:
+                continue
+            host_stretch = self._host_stretch(instance)
+            if instance.begun:
+                instance.begun = False
+            elif instance.gpu.stretch == instance.gpu_stretch and host_stretch == instance.host_stretch:
+                continue
+            else:
+                self._settle(instance)
+                if instance.leap is None:
+                    continue
+            instance.gpu_stretch, instance.host_stretch = instance.gpu.stretch, host_stretch
+            self._schedule(instance)
+
+    def _gpu_stretch(self, gpu: Gpu) -> float:
+        if self.world.sharing.contention == "time_slice":
+            return float(max(1, sum(1 for instance in gpu.active.values() if instance.gpu_share > 0)))
+        return max(1.0, sum(instance.gpu_share for instance in gpu.active.values()))
+
+    def _cpu_stretch(self, node: Node) -> float:
+        """Running loads read the same DRAM: they count with their share of its bandwidth, and are not slowed."""
+        demand = sum(node.load_rates.values()) / node.kind.cpu_bytes_per_s
+        computing = [i for i in node.active.values() if i.profile.offload == "cpu"]
+        if self.world.sharing.contention == "time_slice":
+            return max(1.0, len(computing) + demand)
+        return max(1.0, sum(instance.host_share for instance in computing) + demand)
+
+    def _host_stretch(self, instance: Instance) -> float:
+        if instance.host_share == 0:
+            return 1.0
+        return instance.gpu.node.stretch if instance.profile.offload == "cpu" else self._link_stretch(instance)
+
+    def _link_stretch(self, instance: Instance) -> float:
+        """Streamed weights share their GPU's link with one another and with the loads that run on the node."""
+        streaming = [i for i in instance.gpu.active.values() if i.profile.offload == "stream" and i.host_share > 0]
+        demand = sum(instance.gpu.link_rates.values()) / instance.gpu.kind.h2d_bytes_per_s
+        if self.world.sharing.contention == "time_slice":
+            return max(1.0, len(streaming) + demand)
+        return max(1.0, sum(other.host_share for other in streaming) + demand)

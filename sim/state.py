@@ -1,0 +1,437 @@
+"""What is true now: requests, instances, GPUs, nodes, the cluster; plain data without time of its own.
+
+The mutators keep every account (bytes, blocks, tokens) balanced, and `Cluster.check` asserts the laws of the model over
+them. Serving and loading change this state, views show it to policies, metrics read it. Nothing here knows SimPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from sim.batch import Leap, sequence_blocks
+from sim.links import Transfer
+from sim.memory import HostMemory
+from sim.profiles import GpuKind, HostKind, Profile, Weights
+from sim.spec import ModelSpec, ServiceClass
+
+# A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
+QUEUED, LOAD_WAIT, PREFILL, DECODE, STALLED, PREEMPTED, KV_TRANSFER, RECOMPUTE = range(8)
+PHASES = ("queued", "load_wait", "prefill", "decode", "stalled", "preempted", "kv_transfer", "recompute")
+
+COMPLETED, REJECTED, IMPOSSIBLE, TIMED_OUT, FAILED, UNFINISHED = range(6)
+OUTCOMES = ("completed", "rejected", "impossible", "timed_out", "failed", "unfinished")
+
+# An instance's life. PENDING waits for memory that others are giving back; STARTING pays the fixed costs.
+PENDING, STARTING, LOADING, READY, DRAINING, STOPPING, FREEING, ASLEEP, GONE = range(9)
+STATUSES = ("pending", "starting", "loading", "ready", "draining", "stopping", "freeing", "asleep", "gone")
+
+
+class Request:
+    """One request and the sequence that serves it."""
+
+    __slots__ = (
+        "arrival_s",
+        "budget_s",
+        "cold",
+        "computed_tokens",
+        "entry_iteration",
+        "first_token_s",
+        "index",
+        "instance",
+        "kv_node",
+        "kv_tokens",
+        "last_token_s",
+        "model",
+        "model_preemptions",
+        "order",
+        "outcome",
+        "output_tokens",
+        "phase",
+        "priority",
+        "produced",
+        "prompt_tokens",
+        "reason",
+        "residency_tokens",
+        "sequence_preemptions",
+        "service_class",
+        "since_s",
+        "stalled_mark_s",
+        "view",
+    )
+
+    def __init__(self, index: int, model: Model, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
+        self.index = index
+        self.model = model
+        self.arrival_s = arrival_s
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.service_class = 0
+        self.priority = 0
+        self.phase = QUEUED
+        self.since_s = arrival_s
+        self.budget_s = [0.0] * len(PHASES)
+        self.produced = 0
+        self.computed_tokens = 0  # of the prompt (or of a recompute) while chunks are under way
+        self.instance: Instance | None = None
+        self.kv_node: Node | None = None  # where saved KV lies; None: on its instance, or nowhere
+        self.kv_tokens = 0  # tokens of the saved KV
+        self.entry_iteration = 0
+        self.order = 0
+        self.stalled_mark_s = 0.0
+        self.first_token_s = -1.0
+        self.last_token_s = -1.0
+        self.residency_tokens = 0.0
+        self.sequence_preemptions = 0
+        self.model_preemptions = 0
+        self.cold = False
+        self.outcome = -1
+        self.reason = ""
+        self.view: object = None
+
+    def enter(self, phase: int, now_s: float) -> None:
+        """Close the running part of the time budget and open the next."""
+        self.budget_s[self.phase] += now_s - self.since_s
+        self.phase = phase
+        self.since_s = now_s
+
+    @property
+    def started(self) -> bool:
+        """Has it produced a token?"""
+        return self.produced > 0
+
+    @property
+    def context(self) -> int:
+        """Prompt and produced tokens; while it decodes, ask its instance for the tokens of the running leap."""
+        return self.prompt_tokens + self.produced
+
+
+class Model:
+    """A served model: its specification, its weights, and its profile on each kind of (GPU, host)."""
+
+    __slots__ = (
+        "fits_nowhere",
+        "index",
+        "instances",
+        "max_context",
+        "name",
+        "profiles",
+        "spec",
+        "view",
+        "waiting",
+        "weights",
+    )
+
+    def __init__(self, index: int, spec: ModelSpec, weights: Weights, max_context: int) -> None:
+        self.index = index
+        self.name = spec.name
+        self.spec = spec
+        self.weights = weights
+        self.max_context = max_context
+        self.fits_nowhere = ""  # with numbers, when no GPU and host can hold it
+        self.profiles: dict[tuple[str, str], Profile] = {}
+        self.waiting: dict[int, Request] = {}  # not routed, in order of arrival (re-queued ones at the end)
+        self.instances: dict[int, Instance] = {}
+        self.view: object = None
+
+    def kv_layer_bytes(self, tokens: int) -> int:
+        """KV bytes of `tokens` tokens in one layer."""
+        return tokens * self.weights.kv_bytes_per_token_layer
+
+
+class Instance:
+    """One model on one GPU with `layers` of its layers there, and the batch that it runs."""
+
+    def __init__(self, number: int, model: Model, gpu: Gpu, layers: int, kv_blocks: int, block_tokens: int) -> None:
+        self.number = number
+        self.model = model
+        self.gpu = gpu
+        self.profile = model.profiles[gpu.kind.gpu, gpu.node.kind.host]
+        self.layers = layers
+        self.kv_blocks = kv_blocks
+        self.block_tokens = block_tokens
+        self.status = PENDING
+        self.version = 0  # of its timer: a timer with another version is stale
+        self.view: object = None
+        # The batch.
+        self.waiting: list[tuple[int, int, int, Request]] = []  # a heap of (urgency, arrival order, number, request)
+        self.prefilling: list[Request] = []
+        self.restoring: dict[int, Request] = {}
+        self.restores: dict[int, Transfer] = {}
+        self.joining: list[Request] = []  # restored, to decode from the next boundary on
+        self.saving: dict[int, Request] = {}
+        self.decoding: dict[int, Request] = {}  # in order of admission
+        self.fresh: dict[int, float] = {}  # decoding, but no decode iteration yet: when they got their last token
+        self.iterations = 0
+        self.context_sum = 0
+        self.blocks_used = 0
+        self.phases = [0] * block_tokens
+        self.finishes: list[tuple[int, int, int, Request]] = []  # a heap of (iteration, request, entry, request)
+        self.entries = 0
+        self.last_decode_end_s = 0.0
+        self.stalled_s = 0.0  # cumulative: what each decoding sequence has been held up, whoever it was
+        # The leap under way.
+        self.leap: Leap | None = None
+        self.chunks: list[tuple[Request, int]] = []  # prompt tokens of each iteration of the leap
+        self.composition = 0  # changes with the batch
+        self.demand_of: object = None  # the composition that the present shares were read from
+        self.blocked_since_s = -1.0
+        self.begun = False  # a leap that has no stretch and no timer yet
+        self.settled_s = 0.0
+        self.gpu_stretch = 1.0
+        self.host_stretch = 1.0
+        self.gpu_share = 0.0
+        self.host_share = 0.0
+        self.stop_mode: str | None = None  # preempt, abort, restart or sleep, from the next boundary on
+        self.next_layers = layers  # after a restart
+        self.preempt_next: dict[
+            int, str
+        ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
+        self.resizing: object = None  # a resize under way
+        self.pins_weights = False
+        self.ready_s = -1.0
+        self.last_used_s = 0.0
+
+    # --- bytes
+
+    @property
+    def gpu_bytes(self) -> int:
+        return self.gpu_bytes_at(self.layers)
+
+    def gpu_bytes_at(self, layers: int) -> int:
+        """Weights and KV pool on the GPU with `layers` there. Nothing of a sleeping instance (0 layers) is KV."""
+        return self.model.weights.gpu_bytes(layers) + layers * self.kv_layer_bytes
+
+    def host_kv_bytes_at(self, layers: int) -> int:
+        """The part of the KV pool that lies in host memory with `layers` on the GPU."""
+        return (self.model.weights.layers - layers) * self.kv_layer_bytes
+
+    @property
+    def kv_layer_bytes(self) -> int:
+        return self.model.kv_layer_bytes(self.kv_blocks * self.block_tokens)
+
+    @property
+    def residency(self) -> float:
+        return self.layers / self.model.weights.layers
+
+    # --- the batch
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that hold a place in the batch."""
+        return len(self.decoding) + len(self.prefilling) + len(self.restoring) + len(self.joining) + len(self.saving)
+
+    @property
+    def free_blocks(self) -> int:
+        return self.kv_blocks - self.blocks_used
+
+    def tokens_of(self, request: Request) -> int:
+        """Tokens produced so far, those of finished iterations of the running leap included."""
+        if request.index in self.decoding:
+            return request.produced + self.iterations - request.entry_iteration
+        return request.produced
+
+    def start_decoding(self, request: Request, now_s: float) -> None:
+        """The sequence, whose blocks are already counted, joins the decode batch."""
+        context = request.context
+        self.decoding[request.index] = request
+        self.fresh[request.index] = request.last_token_s
+        self.context_sum += context
+        self.phases[(context - self.iterations) % self.block_tokens] += 1
+        request.entry_iteration = self.iterations
+        request.stalled_mark_s = self.stalled_s
+        request.enter(DECODE, now_s)
+        finish = self.iterations + request.output_tokens - request.produced
+        self.entries += 1
+        heappush(self.finishes, (finish, request.index, self.entries, request))
+
+    def leave_decoding(self, request: Request, phase: int, now_s: float) -> None:
+        """The sequence leaves the decode batch; its blocks stay counted until `release`."""
+        self._settle_tokens(request)
+        context = request.context
+        self.context_sum -= context
+        self.phases[(context - self.iterations) % self.block_tokens] -= 1
+        del self.decoding[request.index]
+        if self.fresh.pop(request.index, None) is None:
+            request.last_token_s = self.last_decode_end_s
+        # Of the seconds since it entered, those in which another's prompt ran are not its own decoding.
+        # The two clocks round differently, so a sequence that only ever stalled is kept from -1e-16 s of decoding.
+        stalled_s = min(self.stalled_s - request.stalled_mark_s, now_s - request.since_s)
+        request.enter(phase, now_s)
+        request.budget_s[DECODE] -= stalled_s
+        request.budget_s[STALLED] += stalled_s
+
+    def _settle_tokens(self, request: Request) -> None:
+        tokens = self.iterations - request.entry_iteration
+        request.produced += tokens
+        request.residency_tokens += tokens * self.residency
+        request.entry_iteration = self.iterations
+
+    def settle_residency(self) -> None:
+        """Before the residency changes: book the tokens so far at the old one."""
+        for request in self.decoding.values():
+            finish = request.entry_iteration + request.output_tokens - request.produced
+            self._settle_tokens(request)
+            assert finish == request.entry_iteration + request.output_tokens - request.produced
+
+    def advance(self, iterations: int) -> None:
+        """Every decoding sequence got `iterations` more tokens."""
+        cycles, rest = divmod(iterations, self.block_tokens)
+        self.blocks_used += cycles * len(self.decoding)
+        for step in range(1, rest + 1):
+            self.blocks_used += self.phases[-(self.iterations + step) % self.block_tokens]
+        self.iterations += iterations
+        self.context_sum += iterations * len(self.decoding)
+
+    def hold(self, context: int) -> None:
+        """Take the blocks of a sequence with this context."""
+        self.blocks_used += sequence_blocks(context, self.block_tokens)
+
+    def release(self, context: int) -> None:
+        """Give back the blocks of a sequence with this context."""
+        self.blocks_used -= sequence_blocks(context, self.block_tokens)
+
+    def next_finish(self) -> int:
+        """Iterations until the first decoding sequence has all its tokens."""
+        finishes = self.finishes
+        while True:
+            finish, index, _, request = finishes[0]
+            # A sequence that left, or that came back since, has left an old entry behind.
+            if index in self.decoding and finish == request.entry_iteration + request.output_tokens - request.produced:
+                return finish - self.iterations
+            heappop(finishes)
+
+    def push_waiting(self, request: Request, urgency: int) -> None:
+        heappush(self.waiting, (urgency, request.index, self.number, request))
+
+    def requests(self) -> Iterator[Request]:
+        """Everyone routed here: waiting, in prefill, decoding, and on the way in or out."""
+        for entry in sorted(self.waiting, key=lambda entry: entry[:2]):
+            yield entry[3]
+        yield from self.prefilling
+        yield from self.joining
+        for group in (self.restoring, self.decoding, self.saving):
+            yield from group.values()
+
+    def check(self) -> None:
+        """Law 2 and 3 within the instance: blocks, contexts and tokens add up."""
+        contexts = [request.prompt_tokens + self.tokens_of(request) for request in self.decoding.values()]
+        assert self.context_sum == sum(contexts), (self.context_sum, contexts)
+        held = sum(sequence_blocks(context, self.block_tokens) for context in contexts)
+        others = [*self.prefilling, *self.restoring.values(), *self.joining, *self.saving.values()]
+        held += sum(sequence_blocks(request.context, self.block_tokens) for request in others)
+        assert self.blocks_used == held, (self.blocks_used, held)
+        assert self.blocks_used <= self.kv_blocks or self.leap is None, (self.blocks_used, self.kv_blocks)
+        assert self.status in (READY, DRAINING, STOPPING) or not self.sequences, STATUSES[self.status]
+        assert self.leap is None or self.status in (READY, DRAINING, STOPPING), STATUSES[self.status]
+
+
+class Gpu:
+    """A GPU: its memory account, and who computes on it."""
+
+    def __init__(self, index: int, name: str, kind: GpuKind, node: Node, reserve_bytes: int) -> None:
+        self.index = index
+        self.name = name
+        self.kind = kind
+        self.node = node
+        self.capacity_bytes = kind.memory_bytes - reserve_bytes
+        self.used_bytes = 0
+        self.claimed_bytes = 0  # of loads that wait for memory
+        self.releasing_bytes = 0  # of instances that are on their way out
+        self.instances: dict[int, Instance] = {}
+        self.pending: list[Instance] = []
+        self.active: dict[int, Instance] = {}
+        self.stretch = 1.0  # of GPU parts, while several instances compute
+        self.link_rates: dict[int, float] = {}  # bytes per second of each transfer to this GPU
+        self.loads = 0
+        self.transfers = 0
+        self.activity_since_s = 0.0
+        self.activity_s = {"computing": 0.0, "loading": 0.0, "transferring": 0.0, "idle": 0.0}
+        self.byte_seconds = 0.0
+        self.memory_since_s = 0.0
+        self.peak_bytes = 0
+        self.view: object = None
+
+    @property
+    def available_bytes(self) -> int:
+        """What a load may ask for now: free memory and memory being given back, less what others wait for."""
+        return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
+
+    def take(self, size: int, now_s: float) -> None:
+        """Take (or with a negative size give back) bytes."""
+        self.byte_seconds += self.used_bytes * (now_s - self.memory_since_s)
+        self.memory_since_s = now_s
+        self.used_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        assert 0 <= self.used_bytes <= self.capacity_bytes, (self.name, self.used_bytes, self.capacity_bytes)
+
+    def account(self, now_s: float) -> None:
+        """Book the time since the last change of activity; call before changing `active`, `loads`, `transfers`."""
+        if self.active:
+            name = "computing"
+        elif self.loads:
+            name = "loading"
+        elif self.transfers:
+            name = "transferring"
+        else:
+            name = "idle"
+        self.activity_s[name] += now_s - self.activity_since_s
+        self.activity_since_s = now_s
+
+
+class Node:
+    """A host with GPUs: memory, CPU."""
+
+    def __init__(self, index: int, name: str, kind: HostKind, memory: HostMemory) -> None:
+        self.index = index
+        self.name = name
+        self.kind = kind
+        self.memory = memory
+        self.gpus: list[Gpu] = []
+        self.stretch = 1.0  # of CPU parts, while several instances use the CPU
+        self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
+        self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
+        self.view: object = None
+
+
+class Cluster:
+    """Everything that is true now."""
+
+    def __init__(self, nodes: list[Node], models: list[Model], service_classes: tuple[ServiceClass, ...]) -> None:
+        self.nodes = nodes
+        self.gpus = [gpu for node in nodes for gpu in node.gpus]
+        self.models = models
+        self.service_classes = service_classes
+        self.waiting_models: dict[int, Model] = {}  # with requests that are not routed
+        self.instances: dict[int, Instance] = {}
+
+    def wait(self, request: Request) -> None:
+        """Into the cluster's queue, which is in order of arrival also for those who come back."""
+        model = request.model
+        late = bool(model.waiting) and next(reversed(model.waiting)) > request.index
+        model.waiting[request.index] = request
+        if late:
+            model.waiting = {index: model.waiting[index] for index in sorted(model.waiting)}
+        self.waiting_models[model.index] = model
+
+    def unwait(self, request: Request) -> None:
+        """Out of the cluster's queue."""
+        model = request.model
+        del model.waiting[request.index]
+        if not model.waiting:
+            del self.waiting_models[model.index]
+
+    def check(self) -> None:
+        """Assert the laws that hold at every instant (model.md section 10: 2, 3, 6)."""
+        for gpu in self.gpus:
+            held = [i for i in gpu.instances.values() if i.status not in (PENDING, GONE)]
+            growth = sum(getattr(i.resizing, "extra_gpu_bytes", 0) for i in held)
+            used = sum(i.gpu_bytes if i.status != ASLEEP else 0 for i in held) + growth
+            assert gpu.used_bytes == used, (gpu.name, gpu.used_bytes, used)
+            assert gpu.used_bytes <= gpu.capacity_bytes, (gpu.name, gpu.used_bytes, gpu.capacity_bytes)
+            claimed = sum(instance.gpu_bytes for instance in gpu.pending)
+            assert gpu.claimed_bytes == claimed, (gpu.name, gpu.claimed_bytes, claimed)
+        for node in self.nodes:
+            node.memory.check()
+        for instance in self.instances.values():
+            instance.check()

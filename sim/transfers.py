@@ -1,0 +1,132 @@
+"""Moves bytes: keeps the running transfers of all links, and calls back when one is done.
+
+Rates come from links.py and change only when a transfer starts or ends; one timer a transfer. Loads also take their
+share of the node's DRAM bandwidth, which serving reads as `Node.load_rates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sim.links import Link, Transfer, neighbours, rates
+from sim.state import Gpu, Node
+from sim.world import World
+
+
+class NodeLinks:
+    """The links of one node and its GPUs."""
+
+    def __init__(self, node: Node) -> None:
+        kind = node.kind
+        self.disk = Link(f"{node.name}.disk", kind.disk_bytes_per_s)
+        self.network = Link(f"{node.name}.network", kind.network_bytes_per_s)
+        self.h2d_cap = Link(f"{node.name}.h2d", kind.h2d_cap_bytes_per_s)
+        self.d2h_cap = Link(f"{node.name}.d2h", kind.d2h_cap_bytes_per_s)
+        self.h2d = {gpu.index: Link(f"{gpu.name}.h2d", gpu.kind.h2d_bytes_per_s) for gpu in node.gpus}
+        self.d2h = {gpu.index: Link(f"{gpu.name}.d2h", gpu.kind.d2h_bytes_per_s) for gpu in node.gpus}
+
+
+class Transfers:
+    """All transfers of a run."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.links = [NodeLinks(node) for node in world.cluster.nodes]
+        self._dram_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
+        self._number = 0
+        self._node_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
+        self._gpu_of = {self.links[gpu.node.index].h2d[gpu.index].name: gpu for gpu in world.cluster.gpus}
+
+    def to_gpu(self, gpu: Gpu) -> tuple[Link, ...]:
+        links = self.links[gpu.node.index]
+        return links.h2d[gpu.index], links.h2d_cap
+
+    def from_gpu(self, gpu: Gpu) -> tuple[Link, ...]:
+        links = self.links[gpu.node.index]
+        return links.d2h[gpu.index], links.d2h_cap
+
+    def disk(self, node: Node) -> tuple[Link, ...]:
+        return (self.links[node.index].disk,)
+
+    def between(self, source: Node, target: Node) -> tuple[Link, ...]:
+        return self.links[source.index].network, self.links[target.index].network
+
+    def start(
+        self, size: float, links: tuple[Link, ...], limit: float, cause: str, on_done: Callable[[], None]
+    ) -> Transfer:
+        """Begin to move `size` bytes; `on_done` is called at the instant of the last byte.
+
+        A weight load over a GPU's links also reads the DRAM of that GPU's node while it runs.
+        """
+        self._number += 1
+        transfer = Transfer(self._number, size, links, limit, cause)
+        transfer.on_done = on_done
+        transfer.settled_s = self.world.clock.now_s
+        self.world.recorder.moved(cause, size)
+        for link in links:
+            link.bytes_by_cause[cause] += size
+        transfer.join()
+        self._change_rates(links)
+        return transfer
+
+    def cancel(self, transfer: Transfer) -> None:
+        """Stop a transfer; it never calls back. The bytes that did not move are taken off the record."""
+        self._settle(transfer)
+        transfer.version += 1
+        self.world.recorder.moved(transfer.cause, -transfer.remaining)
+        for link in transfer.links:
+            link.bytes_by_cause[transfer.cause] -= transfer.remaining
+        self._leave(transfer)
+
+    def _leave(self, transfer: Transfer) -> None:
+        transfer.leave()
+        self._set_rate(transfer, 0.0)
+        self._change_rates(transfer.links)
+
+    def _settle(self, transfer: Transfer) -> None:
+        now_s = self.world.clock.now_s
+        transfer.remaining = max(0.0, transfer.remaining - transfer.rate * (now_s - transfer.settled_s))
+        transfer.settled_s = now_s
+
+    def _change_rates(self, links: tuple[Link, ...]) -> None:
+        affected = neighbours(links)
+        new_rates = rates(affected, self.world.sharing.links)
+        for transfer in affected:
+            rate = new_rates[transfer.number]
+            if rate == transfer.rate and transfer.version:
+                continue
+            self._settle(transfer)
+            self._set_rate(transfer, rate)
+            transfer.version += 1
+            if rate > 0:
+                end_s = transfer.settled_s + transfer.remaining / rate
+                self.world.clock.at(end_s, self._on_end, transfer, transfer.version)
+
+    def _set_rate(self, transfer: Transfer, rate: float) -> None:
+        transfer.rate = rate
+        for link in transfer.links:
+            node, gpu = self._node_of.get(link.name), self._gpu_of.get(link.name)
+            if node is not None and transfer.cause == "weights":
+                _note_rate(node.load_rates, transfer)
+                self.world.shaken_nodes[node.index] = node
+            if gpu is not None:
+                _note_rate(gpu.link_rates, transfer)
+                self.world.shaken_gpus[gpu.index] = gpu
+
+    def _on_end(self, subject: Any, version: int) -> None:
+        transfer: Transfer = subject
+        if version != transfer.version:
+            return
+        transfer.remaining = 0.0
+        transfer.settled_s = self.world.clock.now_s
+        transfer.version += 1
+        self._leave(transfer)
+        on_done: Any = transfer.on_done
+        on_done()
+
+
+def _note_rate(rates_of: dict[int, float], transfer: Transfer) -> None:
+    rates_of.pop(transfer.number, None)
+    if transfer.rate > 0:
+        rates_of[transfer.number] = transfer.rate

@@ -1,0 +1,514 @@
+"""What a policy may know: live, read-only facades of the state, and what changed since its last decision.
+
+The true output length and future arrivals are not here, and no attribute can be set. A `View` belongs to one decision:
+asking an old one is a PolicyError. Views of models, GPUs, instances and requests stay the same objects for a whole
+run, so that a policy may keep them as keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sim.errors import PolicyError
+from sim.estimates import Estimates
+from sim.profiles import Profile
+from sim.state import (
+    ASLEEP,
+    DECODE,
+    LOADING,
+    PENDING,
+    PREFILL,
+    READY,
+    RECOMPUTE,
+    STARTING,
+    STATUSES,
+    Cluster,
+    Gpu,
+    Instance,
+    Model,
+    Node,
+    Request,
+)
+from sim.world import Changes, World
+
+
+class _View:
+    __slots__ = ("_of", "_views")
+    _views: Views
+
+    def __init__(self, of: Any, views: Views) -> None:
+        object.__setattr__(self, "_of", of)
+        object.__setattr__(self, "_views", views)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise PolicyError(f"a policy may look but not touch: '{name}' cannot be set; return an action instead")
+
+
+class RequestView(_View):
+    """A request as its client sent it, and how far it is."""
+
+    __slots__ = ()
+    _of: Request
+
+    def __repr__(self) -> str:
+        return f"request {self._of.index} for {self._of.model.name}"
+
+    @property
+    def number(self) -> int:
+        """Its place in the order of arrival, which is also its name."""
+        return self._of.index
+
+    @property
+    def model(self) -> ModelView:
+        return self._views.model(self._of.model)
+
+    @property
+    def arrival_s(self) -> float:
+        return self._of.arrival_s
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._of.prompt_tokens
+
+    @property
+    def priority(self) -> int:
+        """Smaller is more urgent."""
+        return self._of.priority
+
+    @property
+    def service_class(self) -> str:
+        return self._views.cluster.service_classes[self._of.service_class].name
+
+    @property
+    def weight(self) -> float:
+        """The weight of its service class times that of its model."""
+        return self._views.cluster.service_classes[self._of.service_class].weight * self._of.model.spec.weight
+
+    @property
+    def instance(self) -> InstanceView | None:
+        return None if self._of.instance is None else self._views.instance(self._of.instance)
+
+    @property
+    def produced_tokens(self) -> int:
+        request = self._of
+        return request.produced if request.instance is None else request.instance.tokens_of(request)
+
+    @property
+    def context_tokens(self) -> int:
+        return self._of.prompt_tokens + self.produced_tokens
+
+    @property
+    def running(self) -> bool:
+        """Is it in a batch, computing its prompt or decoding?"""
+        return self._of.phase in (PREFILL, DECODE, RECOMPUTE)
+
+    @property
+    def expected_output_tokens(self) -> float:
+        """The predictor's estimate of its whole output."""
+        return self._views.estimates.output_tokens(self._of)
+
+    @property
+    def expected_remaining_tokens(self) -> float:
+        return self._views.estimates.remaining_tokens(self._of, self.produced_tokens)
+
+    @property
+    def saved_on(self) -> NodeView | None:
+        """The node whose host memory holds its saved KV."""
+        return None if self._of.kv_node is None else self._views.node(self._of.kv_node)
+
+
+class ModelView(_View):
+    """A model: what it weighs, who waits for it, where it is loaded."""
+
+    __slots__ = ()
+    _of: Model
+
+    def __repr__(self) -> str:
+        return f"model {self._of.name}"
+
+    @property
+    def name(self) -> str:
+        return self._of.name
+
+    @property
+    def layers(self) -> int:
+        """All its layers: full residency."""
+        return self._of.weights.layers
+
+    @property
+    def total_bytes(self) -> int:
+        return self._of.weights.total_bytes
+
+    @property
+    def layer_bytes(self) -> int:
+        return self._of.weights.layer_bytes
+
+    @property
+    def max_context(self) -> int:
+        return self._of.max_context
+
+    @property
+    def weight(self) -> float:
+        return self._of.spec.weight
+
+    @property
+    def default_kv_tokens(self) -> int:
+        """The KV pool that a Load without kv_tokens gets."""
+        return self._of.spec.kv_tokens or self._of.max_context
+
+    def gpu_bytes(self, layers: int, kv_tokens: int | None = None) -> int:
+        """What an instance with so many layers and such a KV pool takes on a GPU."""
+        block = self._views.block_tokens
+        tokens = -(-(kv_tokens or self.default_kv_tokens) // block) * block
+        return self._of.weights.gpu_bytes(layers) + layers * self._of.kv_layer_bytes(tokens)
+
+    def layers_within(self, gpu_bytes: float, kv_tokens: int | None = None) -> int:
+        """The most layers, with their KV pool, that fit into so many bytes of GPU memory."""
+        if self.gpu_bytes(self.layers, kv_tokens) <= gpu_bytes:
+            return self.layers
+        per_layer = self.gpu_bytes(1, kv_tokens) if self.layers > 1 else self.layer_bytes
+        return max(0, min(self.layers - 1, int(gpu_bytes // per_layer)))
+
+    @property
+    def waiting(self) -> Iterator[RequestView]:
+        """Requests that are not routed, in order of arrival."""
+        return (self._views.request(request) for request in self._of.waiting.values())
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._of.waiting)
+
+    @property
+    def instances(self) -> list[InstanceView]:
+        """In order of their loads."""
+        return [self._views.instance(instance) for instance in self._of.instances.values()]
+
+    @property
+    def expected_output_tokens(self) -> float:
+        """Mean output of its finished requests; the predictor's prior before the first."""
+        return self._views.estimates.model_tokens(self._of.index)
+
+    def profile(self, gpu: GpuView) -> Profile:
+        """Its tables on that kind of GPU: step_s, prefill_s, load_s and switch costs."""
+        return self._of.profiles[gpu._of.kind.gpu, gpu._of.node.kind.host]
+
+    def load_s(self, gpu: GpuView, layers: int) -> float:
+        """Seconds to load on an idle link, engine start included, with weights where they are now."""
+        profile, node = self.profile(gpu), gpu._of.node
+        rate = gpu._of.kind.h2d_bytes_per_s
+        if not gpu.node.has_weights(self):
+            rate = min(rate, node.kind.disk_bytes_per_s)
+        return profile.load_s(layers, rate)
+
+
+class InstanceView(_View):
+    """A loaded (or loading) model on a GPU, and its batch."""
+
+    __slots__ = ()
+    _of: Instance
+
+    def __repr__(self) -> str:
+        return f"instance {self._of.number} ({self._of.model.name} on {self._of.gpu.name})"
+
+    @property
+    def number(self) -> int:
+        return self._of.number
+
+    @property
+    def model(self) -> ModelView:
+        return self._views.model(self._of.model)
+
+    @property
+    def gpu(self) -> GpuView:
+        return self._views.gpu(self._of.gpu)
+
+    @property
+    def layers(self) -> int:
+        return self._of.layers
+
+    @property
+    def residency(self) -> float:
+        return self._of.residency
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What it takes on the GPU; nothing while asleep."""
+        return 0 if self._of.status == ASLEEP else self._of.gpu_bytes
+
+    @property
+    def status(self) -> str:
+        """pending, starting, loading, ready, draining, stopping, freeing, asleep or gone."""
+        return STATUSES[self._of.status]
+
+    @property
+    def ready(self) -> bool:
+        return self._of.status == READY
+
+    @property
+    def accepts(self) -> bool:
+        """May requests be routed here, now or for when it is loaded?"""
+        return self._of.status in (PENDING, STARTING, LOADING, READY) and self._of.stop_mode is None
+
+    @property
+    def loading(self) -> bool:
+        return self._of.status in (PENDING, STARTING, LOADING)
+
+    @property
+    def resizing(self) -> bool:
+        return self._of.resizing is not None or self._of.stop_mode in ("restart", "sleep")
+
+    @property
+    def idle(self) -> bool:
+        """Ready, and nobody runs or waits here."""
+        return self._of.status == READY and not self._of.sequences and not self._of.waiting
+
+    @property
+    def running_count(self) -> int:
+        """Sequences in the batch."""
+        return self._of.sequences
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._of.waiting)
+
+    @property
+    def load(self) -> int:
+        """Requests that run or wait here."""
+        return self._of.sequences + len(self._of.waiting)
+
+    @property
+    def requests(self) -> Iterator[RequestView]:
+        """Everyone routed here: the waiting in order, then the running."""
+        return (self._views.request(request) for request in self._of.requests())
+
+    @property
+    def kv_tokens(self) -> int:
+        """The size of its KV pool."""
+        return self._of.kv_blocks * self._of.block_tokens
+
+    @property
+    def free_kv_tokens(self) -> int:
+        return self._of.free_blocks * self._of.block_tokens
+
+    @property
+    def ready_s(self) -> float:
+        """When it was last loaded."""
+        return self._of.ready_s
+
+    @property
+    def last_used_s(self) -> float:
+        """When it last started or finished work."""
+        return self._of.last_used_s
+
+
+class GpuView(_View):
+    """A GPU: memory, and who is on it."""
+
+    __slots__ = ()
+    _of: Gpu
+
+    def __repr__(self) -> str:
+        return self._of.name
+
+    @property
+    def index(self) -> int:
+        return self._of.index
+
+    @property
+    def name(self) -> str:
+        return self._of.name
+
+    @property
+    def kind(self) -> str:
+        return self._of.kind.gpu
+
+    @property
+    def node(self) -> NodeView:
+        return self._views.node(self._of.node)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Usable memory: the GPU's less the reserve."""
+        return self._of.capacity_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        return self._of.capacity_bytes - self._of.used_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        """What a Load may ask for now: free and being freed, less what other loads wait for."""
+        return self._of.available_bytes
+
+    @property
+    def instances(self) -> list[InstanceView]:
+        return [self._views.instance(instance) for instance in self._of.instances.values()]
+
+    @property
+    def loading(self) -> bool:
+        """Is a load under way or waiting for memory?"""
+        return bool(self._of.loads or self._of.pending)
+
+
+class NodeView(_View):
+    """A host and its GPUs."""
+
+    __slots__ = ()
+    _of: Node
+
+    def __repr__(self) -> str:
+        return self._of.name
+
+    @property
+    def name(self) -> str:
+        return self._of.name
+
+    @property
+    def gpus(self) -> list[GpuView]:
+        return [self._views.gpu(gpu) for gpu in self._of.gpus]
+
+    @property
+    def host_available_bytes(self) -> int:
+        """Host memory that is free or holds weights that may be evicted."""
+        return self._of.memory.available
+
+    def has_weights(self, model: ModelView) -> bool:
+        """Are the model's weights in host memory?"""
+        weights = model._of.weights
+        return (weights.model, weights.quantization) in self._of.memory.cached
+
+
+class Views:
+    """Makes one facade an object, once."""
+
+    def __init__(self, world: World, estimates: Estimates) -> None:
+        self.cluster: Cluster = world.cluster
+        self.block_tokens = world.options.block_tokens
+        self.estimates = estimates
+
+    def _of(self, of: Any, kind: type[_View]) -> Any:
+        if of.view is None:
+            of.view = kind(of, self)
+        return of.view
+
+    def request(self, of: Request) -> RequestView:
+        view: RequestView = self._of(of, RequestView)
+        return view
+
+    def model(self, of: Model) -> ModelView:
+        view: ModelView = self._of(of, ModelView)
+        return view
+
+    def instance(self, of: Instance) -> InstanceView:
+        view: InstanceView = self._of(of, InstanceView)
+        return view
+
+    def gpu(self, of: Gpu) -> GpuView:
+        view: GpuView = self._of(of, GpuView)
+        return view
+
+    def node(self, of: Node) -> NodeView:
+        view: NodeView = self._of(of, NodeView)
+        return view
+
+
+class View:
+    """One decision's view of everything. Valid until `decide` returns."""
+
+    __slots__ = ("_changes", "_valid", "_views", "_world")
+
+    def __init__(self, world: World, views: Views, changes: Changes) -> None:
+        self._world = world
+        self._views = views
+        self._changes = changes
+        self._valid = True
+
+    def expire(self) -> None:
+        """The decision is over."""
+        self._valid = False
+
+    def _check(self) -> Views:
+        if not self._valid:
+            raise PolicyError("a view is valid for one decision only; do not keep it, ask the one passed to decide")
+        return self._views
+
+    @property
+    def now_s(self) -> float:
+        self._check()
+        return self._world.clock.now_s
+
+    @property
+    def resize(self) -> str:
+        """The engine's capability: none, sleep or elastic."""
+        return self._world.options.resize
+
+    @property
+    def max_sequences(self) -> int:
+        """The most sequences in one instance's batch."""
+        return self._world.options.max_sequences
+
+    @property
+    def models(self) -> list[ModelView]:
+        views = self._check()
+        return [views.model(model) for model in self._world.cluster.models]
+
+    @property
+    def gpus(self) -> list[GpuView]:
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._world.cluster.gpus]
+
+    @property
+    def nodes(self) -> list[NodeView]:
+        views = self._check()
+        return [views.node(node) for node in self._world.cluster.nodes]
+
+    @property
+    def instances(self) -> list[InstanceView]:
+        """In order of their loads."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._world.cluster.instances.values()]
+
+    @property
+    def waiting_models(self) -> list[ModelView]:
+        """Models with requests that are not routed."""
+        views = self._check()
+        return [views.model(model) for model in self._world.cluster.waiting_models.values()]
+
+    @property
+    def waiting(self) -> list[RequestView]:
+        """Every request that is not routed, in order of arrival."""
+        views = self._check()
+        found = [request for model in self._world.cluster.waiting_models.values() for request in model.waiting.values()]
+        return [views.request(request) for request in sorted(found, key=lambda request: request.index)]
+
+    @property
+    def arrived(self) -> list[RequestView]:
+        """New requests since the last decision."""
+        return self._requests(self._changes.arrived)
+
+    @property
+    def requeued(self) -> list[RequestView]:
+        """Requests that came back to the cluster's queue since the last decision."""
+        return self._requests(self._changes.requeued)
+
+    @property
+    def finished(self) -> list[RequestView]:
+        """Requests that ended since the last decision."""
+        return self._requests(self._changes.finished)
+
+    def _requests(self, requests: Iterable[Request]) -> list[RequestView]:
+        views = self._check()
+        return [views.request(request) for request in requests]
+
+    @property
+    def loaded(self) -> list[InstanceView]:
+        """Instances that became ready, or got their new layers, since the last decision."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._changes.loaded]
+
+    @property
+    def freed(self) -> list[GpuView]:
+        """GPUs that got memory back since the last decision."""
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._changes.freed]

@@ -1,0 +1,64 @@
+"""What the moving parts share: the clock, the state, the options, the record, and what changed since the last decision.
+
+Serving, loading and transfers each get the one World; engine.py builds it. It holds no logic of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sim.metrics import Recorder
+from sim.spec import EngineOptions, SharingOptions
+from sim.state import Cluster, Gpu, Instance, Node, Request
+
+
+class Clock(Protocol):
+    """Simulated seconds, and calls at a later time. Calls of one instant come in the order in which they were asked."""
+
+    now_s: float
+
+    def at(self, time_s: float, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
+        """Call action(subject, version) at `time_s`; the callee ignores a version that is no longer its own."""
+
+
+@dataclass
+class Changes:
+    """What happened since the last decision, for the policy's eyes."""
+
+    arrived: list[Request] = field(default_factory=list)
+    requeued: list[Request] = field(default_factory=list)
+    finished: list[Request] = field(default_factory=list)
+    loaded: list[Instance] = field(default_factory=list)
+    freed: list[Gpu] = field(default_factory=list)
+    woken: bool = False
+
+    def any(self) -> bool:
+        return bool(self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken)
+
+
+@dataclass
+class World:
+    """One run's world."""
+
+    clock: Clock
+    cluster: Cluster
+    options: EngineOptions
+    sharing: SharingOptions
+    recorder: Recorder
+    changes: Changes = field(default_factory=Changes)
+    touched: dict[int, Instance] = field(default_factory=dict)  # to be planned at the end of the instant
+    begun: dict[int, Instance] = field(default_factory=dict)  # with a leap that has no timer yet
+    shaken_gpus: dict[int, Gpu] = field(default_factory=dict)  # whose sharing may have changed
+    shaken_nodes: dict[int, Node] = field(default_factory=dict)
+
+    def touch(self, instance: Instance) -> None:
+        """Plan this instance's next iterations at the end of the instant."""
+        self.touched[instance.number] = instance
+
+    def requeue(self, request: Request) -> None:
+        """Back to the cluster's queue: the policy must route it again."""
+        request.instance = None
+        self.cluster.wait(request)
+        self.changes.requeued.append(request)
