@@ -6,11 +6,12 @@ which models fit nowhere.
 
 from __future__ import annotations
 
+from sim.cluster import Cluster, Gpu, Node
 from sim.errors import ConfigError, ProfileError
+from sim.library import Library
 from sim.memory import HostMemory
-from sim.profiles import Library
 from sim.spec import GIB, ClusterSpec, EngineOptions, NodeSpec, Scenario
-from sim.state import Cluster, Gpu, Model, Node
+from sim.state import Model
 
 DEFAULT_MAX_CONTEXT = 16_384
 

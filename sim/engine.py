@@ -17,19 +17,21 @@ from typing import Any
 import simpy
 
 from sim.build import build_cluster
+from sim.cluster import Cluster
+from sim.decision import View
 from sim.errors import PolicyError, SimError
 from sim.estimates import Estimates
 from sim.gate import Gate
+from sim.library import Library
 from sim.loading import Loading
 from sim.metrics import Recorder
 from sim.policy import Policy, load_policy
-from sim.profiles import Library
 from sim.serving import Serving
 from sim.spec import Scenario, run_id
-from sim.state import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Cluster, Request
+from sim.state import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
 from sim.trace import Trace
 from sim.transfers import Transfers
-from sim.views import View, Views
+from sim.views import Views
 from sim.workload import build_trace
 from sim.world import Changes, World
 

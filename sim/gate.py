@@ -11,23 +11,11 @@ from math import isfinite
 from typing import Any
 
 from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.cluster import Gpu
 from sim.errors import PolicyError
 from sim.loading import Loading
 from sim.serving import Serving
-from sim.state import (
-    ASLEEP,
-    LOAD_WAIT,
-    LOADING,
-    PENDING,
-    QUEUED,
-    READY,
-    REJECTED,
-    STARTING,
-    Gpu,
-    Instance,
-    Model,
-    Request,
-)
+from sim.state import ASLEEP, LOAD_WAIT, LOADING, PENDING, QUEUED, READY, REJECTED, STARTING, Instance, Model, Request
 from sim.views import GpuView, InstanceView, ModelView, RequestView
 from sim.world import World
 
@@ -128,7 +116,7 @@ class Gate:
             raise self._refuse(action, f"the instance is {action_status(instance)}")
         self._take_waiting(action, request)
         if action.recompute:
-            self.serving.drop_saved_kv(request)
+            self.serving.kv.drop(request)
         if instance.status != READY and request.phase == QUEUED:
             request.cold = True
             request.enter(LOAD_WAIT, self.world.clock.now_s)
@@ -171,7 +159,7 @@ class Gate:
         if not isinstance(action.reason, str) or not action.reason:
             raise self._refuse(action, "give the reason for the rejection")
         self._take_waiting(action, request)
-        self.serving.drop_saved_kv(request)
+        self.serving.kv.drop(request)
         request.reason = action.reason
         self.world.recorder.end(request, REJECTED, self.world.clock.now_s)
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sim.cluster import Gpu
 from sim.links import Link, Transfer
+from sim.resizing import Resizing
 from sim.serving import Serving
 from sim.state import (
     ASLEEP,
@@ -27,24 +29,12 @@ from sim.state import (
     READY,
     STARTING,
     STOPPING,
-    Gpu,
     Instance,
     Model,
     Request,
 )
 from sim.transfers import Transfers
 from sim.world import World
-
-
-@dataclass
-class Resize:
-    """An elastic resize under way. `extra_gpu_bytes` are taken beyond what the present layers hold."""
-
-    layers: int
-    extra_gpu_bytes: int
-    extra_host_bytes: int
-    started_s: float
-    moved: bool = False
 
 
 @dataclass
@@ -72,7 +62,8 @@ class Loading:
         self._number = 0
         self._loads: dict[int, Load] = {}
         self._arriving: dict[tuple[int, tuple[str, str]], int] = {}  # weights on their way from disk, by node
-        serving.takes_over = self._takes_over
+        self.resizing = Resizing(world, transfers, self)
+        serving.takes_over = self._take_over
 
     @property
     def _now_s(self) -> float:
@@ -86,16 +77,30 @@ class Loading:
         block = self.world.options.block_tokens
         instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block)
         if layers < model.weights.layers or self.world.options.resize != "none":
-            self._pin(instance)
-        if instance.host_kv_bytes_at(layers):
-            assert gpu.node.memory.take_instance_kv(instance.host_kv_bytes_at(layers)), "the gate checks host memory"
+            self.pin(instance)
+        self.take_host_kv(instance, instance.host_kv_bytes_at(layers))
         self.world.cluster.instances[instance.number] = instance
         gpu.instances[instance.number] = instance
         model.instances[instance.number] = instance
-        self._wait_for_memory(instance, Load(self._now_s))
+        self.wait_for_memory(instance, Load(self._now_s))
         return instance
 
-    def _pin(self, instance: Instance) -> None:
+    def resize(self, instance: Instance, layers: int) -> None:
+        """Change the layers on the GPU, as the engine can: restart, sleep or wake, or move only what changes."""
+        self.world.recorder.counts["resizes"] += 1
+        if instance.status == ASLEEP:
+            instance.layers = layers
+            self.take_host_kv(instance, instance.host_kv_bytes_at(layers))
+            self.wait_for_memory(instance, Load(self._now_s, wake=True))
+        else:
+            self.resizing.begin(instance, layers)
+
+    def take_host_kv(self, instance: Instance, size: int) -> None:
+        """Host memory for the KV of layers outside the GPU, which the gate has seen to be there."""
+        taken = instance.gpu.node.memory.take_instance_kv(size)
+        assert taken, (instance.number, size)
+
+    def pin(self, instance: Instance) -> None:
         """Keep a host copy of the weights for as long as the instance lives."""
         weights, node = instance.model.weights, instance.gpu.node
         key = (weights.model, weights.quantization)
@@ -105,18 +110,18 @@ class Loading:
         node.memory.pin(key)
         instance.pins_weights = True
 
-    def _wait_for_memory(self, instance: Instance, load: Load) -> None:
+    def wait_for_memory(self, instance: Instance, load: Load) -> None:
         instance.status = PENDING
         self._loads[instance.number] = load
         instance.gpu.pending.append(instance)
-        instance.gpu.claimed_bytes += instance.gpu_bytes
-        self._start_pending(instance.gpu)
+        instance.claim(instance.gpu_bytes)
+        self.start_pending(instance.gpu)
 
-    def _start_pending(self, gpu: Gpu) -> None:
+    def start_pending(self, gpu: Gpu) -> None:
         """Start waiting loads in order, as far as memory is really free."""
         while gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
             instance = gpu.pending.pop(0)
-            gpu.claimed_bytes -= instance.gpu_bytes
+            instance.claim(0)
             gpu.take(instance.gpu_bytes, self._now_s)
             gpu.account(self._now_s)
             gpu.loads += 1
@@ -195,11 +200,15 @@ class Loading:
             if self._arriving[key] <= 0:
                 del self._arriving[key]
 
+    def restart(self, instance: Instance) -> None:
+        """Load an instance anew, with the layers that it now has."""
+        self.wait_for_memory(instance, Load(self._now_s))
+
     # --- stop
 
     def stop(self, instance: Instance, mode: str) -> None:
         """drain, preempt or abort; whoever only waits there goes back to the cluster's queue at once."""
-        self._send_back_waiting(instance)
+        self.send_back_waiting(instance)
         if instance.status in (PENDING, STARTING, LOADING):
             self._cancel_load(instance)
             return
@@ -218,7 +227,7 @@ class Loading:
         else:
             self.world.touch(instance)
 
-    def _send_back_waiting(self, instance: Instance) -> None:
+    def send_back_waiting(self, instance: Instance) -> None:
         for entry in sorted(instance.waiting, key=lambda entry: entry[:2]):
             request = entry[3]
             if request.phase == LOAD_WAIT:
@@ -232,7 +241,7 @@ class Loading:
         instance.version += 1
         if instance.status == PENDING:
             gpu.pending.remove(instance)
-            gpu.claimed_bytes -= instance.gpu_bytes
+            instance.claim(0)
         else:
             for transfer in load.transfers or []:
                 if transfer.remaining > 0:
@@ -243,18 +252,16 @@ class Loading:
             gpu.take(-instance.gpu_bytes, self._now_s)
         self._vanish(instance)
 
-    def _takes_over(self, instance: Instance) -> bool:
+    def _take_over(self, instance: Instance) -> bool:
         """At an iteration boundary: is there something to do that ends or changes this instance?"""
         if instance.stop_mode is not None:
             if instance.status in (STOPPING, READY):
                 self._evacuate(instance, instance.stop_mode)
             return True
-        if self.serving.empty(instance):
+        if instance.status == DRAINING and not instance.sequences:
             self._free(instance)
             return True
-        resize = instance.resizing
-        if isinstance(resize, Resize) and resize.moved:
-            self._apply_resize(instance, resize)
+        self.resizing.apply(instance)
         return instance.status not in (READY, DRAINING)
 
     def _evacuate(self, instance: Instance, mode: str) -> None:
@@ -263,12 +270,12 @@ class Loading:
         if instance.sequences:
             self.world.recorder.counts["model_preemptions"] += 1
         if mode not in ("restart", "sleep"):
-            self._send_back_waiting(instance)
+            self.send_back_waiting(instance)
         leaving = self._drop_unfinished(instance)
         saved: list[Request] = []
         for request in list(instance.decoding.values()):
             request.model_preemptions += 1
-            if mode != "abort" and self.serving.hold_saved_kv(instance, request):
+            if mode != "abort" and self.serving.kv.hold(instance, request):
                 instance.leave_decoding(request, KV_TRANSFER, self._now_s)
                 saved.append(request)
             else:
@@ -286,7 +293,7 @@ class Loading:
             self._free(instance, mode)
 
         if saved:
-            self.serving.save_kv(instance, saved, done)
+            self.serving.kv.save(instance, saved, done)
         else:
             self._free(instance, mode)
 
@@ -300,7 +307,7 @@ class Loading:
             leaving.append(request)
         instance.prefilling = []
         for request in instance.restoring.values():
-            self.serving.cancel_restore(instance, request)
+            self.serving.kv.cancel_restore(instance, request)
             instance.release(request.context)
             leaving.append(request)
         instance.restoring = {}
@@ -324,7 +331,10 @@ class Loading:
         self.world.recorder.switch(
             self._now_s, "free", *names, layers=instance.layers, free_s=free_s, bytes=float(instance.gpu_bytes)
         )
-        finish: dict[str, Callable[[Instance], None]] = {"restart": self._restart, "sleep": self._sleep}
+        finish: dict[str, Callable[[Instance], None]] = {
+            "restart": self.resizing.restart,
+            "sleep": self.resizing.sleep,
+        }
         action = finish.get(mode, self._freed)
         if free_s == 0:
             action(instance)
@@ -356,116 +366,4 @@ class Loading:
         del instance.model.instances[instance.number]
         del self.world.cluster.instances[instance.number]
         self.world.changes.freed.append(gpu)
-        self._start_pending(gpu)
-
-    # --- resize
-
-    def resize(self, instance: Instance, layers: int) -> None:
-        """Change the layers on the GPU, as the engine can: restart, sleep or wake, or move only what changes."""
-        self.world.recorder.counts["resizes"] += 1
-        if instance.status == ASLEEP:
-            instance.layers = layers
-            taken = instance.gpu.node.memory.take_instance_kv(instance.host_kv_bytes_at(layers))
-            assert taken, "the gate checks host memory"
-            self._wait_for_memory(instance, Load(self._now_s, wake=True))
-        elif self.world.options.resize == "elastic":
-            self._move_layers(instance, layers)
-        else:
-            instance.stop_mode = "sleep" if self.world.options.resize == "sleep" else "restart"
-            instance.next_layers = layers
-            if instance.stop_mode == "sleep":
-                instance.gpu.releasing_bytes += instance.gpu_bytes
-            self.world.touch(instance)
-
-    def _restart(self, instance: Instance) -> None:
-        """The process ended; start again with the new layers, its sequences still waiting for it."""
-        gpu, memory = instance.gpu, instance.gpu.node.memory
-        gpu.take(-instance.gpu_bytes, self._now_s)
-        memory.take_instance_kv(-instance.host_kv_bytes_at(instance.layers))
-        if instance.pins_weights:
-            weights = instance.model.weights
-            memory.unpin((weights.model, weights.quantization))
-            instance.pins_weights = False
-        instance.layers = instance.next_layers
-        if instance.layers < instance.model.weights.layers:
-            self._pin(instance)
-        assert memory.take_instance_kv(instance.host_kv_bytes_at(instance.layers)), "the gate checks host memory"
-        self._hold_waiting(instance)
-        self._wait_for_memory(instance, Load(self._now_s))
-
-    def _sleep(self, instance: Instance) -> None:
-        """Only the process and the host copy of the weights stay."""
-        gpu = instance.gpu
-        gpu.take(-instance.gpu_bytes, self._now_s)
-        gpu.releasing_bytes -= instance.gpu_bytes
-        gpu.node.memory.take_instance_kv(-instance.host_kv_bytes_at(instance.layers))
-        instance.status = ASLEEP
-        self._send_back_waiting(instance)
-        self.world.changes.freed.append(gpu)
-        self._start_pending(gpu)
-
-    def _hold_waiting(self, instance: Instance) -> None:
-        for _, _, _, request in instance.waiting:
-            if request.phase == QUEUED:
-                request.enter(LOAD_WAIT, self._now_s)
-
-    def _move_layers(self, instance: Instance, layers: int) -> None:
-        """Elastic: grow over the link to the GPU; shrink for free but for the KV of the shed layers."""
-        weights, gpu = instance.model.weights, instance.gpu
-        kv_bytes = instance.kv_layer_bytes
-        grow = layers > instance.layers
-        moved_layers = abs(layers - instance.layers)
-        delta_bytes = instance.gpu_bytes_at(layers) - instance.gpu_bytes
-        resize = Resize(
-            layers,
-            extra_gpu_bytes=max(0, delta_bytes),
-            extra_host_bytes=0 if grow else moved_layers * kv_bytes,
-            started_s=self._now_s,
-        )
-        instance.resizing = resize
-        if grow:
-            gpu.take(resize.extra_gpu_bytes, self._now_s)
-        else:
-            gpu.releasing_bytes -= delta_bytes
-            assert gpu.node.memory.take_instance_kv(resize.extra_host_bytes), "the gate checks host memory"
-        used_bytes = instance.model.kv_layer_bytes(instance.blocks_used * instance.block_tokens) * moved_layers
-        size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
-        switch = instance.profile.switch
-
-        def done() -> None:
-            resize.moved = True
-            self.world.touch(instance)
-
-        if size == 0:
-            done()
-        elif grow:
-            self.transfers.start(size, self.transfers.to_gpu(gpu), switch.reload_bytes_per_s, "resize", done)
-        else:
-            self.transfers.start(size, self.transfers.from_gpu(gpu), switch.kv_save_bytes_per_s, "resize", done)
-
-    def _apply_resize(self, instance: Instance, resize: Resize) -> None:
-        """At a boundary: from here on iterations run with the new layers."""
-        gpu, memory = instance.gpu, instance.gpu.node.memory
-        before_bytes = instance.gpu_bytes
-        instance.settle_residency()
-        grew = resize.layers > instance.layers
-        if grew:
-            memory.take_instance_kv(-(resize.layers - instance.layers) * instance.kv_layer_bytes)
-        instance.layers = resize.layers
-        instance.resizing = None
-        instance.composition += 1
-        if not grew:
-            freed = before_bytes - instance.gpu_bytes
-            gpu.take(-freed, self._now_s)
-            gpu.releasing_bytes -= freed
-            self.world.changes.freed.append(gpu)
-            self._start_pending(gpu)
-        names = instance.model.name, gpu.name
-        self.world.recorder.switch(
-            self._now_s,
-            "resize",
-            *names,
-            layers=instance.layers,
-            reload_s=self._now_s - resize.started_s if grew else 0.0,
-        )
-        self.world.changes.loaded.append(instance)
+        self.start_pending(gpu)

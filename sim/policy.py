@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
-from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView, View
+from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView
 
 __all__ = [
     "Action",

@@ -20,11 +20,11 @@ from sim.batch import (
     sequence_blocks,
     steps_until_full,
 )
+from sim.kv import KvMoves
 from sim.sharing import Sharing
 from sim.state import (
     COMPLETED,
     DECODE,
-    DRAINING,
     KV_TRANSFER,
     PREEMPTED,
     PREFILL,
@@ -43,7 +43,7 @@ class Serving:
 
     def __init__(self, world: World, transfers: Transfers) -> None:
         self.world = world
-        self.transfers = transfers
+        self.kv = KvMoves(world, transfers)
         self.sharing = Sharing(world, self._settle, self._schedule)
         self.takes_over: Callable[[Instance], bool] = lambda instance: False
         self._order = 0
@@ -166,10 +166,10 @@ class Serving:
             instance.prefilling.remove(request)
             request.computed_tokens = 0
             request.enter(PREEMPTED, now_s)
-        elif save and self.hold_saved_kv(instance, request):
+        elif save and self.kv.hold(instance, request):
             instance.leave_decoding(request, KV_TRANSFER, now_s)
             instance.saving[request.index] = request
-            self.save_kv(instance, [request], lambda: self._swapped_out(instance, request, asked))
+            self.kv.save(instance, [request], lambda: self._swapped_out(instance, request, asked))
             return
         else:
             instance.leave_decoding(request, PREEMPTED, now_s)
@@ -182,48 +182,6 @@ class Serving:
             self.enqueue(request, instance)
         else:
             self.world.requeue(request)
-
-    def hold_saved_kv(self, instance: Instance, request: Request) -> bool:
-        """Take host memory for the sequence's whole KV; False (and counted) when there is none: it will recompute."""
-        tokens = request.prompt_tokens + instance.tokens_of(request)
-        size = instance.model.kv_layer_bytes(tokens) * instance.model.weights.layers
-        if not instance.gpu.node.memory.take_saved_kv(size):
-            self.world.recorder.counts["kv_dropped_for_lack_of_host_memory"] += 1
-            return False
-        request.kv_node = instance.gpu.node
-        request.kv_tokens = tokens
-        return True
-
-    def drop_saved_kv(self, request: Request) -> None:
-        """Give the host memory of a saved KV back."""
-        if request.kv_node is not None:
-            layers = request.model.weights.layers
-            request.kv_node.memory.take_saved_kv(-request.model.kv_layer_bytes(request.kv_tokens) * layers)
-            request.kv_node = None
-            request.kv_tokens = 0
-
-    def save_kv(self, instance: Instance, requests: list[Request], on_done: Callable[[], None]) -> None:
-        """Copy the GPU part of these sequences' KV to host memory (the host part is there already)."""
-        size = sum(instance.model.kv_layer_bytes(request.kv_tokens) for request in requests) * instance.layers
-        start_s = self.world.clock.now_s
-        gpu = instance.gpu
-        gpu.account(start_s)
-        gpu.transfers += 1
-
-        def done() -> None:
-            now_s = self.world.clock.now_s
-            gpu.account(now_s)
-            gpu.transfers -= 1
-            self._record(instance, "kv_save", size, kv_save_s=now_s - start_s)
-            on_done()
-
-        limit = instance.profile.switch.kv_save_bytes_per_s
-        self.transfers.start(size, self.transfers.from_gpu(gpu), limit, "kv_save", done)
-
-    def _record(self, instance: Instance, kind: str, size: float, **parts: Any) -> None:
-        now_s = self.world.clock.now_s
-        names = instance.model.name, instance.gpu.name
-        self.world.recorder.switch(now_s, kind, *names, layers=instance.layers, bytes=size, **parts)
 
     def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
         del instance.saving[request.index]
@@ -279,41 +237,7 @@ class Serving:
         else:
             request.enter(KV_TRANSFER, now_s)
             instance.restoring[request.index] = request
-            self._restore(instance, request)
-
-    def _restore(self, instance: Instance, request: Request) -> None:
-        """Bring saved KV back: over the link on the same node, over the network too from another."""
-        source, gpu = request.kv_node, instance.gpu
-        assert source is not None
-        size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.layers
-        links = self.transfers.to_gpu(gpu)
-        if source is not gpu.node:
-            links = (*self.transfers.between(source, gpu.node), *links)
-            size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.model.weights.layers
-        start_s = self.world.clock.now_s
-        gpu.account(start_s)
-        gpu.transfers += 1
-
-        def done() -> None:
-            now_s = self.world.clock.now_s
-            gpu.account(now_s)
-            gpu.transfers -= 1
-            self._record(instance, "kv_restore", size, kv_restore_s=now_s - start_s)
-            self.drop_saved_kv(request)
-            instance.restores.pop(request.index)
-            del instance.restoring[request.index]
-            instance.joining.append(request)
-            self.world.touch(instance)
-
-        limit = instance.profile.switch.kv_restore_bytes_per_s
-        instance.restores[request.index] = self.transfers.start(size, links, limit, "kv_restore", done)
-
-    def cancel_restore(self, instance: Instance, request: Request) -> None:
-        """Stop bringing its KV back; the copy in host memory is whole until the last byte has moved."""
-        gpu = instance.gpu
-        gpu.account(self.world.clock.now_s)
-        gpu.transfers -= 1
-        self.transfers.cancel(instance.restores.pop(request.index))
+            self.kv.restore(instance, request)
 
     # --- leaps
 
@@ -462,10 +386,6 @@ class Serving:
         request.instance = None
         self.world.recorder.end(request, COMPLETED, self.world.clock.now_s)
         self.world.changes.finished.append(request)
-
-    def empty(self, instance: Instance) -> bool:
-        """Is a draining instance through?"""
-        return instance.status == DRAINING and not instance.sequences and not instance.joining
 
     def close(self, instance: Instance) -> None:
         """The run ends here: book what the running leap did, and take its sequences out as they are."""

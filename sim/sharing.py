@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.state import Gpu, Instance, Node
+from sim.cluster import Gpu, Node
+from sim.state import Instance
 from sim.world import World
 
 

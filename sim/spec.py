@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.errors import ConfigError, did_you_mean
+from sim.yamlfile import parse_value, read_yaml
 
 GIB = 2**30
 
@@ -259,45 +259,6 @@ class Scenario(_Frozen):
         return self
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that also refuses a key given twice, which plain YAML would silently overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: list[Any] = []
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' twice", key_node.start_mark)
-            seen.append(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises ConfigError: missing or unreadable file, not UTF-8, malformed YAML, a key given twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the file ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text; save the scenario as UTF-8 YAML") from None
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply to be a scenario") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{where}not valid YAML ({problem}); mend that line"
-
-
 def parse_scenario(data: Any, where: str) -> Scenario:
     """A validated scenario from plain data.
 
@@ -318,7 +279,7 @@ def _long_form(data: Any, where: str) -> dict[str, Any]:
         data = {**data, "workload": {"kind": kind, **data["workload"]}}
     if isinstance(data.get("policy"), str):
         data = {**data, "policy": {"name": data["policy"]}}
-    return data
+    return dict(data)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -366,11 +327,7 @@ def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         path, separator, text = assignment.partition("=")
         if not separator or not path:
             raise ConfigError(f"--set {assignment}: write path=value, for example cluster.nodes.0.count=4")
-        try:
-            value = yaml.load(text, Loader=_StrictLoader)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment}: the value is not valid YAML; quote it") from None
-        _assign(result, path.split("."), value, assignment)
+        _assign(result, path.split("."), parse_value(text, f"--set {assignment}"), assignment)
     return result
 
 

@@ -1,19 +1,23 @@
-"""What is true now: requests, instances, GPUs, nodes, the cluster; plain data without time of its own.
+"""What is true now of requests, models and instances; plain data without time of its own. cluster.py has the
+machines.
 
-The mutators keep every account (bytes, blocks, tokens) balanced, and `Cluster.check` asserts the laws of the model over
-them. Serving and loading change this state, views show it to policies, metrics read it. Nothing here knows SimPy.
+The mutators keep every account (bytes, blocks, tokens) balanced, and `Instance.check` asserts the laws over them.
+Serving and loading change this state, views show it to policies, metrics read it. Nothing here knows SimPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
 from sim.batch import Leap, sequence_blocks
 from sim.links import Transfer
-from sim.memory import HostMemory
-from sim.profiles import GpuKind, HostKind, Profile, Weights
-from sim.spec import ModelSpec, ServiceClass
+from sim.profiles import Profile, Weights
+from sim.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from sim.cluster import Gpu, Node
 
 # A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
 QUEUED, LOAD_WAIT, PREFILL, DECODE, STALLED, PREEMPTED, KV_TRANSFER, RECOMPUTE = range(8)
@@ -184,6 +188,7 @@ class Instance:
         self.host_share = 0.0
         self.stop_mode: str | None = None  # preempt, abort, restart or sleep, from the next boundary on
         self.next_layers = layers  # after a restart
+        self.claimed_bytes = 0  # of the GPU's memory, to be taken when it is free
         self.preempt_next: dict[
             int, str
         ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
@@ -213,6 +218,11 @@ class Instance:
     @property
     def residency(self) -> float:
         return self.layers / self.model.weights.layers
+
+    def claim(self, size: int) -> None:
+        """Have `size` bytes of the GPU's memory set aside, in place of what was set aside before."""
+        self.gpu.claimed_bytes += size - self.claimed_bytes
+        self.claimed_bytes = size
 
     # --- the batch
 
@@ -324,114 +334,3 @@ class Instance:
         assert self.blocks_used <= self.kv_blocks or self.leap is None, (self.blocks_used, self.kv_blocks)
         assert self.status in (READY, DRAINING, STOPPING) or not self.sequences, STATUSES[self.status]
         assert self.leap is None or self.status in (READY, DRAINING, STOPPING), STATUSES[self.status]
-
-
-class Gpu:
-    """A GPU: its memory account, and who computes on it."""
-
-    def __init__(self, index: int, name: str, kind: GpuKind, node: Node, reserve_bytes: int) -> None:
-        self.index = index
-        self.name = name
-        self.kind = kind
-        self.node = node
-        self.capacity_bytes = kind.memory_bytes - reserve_bytes
-        self.used_bytes = 0
-        self.claimed_bytes = 0  # of loads that wait for memory
-        self.releasing_bytes = 0  # of instances that are on their way out
-        self.instances: dict[int, Instance] = {}
-        self.pending: list[Instance] = []
-        self.active: dict[int, Instance] = {}
-        self.stretch = 1.0  # of GPU parts, while several instances compute
-        self.link_rates: dict[int, float] = {}  # bytes per second of each transfer to this GPU
-        self.loads = 0
-        self.transfers = 0
-        self.activity_since_s = 0.0
-        self.activity_s = {"computing": 0.0, "loading": 0.0, "transferring": 0.0, "idle": 0.0}
-        self.byte_seconds = 0.0
-        self.memory_since_s = 0.0
-        self.peak_bytes = 0
-        self.view: object = None
-
-    @property
-    def available_bytes(self) -> int:
-        """What a load may ask for now: free memory and memory being given back, less what others wait for."""
-        return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
-
-    def take(self, size: int, now_s: float) -> None:
-        """Take (or with a negative size give back) bytes."""
-        self.byte_seconds += self.used_bytes * (now_s - self.memory_since_s)
-        self.memory_since_s = now_s
-        self.used_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-        assert 0 <= self.used_bytes <= self.capacity_bytes, (self.name, self.used_bytes, self.capacity_bytes)
-
-    def account(self, now_s: float) -> None:
-        """Book the time since the last change of activity; call before changing `active`, `loads`, `transfers`."""
-        if self.active:
-            name = "computing"
-        elif self.loads:
-            name = "loading"
-        elif self.transfers:
-            name = "transferring"
-        else:
-            name = "idle"
-        self.activity_s[name] += now_s - self.activity_since_s
-        self.activity_since_s = now_s
-
-
-class Node:
-    """A host with GPUs: memory, CPU."""
-
-    def __init__(self, index: int, name: str, kind: HostKind, memory: HostMemory) -> None:
-        self.index = index
-        self.name = name
-        self.kind = kind
-        self.memory = memory
-        self.gpus: list[Gpu] = []
-        self.stretch = 1.0  # of CPU parts, while several instances use the CPU
-        self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
-        self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
-        self.view: object = None
-
-
-class Cluster:
-    """Everything that is true now."""
-
-    def __init__(self, nodes: list[Node], models: list[Model], service_classes: tuple[ServiceClass, ...]) -> None:
-        self.nodes = nodes
-        self.gpus = [gpu for node in nodes for gpu in node.gpus]
-        self.models = models
-        self.service_classes = service_classes
-        self.waiting_models: dict[int, Model] = {}  # with requests that are not routed
-        self.instances: dict[int, Instance] = {}
-
-    def wait(self, request: Request) -> None:
-        """Into the cluster's queue, which is in order of arrival also for those who come back."""
-        model = request.model
-        late = bool(model.waiting) and next(reversed(model.waiting)) > request.index
-        model.waiting[request.index] = request
-        if late:
-            model.waiting = {index: model.waiting[index] for index in sorted(model.waiting)}
-        self.waiting_models[model.index] = model
-
-    def unwait(self, request: Request) -> None:
-        """Out of the cluster's queue."""
-        model = request.model
-        del model.waiting[request.index]
-        if not model.waiting:
-            del self.waiting_models[model.index]
-
-    def check(self) -> None:
-        """Assert the laws that hold at every instant (model.md section 10: 2, 3, 6)."""
-        for gpu in self.gpus:
-            held = [i for i in gpu.instances.values() if i.status not in (PENDING, GONE)]
-            growth = sum(getattr(i.resizing, "extra_gpu_bytes", 0) for i in held)
-            used = sum(i.gpu_bytes if i.status != ASLEEP else 0 for i in held) + growth
-            assert gpu.used_bytes == used, (gpu.name, gpu.used_bytes, used)
-            assert gpu.used_bytes <= gpu.capacity_bytes, (gpu.name, gpu.used_bytes, gpu.capacity_bytes)
-            claimed = sum(instance.gpu_bytes for instance in gpu.pending)
-            assert gpu.claimed_bytes == claimed, (gpu.name, gpu.claimed_bytes, claimed)
-        for node in self.nodes:
-            node.memory.check()
-        for instance in self.instances.values():
-            instance.check()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sim.cluster import Gpu, Node
 from sim.links import Link, Transfer, neighbours, rates
-from sim.state import Gpu, Node
 from sim.world import World
 
 

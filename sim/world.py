@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sim.cluster import Cluster, Gpu, Node
 from sim.metrics import Recorder
 from sim.spec import EngineOptions, SharingOptions
-from sim.state import Cluster, Gpu, Instance, Node, Request
+from sim.state import Instance, Request
 
 
 class Clock(Protocol):

@@ -1,0 +1,115 @@
+"""One decision's view of everything: the way into the facades of views.py, and what changed since the last decision.
+
+Valid until `decide` returns; asking an old one is a PolicyError, so that a policy cannot live on what is no longer
+true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sim.errors import PolicyError
+from sim.state import Request
+from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView, Views
+from sim.world import Changes, World
+
+
+class View:
+    """One decision's view of everything. Valid until `decide` returns."""
+
+    __slots__ = ("_changes", "_valid", "_views", "_world")
+
+    def __init__(self, world: World, views: Views, changes: Changes) -> None:
+        self._world = world
+        self._views = views
+        self._changes = changes
+        self._valid = True
+
+    def expire(self) -> None:
+        """The decision is over."""
+        self._valid = False
+
+    def _check(self) -> Views:
+        if not self._valid:
+            raise PolicyError("a view is valid for one decision only; do not keep it, ask the one passed to decide")
+        return self._views
+
+    @property
+    def now_s(self) -> float:
+        self._check()
+        return self._world.clock.now_s
+
+    @property
+    def resize(self) -> str:
+        """The engine's capability: none, sleep or elastic."""
+        return self._world.options.resize
+
+    @property
+    def max_sequences(self) -> int:
+        """The most sequences in one instance's batch."""
+        return self._world.options.max_sequences
+
+    @property
+    def models(self) -> list[ModelView]:
+        views = self._check()
+        return [views.model(model) for model in self._world.cluster.models]
+
+    @property
+    def gpus(self) -> list[GpuView]:
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._world.cluster.gpus]
+
+    @property
+    def nodes(self) -> list[NodeView]:
+        views = self._check()
+        return [views.node(node) for node in self._world.cluster.nodes]
+
+    @property
+    def instances(self) -> list[InstanceView]:
+        """In order of their loads."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._world.cluster.instances.values()]
+
+    @property
+    def waiting_models(self) -> list[ModelView]:
+        """Models with requests that are not routed."""
+        views = self._check()
+        return [views.model(model) for model in self._world.cluster.waiting_models.values()]
+
+    @property
+    def waiting(self) -> list[RequestView]:
+        """Every request that is not routed, in order of arrival."""
+        views = self._check()
+        found = [request for model in self._world.cluster.waiting_models.values() for request in model.waiting.values()]
+        return [views.request(request) for request in sorted(found, key=lambda request: request.index)]
+
+    @property
+    def arrived(self) -> list[RequestView]:
+        """New requests since the last decision."""
+        return self._requests(self._changes.arrived)
+
+    @property
+    def requeued(self) -> list[RequestView]:
+        """Requests that came back to the cluster's queue since the last decision."""
+        return self._requests(self._changes.requeued)
+
+    @property
+    def finished(self) -> list[RequestView]:
+        """Requests that ended since the last decision."""
+        return self._requests(self._changes.finished)
+
+    def _requests(self, requests: Iterable[Request]) -> list[RequestView]:
+        views = self._check()
+        return [views.request(request) for request in requests]
+
+    @property
+    def loaded(self) -> list[InstanceView]:
+        """Instances that became ready, or got their new layers, since the last decision."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._changes.loaded]
+
+    @property
+    def freed(self) -> list[GpuView]:
+        """GPUs that got memory back since the last decision."""
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._changes.freed]

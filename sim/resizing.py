@@ -1,0 +1,155 @@
+"""Changes the layers of a loaded instance: a restart, a sleep, or an elastic move of only what changes.
+
+Which of them a resize means is the engine's capability (`resize: none | sleep | elastic`), an experimental factor. The
+gate has checked the room; memory that a resize will need is claimed when it is accepted. Part of loading.py's work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sim.state import ASLEEP, LOAD_WAIT, QUEUED, Instance
+from sim.transfers import Transfers
+from sim.world import World
+
+if TYPE_CHECKING:
+    from sim.loading import Loading
+
+
+@dataclass
+class Resize:
+    """An elastic resize under way. `extra_gpu_bytes` are taken beyond what the present layers hold."""
+
+    layers: int
+    extra_gpu_bytes: int
+    extra_host_bytes: int
+    started_s: float
+    moved: bool = False
+
+
+class Resizing:
+    """Every resize but the wake from sleep, which is a load."""
+
+    def __init__(self, world: World, transfers: Transfers, loading: Loading) -> None:
+        self.world = world
+        self.transfers = transfers
+        self.loading = loading
+
+    @property
+    def _now_s(self) -> float:
+        return self.world.clock.now_s
+
+    def begin(self, instance: Instance, layers: int) -> None:
+        """Start a resize to `layers`; under `sleep` that is always to nothing."""
+        if self.world.options.resize == "elastic":
+            self._move_layers(instance, layers)
+            return
+        if self.world.options.resize == "sleep":
+            instance.stop_mode = "sleep"
+            instance.gpu.releasing_bytes += instance.gpu_bytes
+        else:
+            instance.stop_mode = "restart"
+            instance.next_layers = layers
+            instance.claim(max(0, instance.gpu_bytes_at(layers) - instance.gpu_bytes))
+            self._hold_host_kv(instance, layers)
+            if layers < instance.model.weights.layers and not instance.pins_weights:
+                self.loading.pin(instance)
+        self.world.touch(instance)
+
+    def _hold_host_kv(self, instance: Instance, layers: int) -> None:
+        """Until it restarts, an instance holds the host memory of the larger of its two layouts."""
+        more = instance.host_kv_bytes_at(layers) - instance.host_kv_bytes_at(instance.layers)
+        self.loading.take_host_kv(instance, max(0, more))
+
+    def restart(self, instance: Instance) -> None:
+        """The process ended; start again with the new layers, its sequences still waiting for it."""
+        before, after = instance.layers, instance.next_layers
+        instance.gpu.take(-instance.gpu_bytes, self._now_s)
+        instance.claim(0)
+        less = instance.host_kv_bytes_at(before) - instance.host_kv_bytes_at(after)
+        self.loading.take_host_kv(instance, -max(0, less))
+        instance.layers = after
+        if after == instance.model.weights.layers and instance.pins_weights:
+            weights = instance.model.weights
+            instance.gpu.node.memory.unpin((weights.model, weights.quantization))
+            instance.pins_weights = False
+        for _, _, _, request in instance.waiting:
+            if request.phase == QUEUED:
+                request.enter(LOAD_WAIT, self._now_s)
+        self.loading.restart(instance)
+
+    def sleep(self, instance: Instance) -> None:
+        """Only the process and the host copy of the weights stay."""
+        gpu = instance.gpu
+        gpu.take(-instance.gpu_bytes, self._now_s)
+        gpu.releasing_bytes -= instance.gpu_bytes
+        self.loading.take_host_kv(instance, -instance.host_kv_bytes_at(instance.layers))
+        instance.status = ASLEEP
+        self.loading.send_back_waiting(instance)
+        self.world.changes.freed.append(gpu)
+        self.loading.start_pending(gpu)
+
+    def _move_layers(self, instance: Instance, layers: int) -> None:
+        """Elastic: grow over the link to the GPU; shrink for free but for the KV of the shed layers."""
+        weights, gpu = instance.model.weights, instance.gpu
+        kv_bytes = instance.kv_layer_bytes
+        grow = layers > instance.layers
+        moved_layers = abs(layers - instance.layers)
+        delta_bytes = instance.gpu_bytes_at(layers) - instance.gpu_bytes
+        resize = Resize(
+            layers,
+            extra_gpu_bytes=max(0, delta_bytes),
+            extra_host_bytes=0 if grow else moved_layers * kv_bytes,
+            started_s=self._now_s,
+        )
+        instance.resizing = resize
+        if grow:
+            gpu.take(resize.extra_gpu_bytes, self._now_s)
+        else:
+            gpu.releasing_bytes -= delta_bytes
+            self.loading.take_host_kv(instance, resize.extra_host_bytes)
+        used_bytes = instance.model.kv_layer_bytes(instance.blocks_used * instance.block_tokens) * moved_layers
+        size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
+        switch = instance.profile.switch
+
+        def done() -> None:
+            resize.moved = True
+            self.world.touch(instance)
+
+        if size == 0:
+            done()
+        elif grow:
+            self.transfers.start(size, self.transfers.to_gpu(gpu), switch.reload_bytes_per_s, "resize", done)
+        else:
+            self.transfers.start(size, self.transfers.from_gpu(gpu), switch.kv_save_bytes_per_s, "resize", done)
+
+    def apply(self, instance: Instance) -> None:
+        """At a boundary: if a move is through, iterations run with the new layers from here on."""
+        resize = instance.resizing
+        if not isinstance(resize, Resize) or not resize.moved:
+            return
+        gpu, memory = instance.gpu, instance.gpu.node.memory
+        before_bytes = instance.gpu_bytes
+        instance.settle_residency()
+        grew = resize.layers > instance.layers
+        if grew:
+            memory.take_instance_kv(-(resize.layers - instance.layers) * instance.kv_layer_bytes)
+        instance.layers = resize.layers
+        instance.resizing = None
+        instance.composition += 1
+        if not grew:
+            freed = before_bytes - instance.gpu_bytes
+            gpu.take(-freed, self._now_s)
+            gpu.releasing_bytes -= freed
+            self.world.changes.freed.append(gpu)
+            self.loading.start_pending(gpu)
+        names = instance.model.name, gpu.name
+        self.world.recorder.switch(
+            self._now_s,
+            "resize",
+            *names,
+            layers=instance.layers,
+            reload_s=self._now_s - resize.started_s if grew else 0.0,
+        )
+        self.world.changes.loaded.append(instance)
