@@ -1,4 +1,4 @@
-"""What a policy may ask for: frozen data, checked by the gate and carried out by the engine in the order given.
+"""What a policy may ask for: frozen data, checked by the gate and carried out one by one in the order given.
 
 A Route may name a Load of the same decision as its target. Nothing here does anything.
 """

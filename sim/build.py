@@ -10,6 +10,7 @@ from sim.cluster import Cluster, Gpu, Node
 from sim.errors import ConfigError, ProfileError
 from sim.library import Library
 from sim.memory import HostMemory
+from sim.room import need
 from sim.spec import GIB, ClusterSpec, EngineOptions, NodeSpec, Scenario
 from sim.state import Model
 
@@ -105,27 +106,26 @@ def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: 
 def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions) -> str:
     """Empty when some GPU and its host can hold the model with one request of max_context; else the numbers."""
     weights = model.weights
-    block = options.block_tokens
-    kv_layer_bytes = model.kv_layer_bytes(-(-(model.spec.kv_tokens or model.max_context) // block) * block)
     best = ""
     least_missing = None
     for gpu in cluster.gpus:
         fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
         for layers in (weights.layers, *range(weights.layers - 1, fewest - 1, -1)):
-            gpu_bytes = weights.gpu_bytes(layers) + layers * kv_layer_bytes
-            pins = layers < weights.layers or options.resize != "none"
-            host_bytes = (weights.total_bytes if pins else 0) + (weights.layers - layers) * kv_layer_bytes
+            needed = need(model, layers, model.spec.kv_tokens or model.max_context, options)
             memory = gpu.node.memory
-            cache_missing = weights.total_bytes - memory.cache_limit if pins else 0
-            missing = max(gpu_bytes - gpu.capacity_bytes, host_bytes - memory.capacity, cache_missing)
+            missing = max(
+                needed.gpu - gpu.capacity_bytes,
+                needed.host_weights + needed.host_kv - memory.capacity,
+                needed.host_weights - memory.cache_limit,
+            )
             if missing <= 0:
                 return ""
             if least_missing is None or missing < least_missing:
                 least_missing = missing
+                host_gib = (needed.host_weights + needed.host_kv) / GIB
                 best = (
                     f"{model.name} fits nowhere: at best {layers} of {weights.layers} layers on {gpu.name} need "
-                    f"{gpu_bytes / GIB:.1f} GiB there (usable {gpu.capacity_bytes / GIB:.1f}) and "
-                    f"{host_bytes / GIB:.1f} GiB of host memory (there is {memory.capacity / GIB:.1f}, for weights "
-                    f"{memory.cache_limit / GIB:.1f})"
+                    f"{needed.gpu / GIB:.1f} GiB there (usable {gpu.capacity_bytes / GIB:.1f}) and {host_gib:.1f} GiB "
+                    f"of host memory ({memory.capacity / GIB:.1f}, for weights {memory.cache_limit / GIB:.1f})"
                 )
     return best

@@ -195,16 +195,24 @@ class Engine:
             self.on_progress(sum(world.recorder.ended), self.clock.now_s)
 
     def _decide(self, method: Callable[[View], Any], changes: Changes) -> None:
+        """One decision. Each action is carried out before the policy is asked for the next, so a policy that is
+        written as a generator sees what its earlier actions did."""
         view = View(self.world, self.views, changes)
-        try:
-            actions = list(method(view))
-        except SimError as error:
-            raise PolicyError(self._blame(str(error))) from error
-        except Exception as error:  # whatever a policy does wrong is reported as its own, with the place
-            raise PolicyError(self._blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
-        finally:
-            view.expire()
-        self.gate.apply(actions)
+        self.gate.open()
+        actions: Any = None
+        while True:
+            try:
+                if actions is None:
+                    actions = iter(method(view))
+                action = next(actions)
+            except StopIteration:
+                break
+            except SimError as error:
+                raise PolicyError(self._blame(str(error))) from error
+            except Exception as error:  # whatever a policy does wrong is reported as its own, with the place
+                raise PolicyError(self._blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
+            self.gate.apply(action)
+        view.expire()
 
     def _blame(self, what: str) -> str:
         return f"policy '{self.scenario.policy.name}' failed at t={self.clock.now_s:.6f} s: {what}"

@@ -6,7 +6,7 @@ decision see what earlier ones did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -14,6 +14,7 @@ from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
 from sim.cluster import Gpu
 from sim.errors import PolicyError
 from sim.loading import Loading
+from sim.room import host_missing, need
 from sim.serving import Serving
 from sim.state import ASLEEP, LOAD_WAIT, LOADING, PENDING, QUEUED, READY, REJECTED, STARTING, Instance, Model, Request
 from sim.views import GpuView, InstanceView, ModelView, RequestView
@@ -44,17 +45,19 @@ class Gate:
             Wake: self._wake_at,
         }
 
-    def apply(self, actions: Iterable[object]) -> None:
-        """Carry out a decision. Raises PolicyError at the first illegal action."""
+    def open(self) -> None:
+        """A new decision begins."""
         self._made = []
-        for action in actions:
-            handler = self._handlers.get(type(action))
-            if handler is None:
-                raise PolicyError(
-                    f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {action!r} is not an action; "
-                    "return Load, Route, Resize, Stop, Preempt, Reject or Wake from sim.policy"
-                )
-            handler(action)
+
+    def apply(self, action: object) -> None:
+        """Carry out one action of the decision. Raises PolicyError when it is illegal."""
+        handler = self._handlers.get(type(action))
+        if handler is None:
+            raise PolicyError(
+                f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {action!r} is not an action; "
+                "return Load, Route, Resize, Stop, Preempt, Reject or Wake from sim.policy"
+            )
+        handler(action)
 
     def _refuse(self, action: object, reason: str) -> PolicyError:
         return PolicyError(
@@ -77,14 +80,14 @@ class Gate:
             raise self._refuse(
                 action, f"a KV pool of {kv_tokens} tokens cannot hold one request of max_context {model.max_context}"
             )
-        needed = action.model.gpu_bytes(action.layers, kv_tokens)
-        if needed > gpu.available_bytes:
+        needed = need(model, action.layers, kv_tokens, self.world.options)
+        if needed.gpu > gpu.available_bytes:
             raise self._refuse(
                 action,
-                f"it needs {_gib(needed)} on {gpu.name} and {_gib(gpu.available_bytes)} of {_gib(gpu.capacity_bytes)} "
-                "are available",
+                f"it needs {_gib(needed.gpu)} on {gpu.name} and {_gib(gpu.available_bytes)} of "
+                f"{_gib(gpu.capacity_bytes)} are available",
             )
-        self._check_host(action, model, gpu, action.layers, kv_tokens)
+        self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
         self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens)))
 
     def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: int) -> None:
@@ -92,16 +95,9 @@ class Gate:
         if not isinstance(layers, int) or not fewest <= layers <= model.weights.layers:
             raise self._refuse(action, f"layers must be a whole number from {fewest} to {model.weights.layers}")
 
-    def _check_host(self, action: object, model: Model, gpu: Gpu, layers: int, kv_tokens: int) -> None:
+    def _check_host(self, action: object, model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> None:
         """Host memory for the layers outside the GPU (or a host copy of all) and their KV."""
-        weights = model.weights
-        key = (weights.model, weights.quantization)
-        pins = layers < weights.layers or self.world.options.resize != "none"
-        block = self.world.options.block_tokens
-        kv_bytes = (weights.layers - layers) * model.kv_layer_bytes(-(-kv_tokens // block) * block)
-        memory = gpu.node.memory
-        weight_bytes = 0 if key in memory.cached else weights.total_bytes
-        missing = memory.room_for(key if pins else None, weight_bytes, kv_bytes)
+        missing = host_missing(model, gpu, host_weights, host_kv)
         if missing > 0:
             raise self._refuse(action, f"host memory of {gpu.node.name} lacks {_gib(missing)} for it")
 
@@ -198,20 +194,11 @@ class Gate:
             raise self._refuse(
                 action, f"it needs {_gib(grow)} more on {gpu.name} and {_gib(max(0, room))} are available"
             )
-        self._check_resize_host(action, instance, layers, asleep)
-        self.loading.resize(instance, layers)
-
-    def _check_resize_host(self, action: Resize, instance: Instance, layers: int, asleep: bool) -> None:
-        memory = instance.gpu.node.memory
+        needed = need(model, layers, instance.kv_blocks * instance.block_tokens, self.world.options)
         held = 0 if asleep else instance.host_kv_bytes_at(instance.layers)
-        kv_bytes = max(0, instance.host_kv_bytes_at(layers) - held)
-        weights = instance.model.weights
-        key = (weights.model, weights.quantization)
-        needs_pin = layers < weights.layers and not instance.pins_weights
-        weight_bytes = 0 if key in memory.cached else weights.total_bytes
-        missing = memory.room_for(key if needs_pin else None, weight_bytes, kv_bytes)
-        if missing > 0:
-            raise self._refuse(action, f"host memory of {instance.gpu.node.name} lacks {_gib(missing)} for it")
+        host_weights = 0 if instance.pins_weights else needed.host_weights
+        self._check_host(action, model, gpu, host_weights, max(0, needed.host_kv - held))
+        self.loading.resize(instance, layers)
 
     def _wake_at(self, action: Wake) -> None:
         if not isinstance(action.at_s, int | float) or not isfinite(action.at_s):

@@ -36,14 +36,11 @@ class HostMemory:
 
     def room_for(self, key: WeightsKey | None, weight_bytes: int, kv_bytes: int) -> int:
         """How many bytes are missing to pin these weights (None: none) and hold this KV; 0 or less: it fits."""
-        needed = kv_bytes
-        available = self.available
+        if key is None or self.pins.get(key):
+            return kv_bytes - self.available
         pinned = sum(size for other, size in self.cached.items() if self.pins.get(other))
-        if key is not None and not self.pins.get(key):
-            needed += weight_bytes
-            if pinned + weight_bytes > self.cache_limit:
-                return pinned + weight_bytes - self.cache_limit
-        return needed - available
+        # Weights that are cached but not pinned may be evicted, so their bytes are among the available ones too.
+        return max(weight_bytes + kv_bytes - self.available, pinned + weight_bytes - self.cache_limit)
 
     def touch(self, key: WeightsKey) -> bool:
         """Mark as used now; False when the weights are not cached."""

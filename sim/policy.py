@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
 from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
+from sim.knapsack import choose_options
 from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView
 
 __all__ = [
@@ -30,8 +32,8 @@ __all__ = [
     "Load",
     "ModelView",
     "NodeView",
-    "Parameters",
     "Policy",
+    "PolicyParameters",
     "Preempt",
     "Reject",
     "RequestView",
@@ -40,21 +42,22 @@ __all__ = [
     "Stop",
     "View",
     "Wake",
+    "choose_options",
     "load_policy",
     "policy_names",
 ]
 
 
-class Parameters(BaseModel):
+class PolicyParameters(BaseModel):
     """A policy's parameters: typed, with defaults, checked when the scenario is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Policy:
-    """A cluster scheduler. Subclass it, and give `Parameters` if it has any."""
+    """A cluster scheduler. Subclass it, with a nested `Parameters(PolicyParameters)` if it has any."""
 
-    Parameters: ClassVar[type[Parameters]] = Parameters
+    Parameters: ClassVar[type[PolicyParameters]] = PolicyParameters
     oracle: ClassVar[str] = ""  # what it knows that no scheduler can know; such a policy is marked in every table
 
     def __init__(self, parameters: Any = None) -> None:
@@ -108,6 +111,7 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     assert spec is not None, path
     assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks up the types of its parameters
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a policy file may fail in any way; that is its author's to mend

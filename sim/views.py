@@ -13,6 +13,7 @@ from sim.cluster import Cluster, Gpu, Node
 from sim.errors import PolicyError
 from sim.estimates import Estimates
 from sim.profiles import Profile
+from sim.room import host_missing, need
 from sim.state import (
     ASLEEP,
     DECODE,
@@ -156,9 +157,7 @@ class ModelView(_View):
 
     def gpu_bytes(self, layers: int, kv_tokens: int | None = None) -> int:
         """What an instance with so many layers and such a KV pool takes on a GPU."""
-        block = self._views.block_tokens
-        tokens = -(-(kv_tokens or self.default_kv_tokens) // block) * block
-        return self._of.weights.gpu_bytes(layers) + layers * self._of.kv_layer_bytes(tokens)
+        return need(self._of, layers, kv_tokens or self.default_kv_tokens, self._views.options).gpu
 
     def layers_within(self, gpu_bytes: float, kv_tokens: int | None = None) -> int:
         """The most layers, with their KV pool, that fit into so many bytes of GPU memory."""
@@ -338,6 +337,13 @@ class GpuView(_View):
         """What a Load may ask for now: free and being freed, less what other loads wait for."""
         return self._of.available_bytes
 
+    def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
+        """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
+        needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)
+        if needed.gpu > self._of.available_bytes + freed_bytes or layers < model.profile(self).fewest_layers:
+            return False
+        return host_missing(model._of, self._of, needed.host_weights, needed.host_kv) <= 0
+
     @property
     def instances(self) -> list[InstanceView]:
         return [self._views.instance(instance) for instance in self._of.instances.values()]
@@ -384,7 +390,7 @@ class Views:
 
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
-        self.block_tokens = world.options.block_tokens
+        self.options = world.options
         self.estimates = estimates
 
     def request(self, of: Request) -> RequestView:

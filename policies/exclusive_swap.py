@@ -1,0 +1,54 @@
+"""First come, first served, one model a GPU: the naive baseline that swaps whenever the next request needs another
+model.
+
+Source: definition (policies.md P01; llama-swap with one exclusive group and no collation behaves like it). The head
+of one global queue joins its model's instance if there is one. Else it takes a GPU without a model, or the idle one
+that was used longest ago, and loads its model there with all layers that fit. Else everybody waits: nobody looks past
+the head. On several GPUs each holds one model of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from sim.policy import Action, Field, Load, Policy, PolicyParameters, RequestView, Route, Stop, View
+
+
+class ExclusiveSwap(Policy):
+    """One model a GPU, strictly in order of arrival."""
+
+    class Parameters(PolicyParameters):
+        batch_consecutive: bool = Field(True, description="let a request join a batch of its model that runs")
+
+    def decide(self, view: View) -> Iterator[Action]:
+        for request in view.waiting:
+            served = yield from self._serve(view, request)
+            if not served:
+                return
+
+    def _serve(self, view: View, request: RequestView) -> Generator[Action, None, bool]:
+        model = request.model
+        for instance in model.instances:
+            if instance.accepts:
+                joins = self.parameters.batch_consecutive or instance.load == 0
+                if joins:
+                    yield Route(request, instance)
+                return joins
+        # The GPU that serves it best: most layers, then empty, then idle for longest.
+        ranked = []
+        for gpu in view.gpus:
+            layers = model.layers_within(gpu.capacity_bytes)
+            held = gpu.instances
+            freed = sum(instance.gpu_bytes for instance in held)
+            if all(instance.idle for instance in held) and gpu.takes(model, layers, freed_bytes=freed):
+                last_used_s = max((instance.last_used_s for instance in held), default=-1.0)
+                ranked.append((-layers / model.layers, last_used_s, gpu.index, gpu, layers))
+        if not ranked:
+            return False
+        *_, gpu, layers = min(ranked)
+        for instance in gpu.instances:
+            yield Stop(instance)
+        load = Load(model, gpu, layers)
+        yield load
+        yield Route(request, load)
+        return True

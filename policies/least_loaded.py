@@ -1,0 +1,75 @@
+"""Static placement, dynamic routing: nothing is ever unloaded, each request goes to the copy with the fewest requests.
+
+Source: definition; the join-the-shortest-queue routing of replicated serving (AlpaServe's dispatcher without its drop
+rule). Placement, made once at time 0: every model once, largest first, whole, on the GPU with the most free memory;
+models that fit whole nowhere take the largest part that is left; what memory remains holds second and further copies
+of the models with the fewest copies. `placement` replaces it by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Route, View
+
+
+class LeastLoaded(Policy):
+    """Join the shortest queue over a static placement."""
+
+    class Parameters(PolicyParameters):
+        placement: dict[str, list[str]] = Field(
+            {}, description="GPU name -> names of the models on it, whole where they fit; empty: placed automatically"
+        )
+        replicas: bool = Field(True, description="fill the memory that is left with further copies")
+
+    def start(self, view: View) -> Iterator[Action]:
+        if self.parameters.placement:
+            yield from self._as_given(view)
+            return
+        models = sorted(view.models, key=lambda model: -model.total_bytes)
+        left = []
+        for model in models:
+            gpu = self._roomiest(view, model)
+            if gpu is None:
+                left.append(model)
+            else:
+                yield Load(model, gpu, model.layers)
+        for model in left:
+            gpu = max(view.gpus, key=lambda gpu: model.layers_within(gpu.available_bytes))
+            layers = model.layers_within(gpu.available_bytes)
+            if gpu.takes(model, layers):
+                yield Load(model, gpu, layers)
+        while self.parameters.replicas:
+            copies = [(len(model.instances), -model.total_bytes, model) for model in models]
+            places = [(n, size, model, self._roomiest(view, model)) for n, size, model in copies]
+            fitting = [place for place in places if place[3] is not None and place[0] < len(view.gpus)]
+            if not fitting:
+                return
+            _, _, model, gpu = min(fitting, key=lambda place: place[:2])
+            assert gpu is not None
+            yield Load(model, gpu, model.layers)
+
+    def _roomiest(self, view: View, model: ModelView) -> GpuView | None:
+        """The GPU without a copy of the model that has the most free memory, if it takes the whole model."""
+        free = [gpu for gpu in view.gpus if all(i.model is not model for i in gpu.instances)]
+        fitting = [gpu for gpu in free if gpu.takes(model, model.layers)]
+        return max(fitting, key=lambda gpu: gpu.available_bytes, default=None)
+
+    def _as_given(self, view: View) -> Iterator[Action]:
+        gpus = {gpu.name: gpu for gpu in view.gpus}
+        models = {model.name: model for model in view.models}
+        for name, wanted in self.parameters.placement.items():
+            if name not in gpus:
+                raise ValueError(f"placement: no GPU '{name}'; there are {', '.join(gpus)}")
+            for model_name in wanted:
+                if model_name not in models:
+                    raise ValueError(f"placement: no model '{model_name}'; there are {', '.join(models)}")
+                model = models[model_name]
+                yield Load(model, gpus[name], model.layers_within(gpus[name].available_bytes))
+
+    def decide(self, view: View) -> Iterator[Action]:
+        for model in view.waiting_models:
+            for request in list(model.waiting):
+                if not model.instances:
+                    break
+                yield Route(request, min(model.instances, key=lambda i: (i.load, -i.layers, i.number)))

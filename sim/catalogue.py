@@ -1,0 +1,258 @@
+"""What there is to choose from: the policies, and the profile tables with what they say about a model.
+
+Plain data for `python -m sim policies` and `python -m sim profile`; tables.py draws it. It opens no run and changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sim.errors import PolicyError, ProfileError, did_you_mean
+from sim.policy import Policy, policy_class, policy_names
+from sim.profiles import Library, Profile
+
+# Contexts, in tokens, at which a preemption's cost is shown; batch sizes at which throughput is.
+CONTEXTS = (1000, 5000)
+BATCHES = (1, 8)
+_MOST_STEPS = 9  # rows of a throughput curve
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """One parameter of a policy: its type, default and limits as text."""
+
+    name: str
+    kind: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """`line`: what it does, in a line. `text`: how, with its source. `problem`: why it cannot be loaded, or empty."""
+
+    name: str
+    line: str
+    text: str
+    oracle: str
+    parameters: tuple[ParameterFacts, ...]
+    problem: str = ""
+
+
+def policy_catalogue() -> list[PolicyFacts]:
+    """All policies that can be chosen by name; one that cannot be loaded is listed with its problem."""
+    found = []
+    for name in policy_names():
+        try:
+            found.append(policy_facts(name))
+        except PolicyError as error:
+            found.append(PolicyFacts(name, "", "", "", (), str(error)))
+    return found
+
+
+def policy_facts(name: str) -> PolicyFacts:
+    """What a policy says of itself. Raises PolicyError: no such policy, or a file that cannot be loaded."""
+    cls, _ = policy_class(name)
+    own = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    module = inspect.cleandoc(_module_text(cls))
+    line = (own or module or "(no docstring)").splitlines()[0]
+    fields = cls.Parameters.model_fields.items()
+    return PolicyFacts(
+        name,
+        line,
+        "\n\n".join(part for part in (own, module) if part),
+        cls.oracle,
+        tuple(
+            ParameterFacts(
+                field_name,
+                _kind(field.annotation, field.metadata),
+                "required" if field.is_required() else str(field.default),
+                field.description or "",
+            )
+            for field_name, field in fields
+        ),
+    )
+
+
+def _module_text(cls: type[Policy]) -> str:
+    """The docstring of the policy's file: the file is not an imported module, but its functions know it."""
+    scope = getattr(cls.decide, "__globals__", {})
+    return str(scope.get("__doc__") or "") if scope.get("__name__") == cls.__module__ else ""
+
+
+def _kind(annotation: Any, limits: list[Any]) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{signs[key]} {getattr(limit, key):g}" for limit in limits for key in signs if hasattr(limit, key)]
+    return ", ".join([name, *bounds])
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """One folder of tables: for which (GPU, host, engine), and its models as {model: quantisations}."""
+
+    gpu: str
+    host: str
+    engine: str
+    folder: Path
+    models: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ShareFacts:
+    """A point of the curve: `layers` on the GPU, the weight bytes there, and tokens per second at each of BATCHES.
+
+    None: the tables do not go to that batch size. `fits`: whether those weights fit the GPU at all.
+    """
+
+    layers: int
+    weight_bytes: int
+    fits: bool
+    tokens_per_s: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class ProfileFacts:
+    """A model on one (GPU, host, engine). `preemption_s[part]` has one entry for each of `contexts`, in seconds."""
+
+    model: str
+    quantization: str
+    table: TableFacts
+    total_layers: int
+    context: int
+    curve: tuple[ShareFacts, ...]
+    contexts: tuple[int, ...]
+    preemption_s: dict[str, tuple[float, ...]]
+    kinds: dict[str, str]
+
+
+def table_catalogue(folder: Path | None = None) -> list[TableFacts]:
+    """Every folder of tables, in order of GPU, host and engine. Raises ProfileError."""
+    library = Library(folder)
+    found = []
+    for path in sorted(library.folder.glob("*/*/table.yaml")):
+        header = yaml.safe_load(path.read_text(encoding="utf-8"))
+        models: dict[str, list[str]] = {}
+        for row in _csv_rows(path.with_name("switch.csv")):
+            models.setdefault(row["model"], []).append(row["quantization"])
+        offered = {model: tuple(quantizations) for model, quantizations in models.items()}
+        found.append(TableFacts(header["gpu"], header["host"], header["engine"], path.parent, offered))
+    assert [(t.gpu, t.host, t.engine) for t in sorted(found, key=_table_key)] == library.table_keys()
+    return sorted(found, key=_table_key)
+
+
+def _table_key(table: TableFacts) -> tuple[str, str, str]:
+    return table.gpu, table.host, table.engine
+
+
+def profile_catalogue(
+    model: str, gpu: str | None = None, quantization: str | None = None, folder: Path | None = None
+) -> list[ProfileFacts]:
+    """What the tables say about a model, wherever they have it.
+
+    Raises ProfileError: an unknown model, GPU or quantisation, or no tables for that combination.
+    """
+    library = Library(folder)
+    if gpu is not None:
+        library.gpu(gpu)
+    known = {name: [q for other, q in library.weights if other == name] for name, _ in library.weights}
+    if model not in known:
+        raise ProfileError(f"unknown model '{model}'; {did_you_mean(model, known)}")
+    if quantization is not None:
+        library.model_weights(model, quantization)
+    offered = [
+        (table, own)
+        for table in table_catalogue(folder)
+        for own in table.models.get(model, ())
+        if gpu in (None, table.gpu)
+    ]
+    found = [_profile_facts(library, model, own, table) for table, own in offered if quantization in (None, own)]
+    if not found:
+        have = ", ".join(dict.fromkeys(f"{own} on {table.gpu}" for table, own in offered))
+        wanted = " ".join(part for part in (model, quantization) if part) + (f" on {gpu}" if gpu else "")
+        raise ProfileError(f"no profile tables for {wanted}; there are: {have or 'none for this GPU'}")
+    return found
+
+
+def _profile_facts(library: Library, model: str, quantization: str, table: TableFacts) -> ProfileFacts:
+    profile = library.profile(model, quantization, table.gpu, table.host, table.engine)
+    contexts = tuple(context for context in CONTEXTS if context <= profile.longest_context)
+    context = contexts[0] if contexts else 0
+    return ProfileFacts(
+        model,
+        quantization,
+        table,
+        profile.weights.layers,
+        context,
+        _curve(profile, context, library.gpu(table.gpu).memory_bytes),
+        contexts,
+        _preemption(profile, library, table, contexts),
+        _kinds(table, model, quantization),
+    )
+
+
+def _curve(profile: Profile, context: int, memory_bytes: int) -> tuple[ShareFacts, ...]:
+    fewest, most = profile.fewest_layers, profile.weights.layers
+    steps = min(_MOST_STEPS - 1, most - fewest)
+    layers_shown = [fewest + round((most - fewest) * step / steps) for step in range(steps + 1)] if steps else [most]
+    return tuple(
+        ShareFacts(
+            layers,
+            profile.weights.gpu_bytes(layers),
+            profile.weights.gpu_bytes(layers) <= memory_bytes,
+            tuple(
+                batch / profile.step_s(layers, batch, context) if batch <= profile.largest_batch else None
+                for batch in BATCHES
+            ),
+        )
+        for layers in layers_shown
+    )
+
+
+def _preemption(
+    profile: Profile, library: Library, table: TableFacts, contexts: tuple[int, ...]
+) -> dict[str, tuple[float, ...]]:
+    """Seconds to take a fully resident model off an idle GPU and to bring it back, by part, with one sequence."""
+    switch, weights = profile.switch, profile.weights
+    gpu, host = library.gpu(table.gpu), library.host(table.host)
+    down = min(switch.kv_save_bytes_per_s, gpu.d2h_bytes_per_s, host.d2h_cap_bytes_per_s)
+    link = min(gpu.h2d_bytes_per_s, host.h2d_cap_bytes_per_s)
+    kv_bytes = [context * weights.kv_bytes_per_token_layer * weights.layers for context in contexts]
+    constant = {
+        "free": switch.free_s,
+        "engine start": switch.start_s,
+        "reload": profile.load_s(weights.layers, link) - switch.start_s,
+    }
+    return {
+        "KV save": tuple(size / down for size in kv_bytes),
+        **{part: (seconds,) * len(contexts) for part, seconds in constant.items()},
+        "KV restore": tuple(size / min(switch.kv_restore_bytes_per_s, link) for size in kv_bytes),
+    }
+
+
+def _kinds(table: TableFacts, model: str, quantization: str) -> dict[str, str]:
+    """How the numbers are known, per file: for example decode: 12 published, 24 fitted."""
+    found = {}
+    for name in ("decode", "prefill", "switch"):
+        counts: dict[str, int] = {}
+        for row in _csv_rows(table.folder / f"{name}.csv"):
+            if (row["model"], row["quantization"]) == (model, quantization):
+                kind = row.get("kind", "measured")
+                counts[kind] = counts.get(kind, 0) + 1
+        found[name] = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    return found
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot read the table ({error.strerror}); is the folder complete?") from None

@@ -1,0 +1,219 @@
+"""Run folders: what is kept of a run on disk, whole or not at all.
+
+A folder has summary.json, requests.parquet (a row a request), gpus.parquet, switches.parquet (a row a load, stop, resize
+or KV copy) and scenario.yaml (with every default filled in). All is written to a hidden `.partial` folder first, synced,
+and then moved; summary.json comes last and marks a whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from sim.errors import ConfigError
+from sim.metrics import SWITCH_COLUMNS
+from sim.spec import resolved
+from sim.state import OUTCOMES
+from sim.summary import request_columns, request_table
+
+if TYPE_CHECKING:
+    from sim.engine import Outcome
+
+SUMMARY = "summary.json"
+FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet", SUMMARY)
+_PROBE_BYTES = 1 << 16
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary as JSON, the same bytes for the same numbers, with a line end."""
+    return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+
+
+def finished_run(folder: Path) -> dict[str, Any] | None:
+    """The summary of the whole run in a folder, or None when there is none."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(summary, dict) and "run_id" in summary and all((folder / name).is_file() for name in FILES)
+    return summary if whole else None
+
+
+def check_target(folder: Path, identify: Callable[[], str]) -> None:
+    """Refuse, before a run starts, a folder into which its results cannot go.
+
+    It must not exist, or be empty, or hold a finished run of the same run_id (which is asked for only then).
+    Raises ConfigError: anything else there, or a place that cannot be written.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"--out {folder}: is a link to nowhere; remove it or choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder}: is a file; choose a new folder")
+    try:
+        foreign = folder.is_dir() and any(not _is_partial(path) for path in folder.iterdir())
+        if foreign:
+            _refuse_foreign(folder, identify)
+        partial = _make_partial(folder)
+        try:
+            _write(partial / "probe", b"\0" * _PROBE_BYTES)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def _refuse_foreign(folder: Path, identify: Callable[[], str]) -> None:
+    there = finished_run(folder)
+    if there is None:
+        raise ConfigError(f"--out {folder}: holds other files; choose a new or empty folder")
+    if there["run_id"] != identify():
+        what = f"run {there['run_id']} (scenario {there.get('scenario')}, policy {there.get('policy')})"
+        raise ConfigError(f"--out {folder}: holds another run, {what}; choose another folder or remove this one")
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _make_partial(folder: Path) -> Path:
+    """A fresh hidden folder on the same file system: inside an existing folder (which may be a mount), else beside."""
+    home = folder if folder.is_dir() else folder.absolute().parent
+    home.mkdir(parents=True, exist_ok=True)
+    partial = home / f".{folder.absolute().name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return partial
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(f"--out {folder}: cannot write there ({reason}); choose a folder with write access and room")
+
+
+def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+    """Keep a run. At no instant does `folder` hold a part of a run that looks whole.
+
+    Raises ConfigError when the place cannot be written; nothing of this run is left behind then.
+    """
+    try:
+        partial = _make_partial(folder)
+        try:
+            _write(partial / "scenario.yaml", _scenario_text(outcome).encode())
+            for name, columns in (
+                ("requests", _request_columns(outcome)),
+                ("gpus", _gpu_columns(outcome, summary)),
+                ("switches", _switch_columns(outcome)),
+            ):
+                _write_parquet(partial / f"{name}.parquet", columns)
+            _write(partial / SUMMARY, summary_text(summary).encode())
+            _sync(partial)
+            _move(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def _move(partial: Path, folder: Path) -> None:
+    if folder.is_dir():
+        # Empty, or a run of the same run_id, whose files are the same but for the wall time in the summary.
+        for name in FILES:
+            os.replace(partial / name, folder / name)
+        _sync(folder)
+    else:
+        os.rename(partial, folder)
+    _sync(folder.absolute().parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make names in a folder durable, on systems where a folder can be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _scenario_text(outcome: Outcome) -> str:
+    head = f"# run {outcome.run_id}: every default filled in; `python -m sim run` with this file repeats it\n"
+    return head + yaml.safe_dump(resolved(outcome.scenario), sort_keys=False, allow_unicode=True)
+
+
+def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by a run that keeps nothing
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        table = pa.table({name: _arrow(values) for name, values in columns.items()})
+        parquet.write_table(table, path)
+    except pa.ArrowException as error:
+        raise OSError(str(error).splitlines()[0]) from None
+    _sync(path)
+
+
+def _arrow(values: Any) -> Any:
+    """An array; numbers that are NaN become nulls, (codes, names) become text."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    if isinstance(values, tuple):
+        codes, names = values
+        return pa.array(list(names), pa.string()).take(pa.array(codes))
+    return pa.array(values, from_pandas=True)
+
+
+def _request_columns(outcome: Outcome) -> dict[str, Any]:
+    """The recorder's columns in order of arrival, with names for codes, and the latencies that follow from them."""
+    columns: dict[str, Any] = dict(request_columns(outcome))
+    order = np.argsort(columns["request"], kind="stable")
+    names = {
+        "model": [model.name for model in outcome.cluster.models],
+        "service_class": [service_class.name for service_class in outcome.scenario.service_classes],
+        "outcome": list(OUTCOMES),
+        "reason": list(outcome.recorder.reasons),
+    }
+    table = request_table(outcome)
+    for name in ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained"):
+        columns[name] = getattr(table, name)
+    columns["cold"] = columns["cold"].astype(bool)
+    return {
+        name: (values[order], names[name]) if name in names else values[order] for name, values in columns.items()
+    }
+
+
+def _gpu_columns(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
+    columns = {name: [row[name] for row in summary["gpus"]] for name in summary["gpus"][0]}
+    columns["node"] = [gpu.node.name for gpu in outcome.cluster.gpus]
+    for name in outcome.cluster.gpus[0].activity_s:
+        columns[f"{name}_s"] = [gpu.activity_s[name] for gpu in outcome.cluster.gpus]
+    return columns
+
+
+def _switch_columns(outcome: Outcome) -> dict[str, Any]:
+    import pyarrow as pa  # noqa: PLC0415
+
+    kinds = {"kind": pa.string(), "model": pa.string(), "gpu": pa.string(), "mode": pa.string()}
+    kinds |= {"layers": pa.int64(), "from_disk": pa.bool_()}
+    rows = outcome.recorder.switches
+    return {
+        name: pa.array([row[index] for row in rows], kinds.get(name, pa.float64()))
+        for index, name in enumerate(SWITCH_COLUMNS)
+    }

@@ -1,0 +1,118 @@
+"""One run from what was asked on the command line to a summary: compose the scenario, run it, keep the results.
+
+The verb `run` calls `run`; whoever has a Scenario already calls engine.simulate and summary.summarize. `compose` turns
+options into a Scenario, `identify` names a run before it happens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.build import build_cluster
+from sim.engine import simulate
+from sim.errors import ConfigError
+from sim.locate import data_folder
+from sim.policy import load_policy
+from sim.profiles import Library
+from sim.results import check_target, write_run
+from sim.spec import PolicySpec, Scenario, load_scenario, read_yaml, run_id
+from sim.summary import summarize
+from sim.trace import Trace
+from sim.workload import build_trace
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `run` was asked. `settings` are path=value texts; a relative `trace` is taken from the current folder."""
+
+    scenario: Path | None = None  # None: the default scenario that comes with the project
+    policy: str | None = None
+    trace: Path | None = None
+    trace_format: str | None = None
+    assign: str | None = None
+    settings: tuple[str, ...] = ()
+    seed: int | None = None
+    out: Path | None = None
+    check: bool = False
+    strict: bool = False
+
+
+def compose(options: RunOptions) -> Scenario:
+    """The scenario that the options describe: the file, then policy, trace and seed, then --set in order.
+
+    Another policy than the file's starts with its own default parameters. Raises ConfigError.
+    """
+    path = options.scenario or data_folder("traces") / "scenarios" / "default.yaml"
+    data = read_yaml(path)
+    data = data if isinstance(data, dict) else {}
+    assignments = []
+    if options.policy is not None:
+        given = data.get("policy", PolicySpec().name)
+        own = given.get("name", PolicySpec().name) if isinstance(given, dict) else given
+        kept = given if isinstance(given, dict) and own == options.policy else {}
+        assignments.append(_assignment("policy", {**kept, "name": options.policy}))
+    if options.trace is not None:
+        workload: dict[str, Any] = {"kind": "trace", "file": str(Path.cwd() / options.trace)}
+        assignments.append(_assignment("workload", workload))
+    elif not _plays_trace(data.get("workload")):
+        for flag, value in (("--format", options.trace_format), ("--assign", options.assign)):
+            if value is not None:
+                raise ConfigError(f"{flag} {value}: the scenario's requests are generated; give --trace FILE with it")
+        if options.strict:
+            raise ConfigError("--strict: the scenario's requests are generated; give --trace FILE with it")
+    for name, item in (("format", options.trace_format), ("assign", options.assign), ("strict", options.strict)):
+        if item:
+            assignments.append(_assignment(f"workload.{name}", item))
+    if options.seed is not None:
+        assignments.append(_assignment("seed", options.seed))
+    return load_scenario(path, [*assignments, *options.settings])
+
+
+def _plays_trace(workload: Any) -> bool:
+    return isinstance(workload, dict) and ("file" in workload or workload.get("kind") == "trace")
+
+
+def _assignment(path: str, value: Any) -> str:
+    return f"{path}={json.dumps(value, ensure_ascii=False)}"
+
+
+def identify(scenario: Scenario, trace: Trace) -> str:
+    """The run_id that simulating this scenario with this trace will have. Raises SimError as simulate does."""
+    library = Library(Path(scenario.profiles) if scenario.profiles else None)
+    _, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
+    cluster = build_cluster(scenario, library)
+    profiles = [profile for model in cluster.models for profile in model.profiles.values()]
+    return run_id(scenario, [("trace", trace.digest()), ("policy", digest), *library.digests(profiles)])
+
+
+def run(options: RunOptions, on_progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
+    """Run what was asked, keep it in `options.out` if given, and return its summary.
+
+    `on_progress(ended, arriving, now_s)` is called now and then. Raises SimError; nothing is kept then.
+    """
+    scenario = compose(options)
+    load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
+    trace = build_trace(scenario)
+    if options.out is not None:
+        check_target(options.out, lambda: identify(scenario, trace))
+    report = on_progress and (lambda ended, now_s: on_progress(ended, len(trace), now_s))
+    outcome = simulate(scenario, check=options.check, trace=trace, on_progress=report)
+    summary = summarize(outcome, peak_rss_bytes())
+    if options.out is not None:
+        write_run(options.out, outcome, summary)
+    return summary
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory that this process has had so far; None where the system does not say."""
+    try:
+        import resource  # noqa: PLC0415  not on every system
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
