@@ -27,7 +27,12 @@ def build_cluster(scenario: Scenario, library: Library) -> Cluster:
     cluster = Cluster(nodes, models, scenario.service_classes)
     for model in models:
         _attach_profiles(model, cluster, library, scenario.engine)
-        model.fits_nowhere = _why_nowhere(model, cluster, scenario.engine)
+        model.fits_nowhere = _why_nowhere(model, cluster, scenario.engine, model.max_context)
+        wanted = model.spec.kv_tokens
+        if wanted and not model.fits_nowhere:
+            why = _why_nowhere(model, cluster, scenario.engine, wanted)
+            if why:
+                raise ConfigError(f"models.{model.index}.kv_tokens: with {wanted} tokens {why}; lower it")
     for spec, node in zip(_node_specs(scenario.cluster), nodes, strict=True):
         if spec.cache_at_start == "all":
             for model in models:
@@ -103,15 +108,15 @@ def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: 
         model.profiles[pair] = profile
 
 
-def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions) -> str:
-    """Empty when some GPU and its host can hold the model with one request of max_context; else the numbers."""
+def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions, kv_tokens: int) -> str:
+    """Empty when some GPU and its host can hold the model with a KV pool of so many tokens; else the numbers."""
     weights = model.weights
     best = ""
     least_missing = None
     for gpu in cluster.gpus:
         fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
         for layers in (weights.layers, *range(weights.layers - 1, fewest - 1, -1)):
-            needed = need(model, layers, model.spec.kv_tokens or model.max_context, options)
+            needed = need(model, layers, kv_tokens, options)
             memory = gpu.node.memory
             missing = max(
                 needed.gpu - gpu.capacity_bytes,

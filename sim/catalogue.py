@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from sim.errors import PolicyError, ProfileError, did_you_mean
+from sim.library import Library
 from sim.policy import Policy, policy_class, policy_names
-from sim.profiles import Library, Profile
+from sim.profiles import Profile
 
 # Contexts, in tokens, at which a preemption's cost is shown; batch sizes at which throughput is.
 CONTEXTS = (1000, 5000)

@@ -92,12 +92,11 @@ class Cluster:
         self.instances: dict[int, Instance] = {}
 
     def wait(self, request: Request) -> None:
-        """Into the cluster's queue, which is in order of arrival also for those who come back."""
+        """Into the cluster's queue, which is read in order of arrival also where some came back."""
         model = request.model
-        late = bool(model.waiting) and next(reversed(model.waiting)) > request.index
+        if model.waiting and next(reversed(model.waiting)) > request.index:
+            model.in_order = False
         model.waiting[request.index] = request
-        if late:
-            model.waiting = {index: model.waiting[index] for index in sorted(model.waiting)}
         self.waiting_models[model.index] = model
 
     def unwait(self, request: Request) -> None:

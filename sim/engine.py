@@ -28,7 +28,7 @@ from sim.metrics import Recorder
 from sim.policy import Policy, load_policy
 from sim.serving import Serving
 from sim.spec import Scenario, run_id
-from sim.state import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
+from sim.state import IMPOSSIBLE, PREFILL, READY, TIMED_OUT, UNFINISHED, Request
 from sim.trace import Trace
 from sim.transfers import Transfers
 from sim.views import Views
@@ -37,6 +37,8 @@ from sim.world import Changes, World
 
 # So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
 _IDLE_WAKES = 10_000
+# So many decisions in one instant, each of which changed something at once: it goes round in circles.
+_MOST_DECISIONS = 1_000
 
 
 class _Timer(simpy.Event):
@@ -75,6 +77,10 @@ class SimClock(simpy.Environment):
         if not self._queue or self._queue[0][0] > self._now:
             self._turn()
 
+    def stop(self) -> None:
+        """Nothing that is still to come matters: `run` ends after this event."""
+        self._queue.clear()
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -112,14 +118,16 @@ class Engine:
         self._in_flight: dict[int, Request] = {}
         self._wakes = 0
         self._wake_times: dict[float, bool] = {}
-        self._last_second = perf_counter()
+        self._fed = False  # the last arrival has come
 
     # --- arrivals
 
     def _feed(self) -> None:
         """Set the timer of the next arrival; there is only ever one."""
         row = next(self._rows, None)
-        if row is not None:
+        if row is None:
+            self._fed = True
+        else:
             self.clock.at(row[0], self._on_arrival, row, 0)
 
     def _on_arrival(self, row: Any, _: int) -> None:
@@ -178,19 +186,25 @@ class Engine:
         self.world.changes.woken = True
 
     def _turn(self) -> None:
-        """After all events of an instant: one decision, then plans; again only if a plan itself ended something."""
+        """After all events of an instant: one decision, then plans; again if these changed something at once."""
         world = self.world
-        while world.changes.any():
-            changes, world.changes = world.changes, Changes()
-            self._watch_idle_wakes(changes)
-            for request in changes.finished:
-                del self._in_flight[request.index]
-                self.estimates.finished(request)
-            self._decide(self.policy.decide, changes)
+        for decisions in range(_MOST_DECISIONS + 1):
+            if world.changes.any():
+                changes, world.changes = world.changes, Changes()
+                self._watch_idle_wakes(changes)
+                for request in changes.finished:
+                    del self._in_flight[request.index]
+                    self.estimates.ended(request)
+                self._decide(self.policy.decide, changes)
             self.serving.plan()
-        self.serving.plan()
+            if not world.changes.any():
+                break
+            if decisions == _MOST_DECISIONS:
+                raise PolicyError(self._blame(f"it decided {_MOST_DECISIONS} times within one instant without an end"))
         if self.check:
             self._check_laws()
+        if self._fed and not self._in_flight:
+            self.clock.stop()
         if self.on_progress is not None and self.clock.events % 4096 == 0:
             self.on_progress(sum(world.recorder.ended), self.clock.now_s)
 
@@ -231,7 +245,7 @@ class Engine:
             arrived, ended = self.world.recorder.arrived, sum(self.world.recorder.ended)
             assert arrived == ended + len(self._in_flight), (arrived, ended, len(self._in_flight))
             for instance in self.world.cluster.instances.values():
-                if instance.leap is None and instance.status == 3 and not instance.saving:
+                if instance.leap is None and instance.status == READY and not instance.saving:
                     assert not instance.decoding, f"{instance.number} decodes nothing (law 7)"
         except AssertionError as error:
             raise AssertionError(
@@ -246,8 +260,9 @@ class Engine:
         self._decide(self.policy.start, Changes())
         self.serving.plan()
         self._feed()
-        self.clock.run(until=self.scenario.horizon_s)
-        self.clock.now_s = float(self.clock.now)
+        if self.scenario.horizon_s is not None:
+            self.clock.at(self.scenario.horizon_s, lambda _subject, _version: self.clock.stop(), None, 0)
+        self.clock.run()
         now_s = self.clock.now_s
         for instance in list(self.world.cluster.instances.values()):
             self.serving.close(instance)

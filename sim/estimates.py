@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.rng import stream
 from sim.spec import PredictorOptions
-from sim.state import Request
+from sim.state import COMPLETED, Request
 
 # What is left of a sequence that already outgrew its estimate, as a share of that estimate: it may end at any time.
 OVERTIME_SHARE = 0.25
@@ -32,11 +32,12 @@ class Estimates:
             error = float(np.exp(self._errors.normal(0.0, self._options.sigma)))
             self._guesses[request.index] = max(1.0, request.output_tokens * error)
 
-    def finished(self, request: Request) -> None:
-        """Learn from a completed request."""
-        self._sums[request.model.index] += request.output_tokens
-        self._counts[request.model.index] += 1
+    def ended(self, request: Request) -> None:
+        """Learn from a completed request; the length of one that did not complete was never seen."""
         self._guesses.pop(request.index, None)
+        if request.outcome == COMPLETED:
+            self._sums[request.model.index] += request.output_tokens
+            self._counts[request.model.index] += 1
 
     def model_tokens(self, model: int) -> float:
         """Mean output tokens of a model's finished requests; the prior before the first."""

@@ -74,9 +74,9 @@ class Gate:
     def _load(self, action: Load) -> None:
         model: Model = self._unwrap(action, action.model, ModelView, "the model")
         gpu: Gpu = self._unwrap(action, action.gpu, GpuView, "the GPU")
-        kv_tokens = action.kv_tokens or action.model.default_kv_tokens
+        kv_tokens = action.model.default_kv_tokens if action.kv_tokens is None else action.kv_tokens
         self._check_layers(action, model, gpu, action.layers)
-        if kv_tokens < model.max_context:
+        if not isinstance(kv_tokens, int) or kv_tokens < model.max_context:
             raise self._refuse(
                 action, f"a KV pool of {kv_tokens} tokens cannot hold one request of max_context {model.max_context}"
             )
@@ -158,6 +158,7 @@ class Gate:
         self.serving.kv.drop(request)
         request.reason = action.reason
         self.world.recorder.end(request, REJECTED, self.world.clock.now_s)
+        self.world.changes.finished.append(request)
 
     # --- instances
 

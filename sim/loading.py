@@ -61,7 +61,7 @@ class Loading:
         self.serving = serving
         self._number = 0
         self._loads: dict[int, Load] = {}
-        self._arriving: dict[tuple[int, tuple[str, str]], int] = {}  # weights on their way from disk, by node
+        self._arriving: dict[tuple[int, tuple[str, str]], bool] = {}  # have a place there, not yet read
         self.resizing = Resizing(world, transfers, self)
         serving.takes_over = self._take_over
 
@@ -105,7 +105,7 @@ class Loading:
         weights, node = instance.model.weights, instance.gpu.node
         key = (weights.model, weights.quantization)
         if key not in node.memory.cached:
-            self._arriving[node.index, key] = 0
+            self._arriving[node.index, key] = True
         assert node.memory.cache(key, weights.total_bytes), "the gate checks host memory"
         node.memory.pin(key)
         instance.pins_weights = True
@@ -148,7 +148,7 @@ class Loading:
         sizes: list[tuple[float, tuple[Link, ...]]] = [(load.size, links)]
         if load.from_disk:
             if node.memory.cache(key, weights.total_bytes):
-                self._arriving[node.index, key] = self._arriving.get((node.index, key), 0) + 1
+                self._arriving[node.index, key] = True
             # The disk is read while the link sends; the layers that stay in host memory are read too.
             sizes = [(load.size, (*links, *self.transfers.disk(node)))]
             if weights.host_bytes(instance.layers):
@@ -166,7 +166,8 @@ class Loading:
     def _on_loaded(self, instance: Instance, load: Load) -> None:
         now_s, gpu = self._now_s, instance.gpu
         weights = instance.model.weights
-        self._arrived(instance, load)
+        if load.from_disk:
+            self._arriving.pop(self._arriving_key(instance), None)
         del self._loads[instance.number]
         gpu.account(now_s)
         gpu.loads -= 1
@@ -191,14 +192,9 @@ class Loading:
         self.world.changes.loaded.append(instance)
         self.world.touch(instance)
 
-    def _arrived(self, instance: Instance, load: Load) -> None:
-        """The weights (or the load of them) are no longer on their way from disk."""
+    def _arriving_key(self, instance: Instance) -> tuple[int, tuple[str, str]]:
         weights = instance.model.weights
-        key = (instance.gpu.node.index, (weights.model, weights.quantization))
-        if load.from_disk and key in self._arriving:
-            self._arriving[key] -= 1
-            if self._arriving[key] <= 0:
-                del self._arriving[key]
+        return instance.gpu.node.index, (weights.model, weights.quantization)
 
     def restart(self, instance: Instance) -> None:
         """Load an instance anew, with the layers that it now has."""
@@ -246,7 +242,6 @@ class Loading:
             for transfer in load.transfers or []:
                 if transfer.remaining > 0:
                     self.transfers.cancel(transfer)
-            self._arrived(instance, load)
             gpu.account(self._now_s)
             gpu.loads -= 1
             gpu.take(-instance.gpu_bytes, self._now_s)

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sim import costs
 from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.costs import ArrivalRates
 from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.knapsack import choose_options
@@ -26,6 +28,7 @@ from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView
 
 __all__ = [
     "Action",
+    "ArrivalRates",
     "Field",
     "GpuView",
     "InstanceView",
@@ -43,6 +46,7 @@ __all__ = [
     "View",
     "Wake",
     "choose_options",
+    "costs",
     "load_policy",
     "policy_names",
 ]

@@ -26,6 +26,8 @@ class Resize:
     extra_host_bytes: int
     started_s: float
     moved: bool = False
+    bytes: float = 0.0
+    seconds: float = 0.0
 
 
 class Resizing:
@@ -113,8 +115,15 @@ class Resizing:
         size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
         switch = instance.profile.switch
 
+        resize.bytes = float(size)
+        gpu.account(self._now_s)
+        gpu.transfers += 1
+
         def done() -> None:
+            gpu.account(self._now_s)
+            gpu.transfers -= 1
             resize.moved = True
+            resize.seconds = self._now_s - resize.started_s
             self.world.touch(instance)
 
         if size == 0:
@@ -150,6 +159,8 @@ class Resizing:
             "resize",
             *names,
             layers=instance.layers,
-            reload_s=self._now_s - resize.started_s if grew else 0.0,
+            bytes=resize.bytes,
+            reload_s=resize.seconds if grew else 0.0,
+            kv_save_s=0.0 if grew else resize.seconds,
         )
         self.world.changes.loaded.append(instance)

@@ -1,8 +1,8 @@
 """Run folders: what is kept of a run on disk, whole or not at all.
 
-A folder has summary.json, requests.parquet (a row a request), gpus.parquet, switches.parquet (a row a load, stop, resize
-or KV copy) and scenario.yaml (with every default filled in). All is written to a hidden `.partial` folder first, synced,
-and then moved; summary.json comes last and marks a whole run.
+A folder has summary.json, requests.parquet (a row a request), gpus.parquet, switches.parquet (a row a load, stop,
+resize or KV copy) and scenario.yaml (with every default filled in). All is written to a hidden `.partial` folder,
+synced, and then moved; summary.json comes last and marks a whole run.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ def finished_run(folder: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(summary, dict) and "run_id" in summary and all((folder / name).is_file() for name in FILES)
     return summary if whole else None
+
+
+def what_is_kept(folder: Path | None) -> str:
+    """After an interruption: what there is in `folder`, in words."""
+    if folder is not None and finished_run(folder) is not None:
+        return f"{folder} holds a finished run"
+    return "nothing was kept"
 
 
 def check_target(folder: Path, identify: Callable[[], str]) -> None:
@@ -194,9 +201,7 @@ def _request_columns(outcome: Outcome) -> dict[str, Any]:
     for name in ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained"):
         columns[name] = getattr(table, name)
     columns["cold"] = columns["cold"].astype(bool)
-    return {
-        name: (values[order], names[name]) if name in names else values[order] for name, values in columns.items()
-    }
+    return {name: (values[order], names[name]) if name in names else values[order] for name, values in columns.items()}
 
 
 def _gpu_columns(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,17 @@ from typing import Any
 
 from sim.build import build_cluster
 from sim.engine import simulate
-from sim.errors import ConfigError
+from sim.errors import ConfigError, TraceError
+from sim.importers import import_trace
+from sim.library import Library
 from sim.locate import data_folder
 from sim.policy import load_policy
-from sim.profiles import Library
 from sim.results import check_target, write_run
-from sim.spec import PolicySpec, Scenario, load_scenario, read_yaml, run_id
+from sim.spec import PolicySpec, Scenario, load_scenario, run_id
 from sim.summary import summarize
-from sim.trace import Trace
+from sim.trace import Trace, write_trace
 from sim.workload import build_trace
+from sim.yamlfile import read_yaml
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,28 @@ def run(options: RunOptions, on_progress: Callable[[int, int, float], None] | No
     trace = build_trace(scenario)
     if options.out is not None:
         check_target(options.out, lambda: identify(scenario, trace))
-    report = on_progress and (lambda ended, now_s: on_progress(ended, len(trace), now_s))
+
+    def report(ended: int, now_s: float) -> None:
+        if on_progress is not None:
+            on_progress(ended, len(trace), now_s)
+
     outcome = simulate(scenario, check=options.check, trace=trace, on_progress=report)
     summary = summarize(outcome, peak_rss_bytes())
     if options.out is not None:
         write_run(options.out, outcome, summary)
     return summary
+
+
+def convert_trace(source: Path, target: Path, format_name: str | None, strict: bool) -> int:
+    """Write a trace of any known format in the native one, and return its number of requests.
+
+    Raises TraceError: a source that cannot be read, a target that exists or cannot be written.
+    """
+    if target.exists():
+        raise TraceError(f"--out {target}: exists already; choose another name or remove it")
+    trace = import_trace(source, format_name, strict)
+    write_trace(trace, target)
+    return len(trace)
 
 
 def peak_rss_bytes() -> int | None:

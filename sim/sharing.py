@@ -36,12 +36,14 @@ class Sharing:
         if instance.number not in gpu.active:
             gpu.account(self.world.clock.now_s)
             gpu.active[instance.number] = instance
-            self._shake(instance)
+            self._shake(instance, host_share)
         elif gpu_share != instance.gpu_share or host_share != instance.host_share:
-            self._shake(instance)
+            self._shake(instance, host_share)
         instance.gpu_share, instance.host_share = gpu_share, host_share
         if host_share > 0:
             gpu.node.active[instance.number] = instance
+        else:
+            gpu.node.active.pop(instance.number, None)
         self.world.begun[instance.number] = instance
 
     def deactivate(self, instance: Instance) -> None:
@@ -50,15 +52,16 @@ class Sharing:
         if instance.number in gpu.active:
             gpu.account(self.world.clock.now_s)
             del gpu.active[instance.number]
-            self._shake(instance)
+            self._shake(instance, 0.0)
             gpu.node.active.pop(instance.number, None)
             instance.gpu_share = instance.host_share = 0.0
             instance.demand_of = None
 
-    def _shake(self, instance: Instance) -> None:
+    def _shake(self, instance: Instance, host_share: float) -> None:
+        """Its demand is about to change, on the host to `host_share`."""
         gpu = instance.gpu
         self.world.shaken_gpus[gpu.index] = gpu
-        if instance.layers < instance.model.weights.layers:
+        if host_share != instance.host_share:
             self.world.shaken_nodes[gpu.node.index] = gpu.node
 
     def changed(self) -> bool:

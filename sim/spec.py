@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -54,8 +55,8 @@ class NodeSpec(_Frozen):
     gpus: tuple[GpuGroup, ...]
     name: Name | None = None
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
-    memory_gib: Positive | None = None
-    weight_cache_gib: NonNegative | None = None
+    memory_gib: Annotated[Positive, Field(le=1e9)] | None = None
+    weight_cache_gib: Annotated[NonNegative, Field(le=1e9)] | None = None
     cache_at_start: Literal["all", "none"] = "all"
 
     @model_validator(mode="after")
@@ -67,12 +68,15 @@ class NodeSpec(_Frozen):
 
 class ClusterSpec(_Frozen):
     nodes: tuple[NodeSpec, ...]
-    gpu_reserve_gib: NonNegative = 0.5  # per GPU, for the driver and the engine's own buffers
+    gpu_reserve_gib: Annotated[NonNegative, Field(le=1e9)] = 0.5  # per GPU, for the driver and the engine's own buffers
 
     @model_validator(mode="after")
     def _has_node(self) -> ClusterSpec:
         if not self.nodes:
             raise ValueError("a cluster needs at least one node with a GPU")
+        gpus = sum(node.count * sum(group.count for group in node.gpus) for node in self.nodes)
+        if gpus > 100_000:
+            raise ValueError(f"{gpus:,} GPUs are too many; at most 100,000")
         return self
 
 
@@ -322,7 +326,7 @@ def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     A value is read as YAML. Mappings gain keys (validation then refuses unknown ones); lists only change items that
     exist. Raises ConfigError when a path leads nowhere.
     """
-    result: dict[str, Any] = json.loads(json.dumps(data))
+    result = deepcopy(data)
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator or not path:

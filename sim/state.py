@@ -8,6 +8,7 @@ Serving and loading change this state, views show it to policies, metrics read i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -115,6 +116,7 @@ class Model:
 
     __slots__ = (
         "fits_nowhere",
+        "in_order",
         "index",
         "instances",
         "max_context",
@@ -134,9 +136,17 @@ class Model:
         self.max_context = max_context
         self.fits_nowhere = ""  # with numbers, when no GPU and host can hold it
         self.profiles: dict[tuple[str, str], Profile] = {}
-        self.waiting: dict[int, Request] = {}  # not routed, in order of arrival (re-queued ones at the end)
+        self.waiting: dict[int, Request] = {}  # not routed; read them through `queue`
+        self.in_order = True
         self.instances: dict[int, Instance] = {}
         self.view: object = None
+
+    def queue(self) -> dict[int, Request]:
+        """Who waits to be routed, in order of arrival."""
+        if not self.in_order:
+            self.waiting = {index: self.waiting[index] for index in sorted(self.waiting)}
+            self.in_order = True
+        return self.waiting
 
     def kv_layer_bytes(self, tokens: int) -> int:
         """KV bytes of `tokens` tokens in one layer."""
@@ -235,8 +245,22 @@ class Instance:
     def free_blocks(self) -> int:
         return self.kv_blocks - self.blocks_used
 
+    def ahead(self, now_s: float) -> int:
+        """Iterations that the running leap has finished since it was last settled, without settling it."""
+        if self.leap is None or self.begun or not self.leap.batch:
+            return 0
+        return copy(self.leap).advance(now_s - self.settled_s, self.gpu_stretch, self.host_stretch).completed
+
+    def blocks_after(self, iterations: int) -> int:
+        """KV blocks in use when every decoding sequence has got so many more tokens."""
+        cycles, rest = divmod(iterations, self.block_tokens)
+        blocks = self.blocks_used + cycles * len(self.decoding)
+        for step in range(1, rest + 1):
+            blocks += self.phases[-(self.iterations + step) % self.block_tokens]
+        return blocks
+
     def tokens_of(self, request: Request) -> int:
-        """Tokens produced so far, those of finished iterations of the running leap included."""
+        """Tokens produced so far, as of when the running leap was last settled."""
         if request.index in self.decoding:
             return request.produced + self.iterations - request.entry_iteration
         return request.produced
@@ -286,10 +310,7 @@ class Instance:
 
     def advance(self, iterations: int) -> None:
         """Every decoding sequence got `iterations` more tokens."""
-        cycles, rest = divmod(iterations, self.block_tokens)
-        self.blocks_used += cycles * len(self.decoding)
-        for step in range(1, rest + 1):
-            self.blocks_used += self.phases[-(self.iterations + step) % self.block_tokens]
+        self.blocks_used = self.blocks_after(iterations)
         self.iterations += iterations
         self.context_sum += iterations * len(self.decoding)
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cluster import Gpu
 from sim.metrics import SWITCH_COLUMNS, TokenLatencies
 from sim.spec import Scenario, ServiceClass, TraceWorkload
-from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, UNFINISHED, Gpu
+from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, UNFINISHED
 from sim.trace import check_trace
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ def _by_code(table: RequestTable, codes: NDArray[np.int64], number: int) -> list
     """The requests of each code 0 to number - 1."""
     order = np.argsort(codes, kind="stable")
     ends = np.searchsorted(codes[order], np.arange(number + 1)).tolist()
-    return [table.part(order[low:high]) for low, high in zip(ends[:-1], ends[1:], strict=True)]
+    return [table.part(order[low:high]) for low, high in pairwise(ends)]
 
 
 def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
     assert int(table.produced_tokens.sum()) == recorder.output_tokens, "tokens are not conserved"
     starved = int((table.wait_s > outcome.scenario.starvation_s).sum())
     completed = recorder.ended[COMPLETED]
-    summary = {
+    summary: dict[str, Any] = {
         "run_id": outcome.run_id,
         "scenario": outcome.scenario.name,
         "policy": outcome.policy_name,
@@ -242,7 +244,7 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
 
 
 def _service_rate(table: RequestTable) -> float:
-    """Output tokens per second that a model's typical request sees: 1 / mean normalised latency; 0 if none completed."""
+    """Output tokens per second that a model's requests see: 1 / mean normalised latency; 0 if none completed."""
     mean_s = spread(_normalised(table))["mean"]
     return 1.0 / mean_s if mean_s else 0.0
 

@@ -89,8 +89,10 @@ class RequestView(_View):
 
     @property
     def produced_tokens(self) -> int:
-        request = self._of
-        return request.produced if request.instance is None else request.instance.tokens_of(request)
+        request, instance = self._of, self._of.instance
+        if instance is None or request.index not in instance.decoding:
+            return request.produced
+        return instance.tokens_of(request) + instance.ahead(self._views.clock.now_s)
 
     @property
     def context_tokens(self) -> int:
@@ -143,6 +145,11 @@ class ModelView(_View):
         return self._of.weights.layer_bytes
 
     @property
+    def kv_layer_bytes(self) -> int:
+        """KV bytes of one token in one layer."""
+        return self._of.weights.kv_bytes_per_token_layer
+
+    @property
     def max_context(self) -> int:
         return self._of.max_context
 
@@ -169,7 +176,7 @@ class ModelView(_View):
     @property
     def waiting(self) -> Iterator[RequestView]:
         """Requests that are not routed, in order of arrival."""
-        return (self._views.request(request) for request in self._of.waiting.values())
+        return (self._views.request(request) for request in self._of.queue().values())
 
     @property
     def waiting_count(self) -> int:
@@ -269,6 +276,11 @@ class InstanceView(_View):
         return len(self._of.waiting)
 
     @property
+    def demand(self) -> tuple[float, float]:
+        """The shares of its GPU and of its node's CPU that its present iterations ask for, each 0..1."""
+        return self._of.gpu_share, self._of.host_share
+
+    @property
     def load(self) -> int:
         """Requests that run or wait here."""
         return self._of.sequences + len(self._of.waiting)
@@ -285,7 +297,9 @@ class InstanceView(_View):
 
     @property
     def free_kv_tokens(self) -> int:
-        return self._of.free_blocks * self._of.block_tokens
+        instance = self._of
+        used_blocks = instance.blocks_after(instance.ahead(self._views.clock.now_s))
+        return (instance.kv_blocks - used_blocks) * instance.block_tokens
 
     @property
     def ready_s(self) -> float:
@@ -372,6 +386,11 @@ class NodeView(_View):
         return [self._views.gpu(gpu) for gpu in self._of.gpus]
 
     @property
+    def running(self) -> list[InstanceView]:
+        """The instances that compute now, on all its GPUs."""
+        return [self._views.instance(instance) for gpu in self._of.gpus for instance in gpu.active.values()]
+
+    @property
     def host_available_bytes(self) -> int:
         """Host memory that is free or holds weights that may be evicted."""
         return self._of.memory.available
@@ -391,6 +410,7 @@ class Views:
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
         self.options = world.options
+        self.clock = world.clock
         self.estimates = estimates
 
     def request(self, of: Request) -> RequestView:

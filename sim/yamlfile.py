@@ -39,11 +39,11 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply to be a scenario") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number too long
         raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -54,5 +54,5 @@ def parse_value(text: str, where: str) -> Any:
     """A single value written as YAML, as after --set. Raises ConfigError."""
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"{where}: the value is not valid YAML; quote it") from None

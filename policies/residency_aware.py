@@ -1,0 +1,253 @@
+"""Residency-aware scheduling: every way to serve a waiting model is priced on one scale, seconds of delay.
+
+Source: the project's own proposal (policies.md section 5, first version). Models with waiting requests come in the
+order of their set-up index (requests finished per second and byte, the load included; 5.3). Each is priced: join an
+instance; load with the layers that free memory holds; load after evicting idle instances (their reload, as likely as
+they are wanted again), shrinking them where the engine is elastic; preempt those that run (5.5), or wait for them.
+Prices come from measured curves, so a partly resident model pays for its own slowness and a busy GPU for its
+neighbours'. Memory that is left goes to models by a multiple-choice knapsack (5.4). A wait beyond max_wait_s counts
+tenfold. Left out: link ordering, redirection of running work between nodes, the threshold for unknown lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, inf
+
+from sim.policy import (
+    Action,
+    ArrivalRates,
+    Field,
+    GpuView,
+    InstanceView,
+    Load,
+    ModelView,
+    Policy,
+    PolicyParameters,
+    Resize,
+    Route,
+    Stop,
+    View,
+    choose_options,
+    costs,
+)
+
+URGENT = 10.0
+COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
+
+
+@dataclass(frozen=True)
+class Option:
+    """A load that could be made, and its price in seconds of delay. `wait`: only once the victims are through."""
+
+    price: float
+    gpu: GpuView
+    layers: int
+    victims: tuple[InstanceView, ...]
+    wait: bool
+
+
+class ResidencyAware(Policy):
+    """Cheapest of join, load, evict, shrink, preempt and wait, priced in seconds of delay."""
+
+    class Parameters(PolicyParameters):
+        horizon_s: float = Field(60.0, gt=0, description="how far ahead expected arrivals count")
+        rate_memory_s: float = Field(300.0, gt=0, description="memory of the arrival-rate estimate")
+        max_wait_s: float = Field(60.0, gt=0, description="starvation guard: a longer wait counts tenfold")
+        margin: float = Field(1.2, ge=1, description="a second copy must be cheaper than joining by this factor")
+        tolerance: float = Field(1.3, ge=1, description="join without further thought if slowed by at most this factor")
+        hysteresis: float = Field(1.0, ge=0, description="multiplies what evicting an idle model costs")
+        partial: bool = Field(True, description="load a part of a model where the whole does not fit")
+        preempt: bool = Field(True, description="may running models be preempted (or shrunk)?")
+        replicate: bool = Field(True, description="may a model be loaded a second time?")
+        preload: bool = Field(True, description="load models before they are asked for, while memory is free")
+
+    def __init__(self, parameters: Parameters | None = None) -> None:
+        super().__init__(parameters)
+        self.rates = ArrivalRates(self.parameters.rate_memory_s)
+        self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
+
+    def start(self, view: View) -> Iterator[Action]:
+        """Spread the models, largest first, whole where they fit; the rest share what is left."""
+        if self.parameters.preload:
+            for model in sorted(view.models, key=lambda model: -model.total_bytes):
+                fitting = [gpu for gpu in view.gpus if gpu.takes(model, model.layers)]
+                if fitting:
+                    yield Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
+            for gpu in view.gpus:
+                yield from self._fill(view, gpu)
+
+    def decide(self, view: View) -> Iterator[Action]:
+        for request in view.arrived:
+            self.rates.saw(request.model, view.now_s)
+        models = view.waiting_models
+        if len(models) > 1:
+            models.sort(key=lambda model: -self._index(view, model))
+        for model in models:
+            yield from self._serve(view, model)
+        if self.parameters.preload and view.freed and not view.waiting_models:
+            for gpu in view.freed:
+                yield from self._fill(view, gpu)
+
+    # --- one model's waiting requests
+
+    def _index(self, view: View, model: ModelView) -> float:
+        """Requests finished per second and byte if it got a GPU now, set-up included; the long waiting first."""
+        gpu = max(view.gpus, key=lambda gpu: (model.layers_within(gpu.capacity_bytes), -gpu.index))
+        layers = model.layers_within(gpu.capacity_bytes)
+        setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
+        batch = min(model.waiting_count, view.max_sequences)
+        work_s = costs.service_s(model, gpu, layers, batch, self._prompt(model), (0.0, 0.0))
+        return self._urgency(view, model) * batch * model.weight / ((setup_s + work_s) * model.gpu_bytes(layers))
+
+    def _urgency(self, view: View, model: ModelView) -> float:
+        return URGENT if view.now_s - next(model.waiting).arrival_s > self.parameters.max_wait_s else 1.0
+
+    def _prompt(self, model: ModelView) -> float:
+        return float(next(model.waiting).prompt_tokens)
+
+    def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
+        accepting = [instance for instance in model.instances if instance.accepts]
+        target: InstanceView | Load | None = None
+        join_price = inf
+        for instance in accepting:
+            price, slowed = self._join_price(view, model, instance)
+            if price < join_price:
+                join_price, target, least_slowed = price, instance, slowed
+        if target is None or (least_slowed > self.parameters.tolerance and self._may_copy(view, model)):
+            options = [option for gpu in view.gpus for option in self._options(view, model, gpu)]
+            best = min(options, key=lambda option: option.price, default=None)
+            if best is not None and best.price * self.parameters.margin < join_price and not best.wait:
+                for victim in best.victims:
+                    yield from self._evict(view, victim, model.gpu_bytes(best.layers) - best.gpu.available_bytes)
+                target = Load(model, best.gpu, best.layers)
+                yield target
+            else:
+                self._thought_s[model] = view.now_s
+        if target is not None:
+            for request in list(model.waiting):
+                yield Route(request, target)
+
+    def _may_copy(self, view: View, model: ModelView) -> bool:
+        """A second copy is thought about while none is on its way, and again after about the time a load takes."""
+        if not self.parameters.replicate or any(instance.loading for instance in model.instances):
+            return False
+        return view.now_s - self._thought_s.get(model, -inf) > costs.reload_s(model.instances[0])
+
+    def _future(self, view: View, model: ModelView) -> float:
+        """Requests expected within the horizon."""
+        return self.rates.per_s(model, view.now_s) * self.parameters.horizon_s
+
+    def _join_price(self, view: View, model: ModelView, instance: InstanceView) -> tuple[float, float]:
+        """Delay of those who wait and of those to come, and by what factor crowding and offload slow them."""
+        queue = model.waiting_count
+        gpu = instance.gpu
+        batch = min(instance.load + queue, view.max_sequences)
+        prompt = self._prompt(model)
+        served_s = costs.service_s(model, gpu, instance.layers, batch, prompt, costs.crowd(gpu, instance))
+        wait_s = costs.reload_s(instance) if instance.loading else 0.0
+        wait_s += served_s * max(0, instance.load + queue - view.max_sequences) / view.max_sequences
+        lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s, ())
+        price = self._urgency(view, model) * queue * (wait_s + served_s) + self._future(view, model) * served_s
+        ideal_s = costs.service_s(model, gpu, model.layers, batch, prompt, (0.0, 0.0))
+        return price + lost_s, (wait_s + served_s) / ideal_s
+
+    def _neighbours_lose(self, gpu: GpuView, busy_s: float, gone: tuple[InstanceView, ...]) -> float:
+        """Whoever runs on the GPU is held up while both run."""
+        staying = [i for i in gpu.instances if i.running_count and i not in gone]
+        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in staying)
+
+    def _options(self, view: View, model: ModelView, gpu: GpuView) -> Iterator[Option]:
+        """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for."""
+        most = model.layers_within(gpu.capacity_bytes)
+        own = tuple(instance for instance in gpu.instances if instance.model is model)
+        if any(i.layers >= most or not self._evictable(view, i) for i in own):
+            return
+        others = [i for i in gpu.instances if i not in own and self._evictable(view, i)]
+        others.sort(key=lambda i: (self._evict_price(view, i) / max(1, i.gpu_bytes), i.number))
+        for number in range(len(others) + 1):
+            victims = own + tuple(others[:number])
+            freed = sum(instance.gpu_bytes for instance in victims)
+            layers = model.layers_within(gpu.available_bytes + freed)
+            if any(layers <= instance.layers for instance in own):
+                continue
+            if (self.parameters.partial or layers == most) and gpu.takes(model, layers, freed_bytes=freed):
+                busy = any(not instance.idle for instance in victims)
+                for wait in (False, True) if busy and self.parameters.preempt else (busy,):
+                    yield Option(self._load_price(view, model, gpu, layers, victims, wait), gpu, layers, victims, wait)
+            if layers == model.layers:
+                return
+
+    def _evictable(self, view: View, instance: InstanceView) -> bool:
+        """Nothing that was loaded a moment ago is taken from the GPU again while it runs."""
+        held_s = view.now_s - instance.ready_s
+        return instance.idle or (instance.ready and not instance.resizing and held_s > costs.reload_s(instance))
+
+    def _load_price(
+        self,
+        view: View,
+        model: ModelView,
+        gpu: GpuView,
+        layers: int,
+        victims: tuple[InstanceView, ...],
+        wait: bool,
+    ) -> float:
+        queue = model.waiting_count
+        batch = min(queue, view.max_sequences)
+        served_s = costs.service_s(model, gpu, layers, batch, self._prompt(model), costs.crowd(gpu))
+        setup_s = model.load_s(gpu, layers)
+        running = [instance for instance in victims if not instance.idle]
+        if wait:
+            setup_s += max(costs.drain_s(instance) for instance in running)
+        else:
+            setup_s += max((costs.save_s(instance) for instance in running), default=0.0)
+        lost_s = sum(self._evict_price(view, i, idle=wait) for i in victims if i.model is not model)
+        if not wait:
+            lost_s += sum(instance.load * (setup_s + queue * served_s / batch) for instance in running)
+        lost_s += self._neighbours_lose(gpu, served_s, victims)
+        urgency = self._urgency(view, model)
+        return urgency * queue * (setup_s + served_s) + self._future(view, model) * served_s + lost_s
+
+    def _evict_price(self, view: View, instance: InstanceView, idle: bool = False) -> float:
+        """Reload, as likely as it is: certain for those who run, else if a request comes within the horizon."""
+        reload_s = costs.reload_s(instance)
+        if not idle and not instance.idle:
+            return instance.load * (costs.save_s(instance) * 2 + reload_s)
+        future = self._future(view, instance.model)
+        copies = sum(1 for other in instance.model.instances if other.accepts)
+        wanted = (1.0 - exp(-future)) * (1.0 if copies == 1 else COPY_DISCOUNT)
+        return self.parameters.hysteresis * wanted * reload_s * (1.0 + future * reload_s / self.parameters.horizon_s)
+
+    def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
+        if view.resize == "elastic" and victim.gpu_bytes > needed > 0:
+            keep = victim.model.layers_within(victim.gpu_bytes - needed, victim.kv_tokens)
+            if 0 < keep < victim.layers:
+                yield Resize(victim, keep)
+                return
+        yield Stop(victim, "preempt")
+
+    # --- memory that is left
+
+    def _fill(self, view: View, gpu: GpuView) -> Iterator[Action]:
+        """Give free memory to models that are loaded nowhere: knapsack over (bytes, delay saved)."""
+        absent = [model for model in view.models if not model.instances]
+        groups = []
+        for model in absent:
+            wanted = max(self._future(view, model), 0.1)
+            cold_s = model.load_s(gpu, model.layers_within(gpu.capacity_bytes))
+            none_s = model.profile(gpu).step_s(0)
+            most = model.layers_within(gpu.available_bytes)
+            full_s = model.profile(gpu).step_s(model.layers_within(gpu.capacity_bytes))
+            steps = {k: model.profile(gpu).step_s(k) for k in range(1, most + 1) if gpu.takes(model, k)}
+            # A part that is slow would only draw requests to it, unless the engine can let it grow in place.
+            good = {
+                k: s for k, s in steps.items() if s <= self.parameters.tolerance * full_s or view.resize == "elastic"
+            }
+            saved = [(k, model.expected_output_tokens * (none_s - step_s)) for k, step_s in good.items()]
+            groups.append([(0.0, 0.0), *((float(model.gpu_bytes(k)), wanted * (cold_s + s)) for k, s in saved)])
+        if not groups:
+            return
+        for model, taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
+            if taken and gpu.takes(model, taken):
+                yield Load(model, gpu, taken)

@@ -1,0 +1,88 @@
+"""A discrete-event simulator of many language models that share few GPUs.
+
+Start with these three files: spec.py says what an experiment is, state.py what is true while it runs, and engine.py
+plays it. Then batch.py (one instance's iterations), serving.py and loading.py (what happens to requests and to models),
+policy.py (all that a scheduler sees and may ask; the schedulers are in the package `policies`), profiles.py (where
+times and bytes come from) and summary.py (what is reported). `python -m sim --help` is the command line.
+
+    from pathlib import Path
+    from sim import load_scenario, simulate, summarize
+
+    scenario = load_scenario(Path("traces/scenarios/default.yaml"), ["policy.name=lru-swap"])
+    print(summarize(simulate(scenario))["ttft_s"])
+
+The names below are loaded when they are first used, so that the command line starts quickly. Nothing inside `sim`
+imports from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sim.engine import Outcome, simulate
+    from sim.errors import ConfigError, PolicyError, ProfileError, SimError, TraceError
+    from sim.library import Library
+    from sim.policy import Policy, PolicyParameters, load_policy, policy_names
+    from sim.results import finished_run, write_run
+    from sim.runner import RunOptions, compose
+    from sim.spec import Scenario, load_scenario, parse_scenario
+    from sim.summary import request_table, summarize
+    from sim.trace import Trace, describe, read_trace, write_trace
+    from sim.workload import build_trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "sim.engine": ("Outcome", "simulate"),
+    "sim.errors": ("ConfigError", "PolicyError", "ProfileError", "SimError", "TraceError"),
+    "sim.policy": ("Policy", "PolicyParameters", "load_policy", "policy_names"),
+    "sim.library": ("Library",),
+    "sim.results": ("finished_run", "write_run"),
+    "sim.runner": ("RunOptions", "compose"),
+    "sim.spec": ("Scenario", "load_scenario", "parse_scenario"),
+    "sim.summary": ("request_table", "summarize"),
+    "sim.trace": ("Trace", "describe", "read_trace", "write_trace"),
+    "sim.workload": ("build_trace",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ConfigError",
+    "Library",
+    "Outcome",
+    "Policy",
+    "PolicyError",
+    "PolicyParameters",
+    "ProfileError",
+    "RunOptions",
+    "Scenario",
+    "SimError",
+    "Trace",
+    "TraceError",
+    "build_trace",
+    "compose",
+    "describe",
+    "finished_run",
+    "load_policy",
+    "load_scenario",
+    "parse_scenario",
+    "policy_names",
+    "read_trace",
+    "request_table",
+    "simulate",
+    "summarize",
+    "write_run",
+    "write_trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sim' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,89 @@
+"""Estimates in seconds that policies reason with: what serving, waiting, saving and reloading would take now.
+
+Everything comes from views and profile tables, nothing from the future. Interference follows the contention model's
+proportional rule: who computes on a GPU or CPU beside others is slowed by the sum of their shares. Policies import it
+from sim.policy.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+from sim.views import GpuView, InstanceView, ModelView
+
+# A typical context for questions that are not about one request, in tokens.
+TYPICAL_CONTEXT = 1024.0
+
+
+class ArrivalRates:
+    """Requests per second of each model, with exponentially fading memory."""
+
+    def __init__(self, memory_s: float) -> None:
+        self.memory_s = memory_s
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def saw(self, model: ModelView, now_s: float) -> None:
+        """A request of this model arrived."""
+        count, since_s = self._seen.get(model.name, (0.0, now_s))
+        self._seen[model.name] = (count * exp((since_s - now_s) / self.memory_s) + 1.0, now_s)
+
+    def per_s(self, model: ModelView, now_s: float) -> float:
+        """Arrivals per second; while the run is younger than the memory, over its age (at least a tenth of it)."""
+        count, since_s = self._seen.get(model.name, (0.0, now_s))
+        known_s = self.memory_s * (1.0 - exp(-max(now_s, self.memory_s / 10) / self.memory_s))
+        return count * exp((since_s - now_s) / self.memory_s) / known_s
+
+
+def parts_s(model: ModelView, gpu: GpuView, layers: int, batch: int, context: float) -> tuple[float, float]:
+    """(GPU seconds, host seconds) of one decode iteration with nobody else there."""
+    return model.profile(gpu).decode_curve(layers, batch).at(min(context, model.max_context))
+
+
+def crowd(gpu: GpuView, but: InstanceView | None = None) -> tuple[float, float]:
+    """How much of the GPU and of its node's CPU the running instances (but one) ask for, as shares of one."""
+    gpu_share = host_share = 0.0
+    for instance in gpu.node.running:
+        if instance is not but:
+            gpu_s, host_s = instance.demand
+            host_share += host_s
+            if instance.gpu is gpu:
+                gpu_share += gpu_s
+    return gpu_share, host_share
+
+
+def service_s(
+    model: ModelView, gpu: GpuView, layers: int, batch: int, prompt_tokens: float, others: tuple[float, float]
+) -> float:
+    """Seconds to serve one average request in a batch of `batch`, beside others that ask for so much."""
+    prompt_tokens = min(prompt_tokens, model.max_context)
+    output_tokens = min(model.expected_output_tokens, max(1.0, model.max_context - prompt_tokens))
+    profile = model.profile(gpu)
+    gpu_s, host_s = profile.decode_curve(layers, batch).at(min(prompt_tokens + output_tokens / 2, model.max_context))
+    gpu_stretch = max(1.0, gpu_s / (gpu_s + host_s) + others[0])
+    host_stretch = max(1.0, host_s / (gpu_s + host_s) + others[1])
+    decode_s = output_tokens * (gpu_s * gpu_stretch + host_s * host_stretch)
+    return decode_s + profile.prefill_s(layers, prompt_tokens) * gpu_stretch
+
+
+def drain_s(instance: InstanceView) -> float:
+    """Seconds until those who run and wait at the instance are expected to be through, if nobody else comes.
+
+    Those who run are taken to be half through; who waits comes in after them, a batch at a time.
+    """
+    if not instance.load:
+        return 0.0
+    batch = max(1, instance.running_count)
+    gpu_s, host_s = parts_s(instance.model, instance.gpu, instance.layers, batch, TYPICAL_CONTEXT)
+    rounds = 0.5 + instance.waiting_count / batch
+    return rounds * instance.model.expected_output_tokens * (gpu_s + host_s)
+
+
+def save_s(instance: InstanceView) -> float:
+    """Seconds to save the KV of the instance's sequences to host memory."""
+    used_bytes = (instance.kv_tokens - instance.free_kv_tokens) * instance.model.kv_layer_bytes * instance.layers
+    return used_bytes / instance.model.profile(instance.gpu).switch.kv_save_bytes_per_s
+
+
+def reload_s(instance: InstanceView) -> float:
+    """Seconds to load the instance as it is once more."""
+    return instance.model.load_s(instance.gpu, instance.layers)

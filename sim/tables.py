@@ -1,0 +1,275 @@
+"""Rich tables for people: a run's summary, from plain data to the terminal; and how every table here writes numbers.
+
+Only formatting: the numbers come from summary.py. The command line calls it; catalogue_tables.py has the tables of what
+there is to choose from. Text outside names is plain ASCII, so that it also reads well in a log file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sim.spec import GIB
+
+MOST_ROWS = 16  # GPUs or models in a table; the rest is in the files of --out
+_WIDE = 100  # columns from which on tables show more
+_BAR = 24
+_PLAIN: dict[str, Any] = {
+    "box": None,
+    "pad_edge": False,
+    "padding": (0, 2, 0, 0),
+}
+_LATENCIES = (
+    ("ttft_s", "first token (TTFT)"),
+    ("itl_s", "token gap (ITL)"),
+    ("tpot_s", "per token (TPOT)"),
+    ("e2e_s", "end to end (E2E)"),
+    ("queue_s", "queued or loading"),
+)
+_PHASES = {
+    "queued": "queued",
+    "load_wait": "waiting for a load",
+    "prefill": "prefill (its prompt)",
+    "decode": "decode",
+    "stalled": "stalled by others' prompts",
+    "preempted": "preempted",
+    "kv_transfer": "KV transfer",
+    "recompute": "recompute after preemption",
+}
+
+
+# --- numbers
+
+
+def seconds(value: float | None) -> str:
+    """Three digits with the unit that suits them; "-" where there is no number."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0 s"
+    if value < 0.9995:
+        return f"{_digits(value * 1000)} ms"
+    return f"{_digits(value)} s" if value < 999.5 else f"{value:,.0f} s"
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
+
+
+def share(value: float | None) -> str:
+    """A share of 1 as per cent; a small one is never shown as none, nor a large one as all."""
+    if value is None:
+        return "-"
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{value * 100:.1f}%"
+
+
+def number(value: float | None) -> str:
+    """A whole number with separators, or three digits of another."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or value >= 999.5:
+        return f"{value:,.0f}"
+    return _digits(value)
+
+
+def gib(value: float | None) -> str:
+    """Bytes as a number of GiB."""
+    return "-" if value is None else f"{value / GIB:.1f}"
+
+
+def gigabytes(value: float) -> str:
+    """Moved bytes, in GB of 1e9."""
+    return f"{value / 1e9:,.1f} GB"
+
+
+def grid(title: str, *headers: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and whose others are numbers."""
+    table = Table(title=title, header_style="dim", **_PLAIN)
+    for position, header in enumerate(headers):
+        text = position < left
+        table.add_column(header, justify="left" if text else "right")
+        table.columns[-1].overflow = "fold"
+        table.columns[-1].no_wrap = not text
+    return table
+
+
+def facts(title: str, pairs: Iterable[tuple[str, str]]) -> Table:
+    """Names and what there is to say about them."""
+    table = Table(title=title, show_header=False, **_PLAIN)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, value)
+    return table
+
+
+def show(console: Console, *tables: Table) -> None:
+    """Each table under its title, which may be wider than the table, and a blank line."""
+    for table in tables:
+        console.print(Text(str(table.title), style="bold"))
+        table.title = None
+        console.print(table)
+        console.print()
+
+
+# --- a run
+
+
+def print_run(summary: dict[str, Any], console: Console) -> None:
+    """A run's summary for a person: what happened, how long it took whom, what was switched, and what to beware of."""
+    engine, counts = summary["engine"], summary["requests"]
+    policy = summary["policy"] + (" (ORACLE)" if summary["oracle"] else "")
+    console.print(Text(f"{summary['scenario']}, policy {policy}, seed {summary['seed']}", style="bold"))
+    console.print(
+        f"run {summary['run_id']}: {number(counts['arrived'])} requests over {seconds(engine['sim_s'])} simulated, "
+        f"in {seconds(engine['wall_s'])}",
+        soft_wrap=True,
+    )
+    console.print()
+    show(console, _outcomes(summary), _latencies(summary), _service(summary), _switches(summary), _budget(summary))
+    wide = console.width >= _WIDE
+    show(console, _gpus(summary), _models(summary, wide), *_classes(summary, wide))
+    factors = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in summary["factors"].items())
+    show(console, facts("Assumptions in force", [("-", factors)]))
+    if summary["notices"]:
+        show(console, facts("Notices", [("-", notice) for notice in summary["notices"]]))
+
+
+def _outcomes(summary: dict[str, Any]) -> Table:
+    counts = summary["requests"]
+    names = ("arrived", "completed", "unfinished", "rejected", "timed_out", "failed", "impossible")
+    table = grid("Requests", *(name.replace("_", " ") for name in names), left=0)
+    table.add_row(*(number(counts[name]) for name in names))
+    return table
+
+
+def _latencies(summary: dict[str, Any]) -> Table:
+    left_out = summary["requests"]["arrived"] - summary["requests"]["completed"]
+    beside = f"; {number(left_out)} requests did not complete" if left_out else ""
+    table = grid(f"Latency{beside}", "", "mean", "p50", "p90", "p99", "max", "over")
+    for key, label in _LATENCIES:
+        row = summary[key]
+        unit = "tokens" if key == "itl_s" else "requests"
+        numbers = (seconds(row[name]) for name in ("mean", "p50", "p90", "p99", "max"))
+        table.add_row(label, *numbers, f"{number(row['count'])} {unit}")
+    return table
+
+
+def _service(summary: dict[str, Any]) -> Table:
+    slo, rates, cost, switching = summary["slo"], summary["throughput"], summary["cost"], summary["switching"]
+    limits = [row["limits"] for row in summary["classes"].values()]
+    promised = any(row[name] is not None for row in limits for name in ("ttft_s", "tpot_s", "e2e_s"))
+    attained = f"{share(slo['attainment'])} of all that arrived" + ("" if promised else " (no limits are set)")
+    pairs = [
+        ("SLO attainment", attained),
+        ("goodput", f"{number(slo['goodput_rps'])} requests/s within their SLO"),
+        (
+            "throughput",
+            f"{number(rates['requests_per_s'])} requests/s, {number(rates['output_tokens_per_s'])} output tokens/s",
+        ),
+        ("longest wait", f"{seconds(summary['longest_wait_s'])} for a first token; {switching['starved']:,} starved"),
+        ("fairness", f"{number(summary['fairness_jain'])} (Jain over models; 1 is even)"),
+    ]
+    if cost["usd"] is not None:
+        pairs.append(("cost", f"${cost['usd']:,.2f}, {number(cost['output_tokens_per_usd'])} output tokens/$"))
+    return facts("Service", pairs)
+
+
+def _switches(summary: dict[str, Any]) -> Table:
+    row = summary["switching"]
+    moved = {cause.replace("_", " "): size for cause, size in row["bytes_by_cause"].items() if size}
+    return facts(
+        "Switching",
+        [
+            (
+                "models",
+                f"{row['loads']:,} loads ({number(row['reloads_per_request'])} per request), "
+                f"{row['evictions']:,} evictions, {row['resizes']:,} resizes",
+            ),
+            (
+                "preempted",
+                f"{row['model_preemptions']:,} times a model, {row['sequence_preemptions']:,} times a single sequence",
+            ),
+            (
+                "time spent",
+                f"reload {seconds(row['reload_s'])}, engine start {seconds(row['start_s'])}, "
+                f"free {seconds(row['free_s'])}, KV save {seconds(row['kv_save_s'])}, "
+                f"KV restore {seconds(row['kv_restore_s'])}",
+            ),
+            ("moved", ", ".join(f"{cause} {gigabytes(size)}" for cause, size in moved.items()) or "nothing"),
+            (
+                "tokens",
+                f"{number(row['tokens_below_full_residency'])} of {number(summary['tokens']['output'])} came from "
+                f"partly resident models ({share(row['share_below_full_residency'])})",
+            ),
+        ],
+    )
+
+
+def _budget(summary: dict[str, Any]) -> Table:
+    budget, arrived = summary["time_budget_s"], summary["requests"]["arrived"]
+    total = sum(budget.values())
+    table = grid("Where the requests' time went", "", "share", "per request", "")
+    table.columns[-1].justify = "left"
+    for name, label in _PHASES.items():
+        part = budget[name] / total if total else 0.0
+        table.add_row(
+            label, share(part), seconds(budget[name] / arrived if arrived else None), "#" * round(_BAR * part)
+        )
+    return table
+
+
+def _gpus(summary: dict[str, Any]) -> Table:
+    rows = summary["gpus"]
+    table = grid(shown("GPUs", rows), "", "busy", "loading", "moving KV", "idle", "GiB: mean", "peak", "of")
+    for row in rows[:MOST_ROWS]:
+        parts = ("busy_fraction", "loading_fraction", "transferring_fraction", "idle_fraction")
+        sizes = ("mean_memory_bytes", "peak_memory_bytes", "usable_memory_bytes")
+        table.add_row(row["name"], *(share(row[name]) for name in parts), *(gib(row[name]) for name in sizes))
+    return table
+
+
+def _models(summary: dict[str, Any], wide: bool) -> Table:
+    table = _by_name("Models", summary["models"], wide, "loads", "on GPU")
+    for name, row in list(summary["models"].items())[:MOST_ROWS]:
+        table.add_row(*_row_by_name(name, row, wide), number(row["loads"]), share(row["mean_residency"]))
+    return table
+
+
+def _classes(summary: dict[str, Any], wide: bool) -> list[Table]:
+    if len(summary["classes"]) < 2:
+        return []
+    table = _by_name("Service classes", summary["classes"], wide)
+    for name, row in list(summary["classes"].items())[:MOST_ROWS]:
+        table.add_row(*_row_by_name(name, row, wide))
+    return [table]
+
+
+def shown(what: str, rows: Sequence[Any] | dict[str, Any]) -> str:
+    """A title that says when only the first rows are shown."""
+    more = f" (the first {MOST_ROWS} of {len(rows)}; --json and --out have all)" if len(rows) > MOST_ROWS else ""
+    return what + more
+
+
+def _by_name(what: str, rows: dict[str, Any], wide: bool, *more: str) -> Table:
+    headers = ["arrived", "done", "TTFT\np50", "TTFT\np99", "TPOT\nmean"]
+    if wide:
+        headers += ["E2E\nmean", "E2E\np99"]
+    return grid(shown(what, rows), "", *headers, "SLO", *more)
+
+
+def _row_by_name(name: str, row: dict[str, Any], wide: bool) -> tuple[str, ...]:
+    counts = row["requests"]
+    times = [row["ttft_s"]["p50"], row["ttft_s"]["p99"], row["tpot_s"]["mean"]]
+    if wide:
+        times += [row["e2e_s"]["mean"], row["e2e_s"]["p99"]]
+    numbers = (number(counts["arrived"]), number(counts["completed"]))
+    return (name, *numbers, *map(seconds, times), share(row["slo"]["attainment"]))

@@ -1,0 +1,196 @@
+"""results.py: a run folder is whole or not there, says what the summary says, and is never someone else's."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from cli_cases import scenario_data, write_scenario
+
+from sim import results
+from sim.engine import Outcome, simulate
+from sim.errors import ConfigError
+from sim.results import FILES, check_target, finished_run, write_run
+from sim.runner import RunOptions, compose, identify, run
+from sim.spec import load_scenario, parse_scenario
+from sim.summary import summarize
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    """A short run with unfinished requests."""
+    return simulate(parse_scenario(scenario_data(horizon_s=50), "test"))
+
+
+@pytest.fixture(scope="module")
+def summary(outcome: Outcome) -> dict[str, Any]:
+    return summarize(outcome)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_has_everything(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+    target = tmp_path / "new" / "run"
+    write_run(target, outcome, summary)
+    assert leftovers(target) == sorted(FILES)
+    assert leftovers(target.parent) == ["run"]
+    assert json.loads((target / "summary.json").read_text()) == summary == finished_run(target)
+
+
+def test_tables_agree_with_the_summary(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+    write_run(tmp_path / "run", outcome, summary)
+    requests = pd.read_parquet(tmp_path / "run" / "requests.parquet")
+    assert list(requests["request"]) == list(range(summary["requests"]["arrived"]))
+    assert requests["arrival_s"].is_monotonic_increasing
+    counts = requests["outcome"].value_counts()
+    assert counts["completed"] == summary["requests"]["completed"]
+    assert counts["unfinished"] == summary["requests"]["unfinished"] > 0
+    assert set(requests["model"]) == {"chat", "code"}
+    done = requests[requests["outcome"] == "completed"]
+    assert (done["end_s"] - done["arrival_s"]).mean() == pytest.approx(summary["e2e_s"]["mean"])
+    assert requests["ttft_s"].count() == summary["ttft_s"]["count"]
+    assert requests["tpot_s"].mean() == pytest.approx(summary["tpot_s"]["mean"])
+    assert requests["attained"].sum() == summary["slo"]["attained"]
+    budget = requests[[f"{name}_s" for name in summary["time_budget_s"]]].sum()
+    assert budget.sum() == pytest.approx((requests["end_s"] - requests["arrival_s"]).sum())
+    gpus = pd.read_parquet(tmp_path / "run" / "gpus.parquet")
+    assert list(gpus["name"]) == [gpu["name"] for gpu in summary["gpus"]]
+    assert gpus["computing_s"].iloc[0] == pytest.approx(gpus["busy_fraction"].iloc[0] * 50)
+    switches = pd.read_parquet(tmp_path / "run" / "switches.parquet")
+    assert (switches["kind"] == "load").sum() == summary["switching"]["loads"] > 0
+    assert switches["reload_s"].sum() == pytest.approx(summary["switching"]["reload_s"])
+
+
+def test_the_kept_scenario_is_the_same_run(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+    write_run(tmp_path / "run", outcome, summary)
+    again = simulate(load_scenario(tmp_path / "run" / "scenario.yaml"))
+    assert again.run_id == outcome.run_id
+    without_clocks = {**summarize(again), "engine": None}
+    assert without_clocks == {**summary, "engine": None}
+
+
+def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path)
+    for name in ("one", "two"):
+        run(RunOptions(scenario=path, out=tmp_path / name))
+    for name in FILES[:-1]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("policy", ["lru-swap", "static-split"])
+def test_a_run_is_identified_before_it_happens(tmp_path: Path, policy: str) -> None:
+    scenario = compose(RunOptions(scenario=write_scenario(tmp_path), policy=policy))
+    outcome = simulate(scenario)
+    assert identify(scenario, outcome.trace) == outcome.run_id
+
+
+def test_a_second_run_with_the_same_id_replaces_the_first(tmp_path: Path) -> None:
+    options = RunOptions(scenario=write_scenario(tmp_path), out=tmp_path / "run")
+    run(options)
+    before = (tmp_path / "run" / "summary.json").stat().st_ino
+    run(options)
+    assert (tmp_path / "run" / "summary.json").stat().st_ino != before
+    assert leftovers(tmp_path / "run") == sorted(FILES)
+
+
+def test_another_run_is_refused_before_it_starts(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path)
+    run(RunOptions(scenario=path, out=tmp_path / "run"))
+    kept = (tmp_path / "run" / "summary.json").read_bytes()
+
+    def never(*_: object) -> None:
+        raise AssertionError("the run has started")
+
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(RunOptions(scenario=path, out=tmp_path / "run", seed=2), never)
+    assert (tmp_path / "run" / "summary.json").read_bytes() == kept
+
+
+def test_an_empty_folder_is_used_and_a_foreign_one_is_not(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / ".empty.123.partial").mkdir()  # what a killed run may leave
+    check_target(empty, lambda: "id")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds other files"):
+        check_target(foreign, lambda: "id")
+    assert leftovers(foreign) == ["thesis.txt"]
+
+
+def test_half_a_run_is_foreign(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+    write_run(tmp_path / "run", outcome, summary)
+    (tmp_path / "run" / "gpus.parquet").unlink()
+    assert finished_run(tmp_path / "run") is None
+    with pytest.raises(ConfigError, match="holds other files"):
+        check_target(tmp_path / "run", lambda: summary["run_id"])
+
+
+@pytest.mark.parametrize("present", ["absent", "empty", "same run"])
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, outcome: Outcome, summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch, present: str
+) -> None:
+    target = tmp_path / "run"
+    if present == "same run":
+        write_run(target, outcome, summary)
+    if present == "empty":
+        target.mkdir()
+    before = leftovers(target) if target.exists() else None
+    written: list[str] = []
+
+    def full(path: Path, columns: dict[str, Any]) -> None:
+        written.append(path.name)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(b"half")
+
+    monkeypatch.setattr(results, "_write_parquet", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        write_run(target, outcome, summary)
+    assert len(written) == 2
+    assert (leftovers(target) if target.exists() else None) == before
+    assert finished_run(target) == (summary if present == "same run" else None)
+    assert leftovers(tmp_path) == ([] if present == "absent" else ["run"])
+
+
+def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results, "_write", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        check_target(tmp_path / "run", lambda: "id")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", FILES[1:4])
+def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path: Path, file: str) -> None:
+    path = write_scenario(tmp_path)
+    program = f"""
+import os, sys
+from pathlib import Path
+from sim import results
+from sim.runner import RunOptions, run
+write = results._write_parquet
+def killed(path, columns):
+    write(path, columns)
+    if path.name == {file!r}:
+        os._exit(9)
+results._write_parquet = killed
+run(RunOptions(scenario=Path({str(path)!r}), out=Path({str(tmp_path / "run")!r})))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)
+    assert finished.returncode == 9
+    assert not (tmp_path / "run").exists()
+    run(RunOptions(scenario=path, out=tmp_path / "run"))
+    assert finished_run(tmp_path / "run") is not None

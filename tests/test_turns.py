@@ -1,0 +1,174 @@
+"""The decision turn: who is told what, when, and what a policy may then see. Every case once went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scenarios import (
+    FREE_OF_COST,
+    Script,
+    accepting,
+    columns,
+    nodes,
+    play,
+    scenario,
+    serve_all,
+    step_s,
+    synthetic,
+    trace,
+)
+
+from sim.errors import PolicyError
+from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
+from sim.state import OUTCOMES
+
+
+def serve_on_demand(view: View) -> Iterator[Action]:
+    """Load a model whole on the first GPU when it is asked for, and route to it."""
+    for model in view.waiting_models:
+        target: Any = accepting(model)
+        if target is None and not model.instances:
+            target = Load(model, view.gpus[0], model.layers)
+            yield target
+        if target is not None:
+            yield from (Route(request, target) for request in list(model.waiting))
+
+
+def ended(engine: Any) -> dict[str, int]:
+    return {name: n for name, n in zip(OUTCOMES, engine.world.recorder.ended, strict=True) if n}
+
+
+def test_a_rejected_request_has_left_the_engine() -> None:
+    of = scenario()
+    engine = play(of, Script(lambda view: [Reject(r, "full") for r in view.arrived]), trace(of, [(0, "a", 10, 10)]))
+    assert ended(engine) == {"rejected": 1}
+
+
+@pytest.mark.parametrize("way", ["preempt", "stop"])
+def test_a_request_that_a_boundary_gives_back_is_decided_on_at_that_instant(way: str) -> None:
+    # The boundary comes without an arrival, an end or a load; the policy must hear of it all the same.
+    of = scenario(profiles=synthetic(FREE_OF_COST))
+    requeued_s: list[float] = []
+    asked: list[float] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        requeued_s.extend(view.now_s for _ in view.requeued)
+        if view.now_s == 2.0:
+            asked.append(view.now_s)
+            instance = view.instances[0]
+            yield Stop(instance, "abort") if way == "stop" else Preempt(next(instance.requests), "recompute")
+        yield from serve_on_demand(view)
+        if view.now_s == 0.0:
+            yield Wake(2.0)
+
+    play(of, Script(decide), trace(of, [(0, "a", 10, 500)]))
+    assert asked == [2.0]
+    assert len(requeued_s) == 1
+    assert 2.0 <= requeued_s[0] < 2.0 + 2 * step_s(4, 4, 1, 500)
+
+
+def test_a_view_counts_the_tokens_of_finished_iterations() -> None:
+    # Ready at 0.31 s (two layers and the head, no fixed costs), first token after the prompt of 100, then about 11 ms a token.
+    of = scenario(models={"a": "two"}, profiles=synthetic(FREE_OF_COST))
+    seen: list[tuple[int, int]] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        for instance in view.instances:
+            seen.extend((request.produced_tokens, instance.free_kv_tokens) for request in instance.requests)
+        yield from serve_on_demand(view)
+        if view.now_s < 3.0:
+            yield Wake(view.now_s + 1.0)
+
+    play(of, Script(decide), trace(of, [(0, "a", 100, 500)]))
+    produced = [tokens for tokens, _ in seen if tokens]
+    assert produced == sorted(produced)
+    assert 60 < produced[0] < produced[-1] < 300
+    assert all(free <= 1024 - (100 + tokens) for tokens, free in seen if tokens)
+
+
+def test_a_client_that_left_teaches_the_predictor_nothing() -> None:
+    of = scenario(service_classes=[{"name": "default", "patience_s": 1.0}])
+    seen: list[float] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        seen.append(view.models[0].expected_output_tokens)
+        return iter(())
+
+    engine = play(of, Script(decide), trace(of, [(0, "a", 10, 777), (5, "a", 10, 777)]))
+    assert ended(engine) == {"timed_out": 2}
+    assert seen == [of.predictor.prior_tokens] * len(seen)
+
+
+def test_a_run_ends_with_its_last_request() -> None:
+    # Not with a patience that no longer matters, nor with a wake-up.
+    of = scenario(service_classes=[{"name": "default", "patience_s": 1000.0}])
+
+    def decide(view: View) -> Iterator[Action]:
+        yield from serve_on_demand(view)
+        yield Wake(500.0) if view.now_s < 500 else Wake(view.now_s + 1)
+
+    engine = play(of, Script(decide), trace(of, [(0, "a", 10, 5)]))
+    assert ended(engine) == {"completed": 1}
+    assert engine.clock.now_s == columns(engine)["end_s"][0] < 5.0
+
+
+def test_a_policy_that_never_lets_an_instant_end_is_named() -> None:
+    of = scenario()
+
+    def decide(view: View) -> Iterator[Action]:
+        assert len(calls) < 50_000, "the engine should have stopped this long ago"
+        calls.append(view.now_s)
+        for instance in view.instances:
+            yield Stop(instance)
+        yield Load(view.models[0], view.gpus[0], 4)
+
+    calls: list[float] = []
+    with pytest.raises(PolicyError, match="lru-swap"):
+        play(of, Script(decide), trace(of, [(0, "a", 10, 5)]), check=False)
+    assert len(calls) < 50_000
+
+
+@pytest.mark.parametrize("contention", ["proportional", "time_slice"])
+def test_growing_to_full_residency_leaves_the_cpu_to_the_others(contention: str) -> None:
+    # Both compute three of four layers on the CPU until `a` has all its layers on its own GPU.
+    of = scenario(
+        models={"a": "four", "b": "four"},
+        cluster=nodes(("small", 2)),
+        engine={"max_sequences": 8, "resize": "elastic"},
+        sharing={"contention": contention},
+    )
+    done: list[float] = []
+
+    def start(view: View) -> Iterator[Action]:
+        yield Load(view.models[0], view.gpus[0], 1)
+        yield Load(view.models[1], view.gpus[1], 1)
+
+    def decide(view: View) -> Iterator[Action]:
+        yield from serve_all(view)
+        if view.now_s == 8.0:
+            done.append(view.now_s)
+            yield Resize(view.instances[0], 4)
+        elif not done:
+            yield Wake(8.0)
+
+    engine = play(of, Script(decide, start), trace(of, [(5, "a", 10, 1000), (5, "b", 10, 1000)]))
+    alone_s = sum(step_s(1, 4, 1, context) for context in range(11, 1010))
+    assert columns(engine)["end_s"][1] < 8.5 + alone_s
+
+
+def test_a_resize_counts_as_a_transfer_of_its_gpu_and_names_its_bytes() -> None:
+    of = scenario(engine={"max_sequences": 8, "resize": "elastic"}, profiles=synthetic(FREE_OF_COST))
+
+    def decide(view: View) -> Iterator[Action]:
+        if view.loaded and view.instances[0].layers == 1:
+            yield Resize(view.instances[0], 4)
+        elif view.loaded:
+            yield from serve_all(view)
+
+    engine = play(of, Script(decide, lambda view: [Load(view.models[0], view.gpus[0], 1)]), trace(of, [(0, "a", 9, 9)]))
+    activity = engine.world.cluster.gpus[0].activity_s
+    assert activity["transferring"] == pytest.approx(3 / 8)  # 3 GB at the reload's 8 GB/s
+    resize = next(row for row in engine.world.recorder.switches if row[1] == "resize")
+    assert resize[12] == 3e9
