@@ -38,6 +38,22 @@ COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
 
 
 @dataclass(frozen=True)
+class Queue:
+    """A model's waiting requests, as the prices see them."""
+
+    model: ModelView
+    length: int
+    batch: int
+    prompt_tokens: float
+    urgency: float
+    future: float  # requests expected within the horizon
+
+    def delay_s(self, wait_s: float, served_s: float) -> float:
+        """Seconds that those who wait and those to come spend, if the first start after wait_s."""
+        return self.urgency * self.length * (wait_s + served_s) + self.future * served_s
+
+
+@dataclass(frozen=True)
 class Option:
     """A load that could be made, and its price in seconds of delay. `wait`: only once the victims are through."""
 
@@ -57,6 +73,7 @@ class ResidencyAware(Policy):
         max_wait_s: float = Field(60.0, gt=0, description="starvation guard: a longer wait counts tenfold")
         margin: float = Field(1.2, ge=1, description="a second copy must be cheaper than joining by this factor")
         tolerance: float = Field(1.3, ge=1, description="join without further thought if slowed by at most this factor")
+        reconsider_s: float = Field(5.0, ge=0, description="time between two thoughts about a second copy of a model")
         hysteresis: float = Field(1.0, ge=0, description="multiplies what evicting an idle model costs")
         partial: bool = Field(True, description="load a part of a model where the whole does not fit")
         preempt: bool = Field(True, description="may running models be preempted (or shrunk)?")
@@ -81,44 +98,51 @@ class ResidencyAware(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         for request in view.arrived:
             self.rates.saw(request.model, view.now_s)
-        models = view.waiting_models
-        if len(models) > 1:
-            models.sort(key=lambda model: -self._index(view, model))
-        for model in models:
-            yield from self._serve(view, model)
+        queues = [self._queue(view, model) for model in view.waiting_models]
+        if len(queues) > 1:
+            queues.sort(key=lambda queue: -self._index(view, queue))
+        for queue in queues:
+            yield from self._serve(view, queue)
         if self.parameters.preload and view.freed and not view.waiting_models:
             for gpu in view.freed:
                 yield from self._fill(view, gpu)
 
     # --- one model's waiting requests
 
-    def _index(self, view: View, model: ModelView) -> float:
-        """Requests finished per second and byte if it got a GPU now, set-up included; the long waiting first."""
-        gpu = max(view.gpus, key=lambda gpu: (model.layers_within(gpu.capacity_bytes), -gpu.index))
+    def _queue(self, view: View, model: ModelView) -> Queue:
+        oldest, length = next(model.waiting), model.waiting_count
+        late = view.now_s - oldest.arrival_s > self.parameters.max_wait_s
+        urgency = (URGENT if late else 1.0) * model.weight
+        batch = min(length, view.max_sequences)
+        return Queue(model, length, batch, oldest.prompt_tokens, urgency, self._future(view, model))
+
+    def _future(self, view: View, model: ModelView) -> float:
+        """Requests expected within the horizon."""
+        return self.rates.per_s(model, view.now_s) * float(self.parameters.horizon_s)
+
+    def _index(self, view: View, queue: Queue) -> float:
+        """Requests finished per second and byte if it got a GPU now, set-up included (5.3)."""
+        model = queue.model
+        gpu = max(view.gpus, key=lambda gpu: gpu.capacity_bytes)
         layers = model.layers_within(gpu.capacity_bytes)
         setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
-        batch = min(model.waiting_count, view.max_sequences)
-        work_s = costs.service_s(model, gpu, layers, batch, self._prompt(model), (0.0, 0.0))
-        return self._urgency(view, model) * batch * model.weight / ((setup_s + work_s) * model.gpu_bytes(layers))
+        work_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, (0.0, 0.0))
+        return queue.urgency * queue.batch / ((setup_s + work_s) * model.gpu_bytes(layers))
 
-    def _urgency(self, view: View, model: ModelView) -> float:
-        return URGENT if view.now_s - next(model.waiting).arrival_s > self.parameters.max_wait_s else 1.0
-
-    def _prompt(self, model: ModelView) -> float:
-        return float(next(model.waiting).prompt_tokens)
-
-    def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
-        accepting = [instance for instance in model.instances if instance.accepts]
+    def _serve(self, view: View, queue: Queue) -> Iterator[Action]:
+        model = queue.model
         target: InstanceView | Load | None = None
-        join_price = inf
-        for instance in accepting:
-            price, slowed = self._join_price(view, model, instance)
-            if price < join_price:
-                join_price, target, least_slowed = price, instance, slowed
-        if target is None or (least_slowed > self.parameters.tolerance and self._may_copy(view, model)):
-            options = [option for gpu in view.gpus for option in self._options(view, model, gpu)]
+        join_price, slowed = inf, inf
+        for instance in model.instances:
+            if instance.accepts:
+                price, slower = self._join_price(view, queue, instance)
+                if price < join_price:
+                    join_price, target, slowed = price, instance, slower
+        if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
+            limit = join_price / self.parameters.margin
+            options = [option for gpu in view.gpus for option in self._options(view, queue, gpu, limit)]
             best = min(options, key=lambda option: option.price, default=None)
-            if best is not None and best.price * self.parameters.margin < join_price and not best.wait:
+            if best is not None and best.price < limit and not best.wait:
                 for victim in best.victims:
                     yield from self._evict(view, victim, model.gpu_bytes(best.layers) - best.gpu.available_bytes)
                 target = Load(model, best.gpu, best.layers)
@@ -130,52 +154,69 @@ class ResidencyAware(Policy):
                 yield Route(request, target)
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
-        """A second copy is thought about while none is on its way, and again after about the time a load takes."""
+        """A second copy is thought about while none is on its way, and not all the time."""
         if not self.parameters.replicate or any(instance.loading for instance in model.instances):
             return False
-        return view.now_s - self._thought_s.get(model, -inf) > costs.reload_s(model.instances[0])
+        return view.now_s - self._thought_s.get(model, -inf) >= float(self.parameters.reconsider_s)
 
-    def _future(self, view: View, model: ModelView) -> float:
-        """Requests expected within the horizon."""
-        return self.rates.per_s(model, view.now_s) * self.parameters.horizon_s
-
-    def _join_price(self, view: View, model: ModelView, instance: InstanceView) -> tuple[float, float]:
-        """Delay of those who wait and of those to come, and by what factor crowding and offload slow them."""
-        queue = model.waiting_count
-        gpu = instance.gpu
-        batch = min(instance.load + queue, view.max_sequences)
-        prompt = self._prompt(model)
-        served_s = costs.service_s(model, gpu, instance.layers, batch, prompt, costs.crowd(gpu, instance))
+    def _join_price(self, view: View, queue: Queue, instance: InstanceView) -> tuple[float, float]:
+        """What joining costs, and by what factor crowding, offload and waiting slow those who join."""
+        model, gpu, tokens = queue.model, instance.gpu, queue.prompt_tokens
+        load = instance.load + queue.length
+        batch = min(load, view.max_sequences)
+        ideal_s = costs.service_s(model, gpu, model.layers, batch, tokens, (0.0, 0.0))
+        others = gpu.crowd(instance)
+        served_s = ideal_s
+        if others != (0.0, 0.0) or instance.layers < model.layers:
+            served_s = costs.service_s(model, gpu, instance.layers, batch, tokens, others)
         wait_s = costs.reload_s(instance) if instance.loading else 0.0
-        wait_s += served_s * max(0, instance.load + queue - view.max_sequences) / view.max_sequences
+        wait_s += served_s * max(0, load - view.max_sequences) / view.max_sequences
         lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s, ())
-        price = self._urgency(view, model) * queue * (wait_s + served_s) + self._future(view, model) * served_s
-        ideal_s = costs.service_s(model, gpu, model.layers, batch, prompt, (0.0, 0.0))
-        return price + lost_s, (wait_s + served_s) / ideal_s
+        return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
 
     def _neighbours_lose(self, gpu: GpuView, busy_s: float, gone: tuple[InstanceView, ...]) -> float:
         """Whoever runs on the GPU is held up while both run."""
-        staying = [i for i in gpu.instances if i.running_count and i not in gone]
+        staying = [i for i in gpu.running if i not in gone]
         return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in staying)
 
-    def _options(self, view: View, model: ModelView, gpu: GpuView) -> Iterator[Option]:
-        """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for."""
+    def _options(self, view: View, queue: Queue, gpu: GpuView, limit: float) -> Iterator[Option]:
+        """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for.
+        None where even the whole model, with nobody to evict, would cost more than `limit`.
+
+        A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
+        cannot resize in place.
+        """
+        model = queue.model
         most = model.layers_within(gpu.capacity_bytes)
-        own = tuple(instance for instance in gpu.instances if instance.model is model)
-        if any(i.layers >= most or not self._evictable(view, i) for i in own):
+        crowd = gpu.crowd()
+        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
+        if queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
             return
-        others = [i for i in gpu.instances if i not in own and self._evictable(view, i)]
-        others.sort(key=lambda i: (self._evict_price(view, i) / max(1, i.gpu_bytes), i.number))
+        held = gpu.instances
+        own = tuple(instance for instance in held if instance.model is model)
+        if any(instance.layers >= most or not self._evictable(view, instance) for instance in own):
+            return
+        prices = {i: self._evict_price(view, i) for i in held if i not in own and self._evictable(view, i)}
+        others = sorted(prices, key=lambda i: (prices[i] / max(1, i.gpu_bytes), i.number))
         for number in range(len(others) + 1):
             victims = own + tuple(others[:number])
             freed = sum(instance.gpu_bytes for instance in victims)
             layers = model.layers_within(gpu.available_bytes + freed)
-            if any(layers <= instance.layers for instance in own):
-                continue
-            if (self.parameters.partial or layers == most) and gpu.takes(model, layers, freed_bytes=freed):
-                busy = any(not instance.idle for instance in victims)
-                for wait in (False, True) if busy and self.parameters.preempt else (busy,):
-                    yield Option(self._load_price(view, model, gpu, layers, victims, wait), gpu, layers, victims, wait)
+            worth = layers == most or (self.parameters.partial and all(layers > i.layers for i in own))
+            if worth and gpu.takes(model, layers, freed_bytes=freed):
+                served_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, crowd)
+                setup_s = model.load_s(gpu, layers)
+                base = self._neighbours_lose(gpu, served_s, victims)
+                running = [instance for instance in victims if not instance.idle]
+                if not running or self.parameters.preempt:
+                    out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
+                    away_s = out_s + queue.length * served_s / queue.batch
+                    lost_s = sum(prices.get(i, 0.0) for i in victims) + sum(i.load * away_s for i in running)
+                    yield Option(queue.delay_s(out_s, served_s) + base + lost_s, gpu, layers, victims, False)
+                if running:
+                    wait_s = setup_s + max(costs.drain_s(instance) for instance in running)
+                    lost_s = sum(self._idle_price(view, i) for i in victims if i not in own)
+                    yield Option(queue.delay_s(wait_s, served_s) + base + lost_s, gpu, layers, victims, True)
             if layers == model.layers:
                 return
 
@@ -184,40 +225,19 @@ class ResidencyAware(Policy):
         held_s = view.now_s - instance.ready_s
         return instance.idle or (instance.ready and not instance.resizing and held_s > costs.reload_s(instance))
 
-    def _load_price(
-        self,
-        view: View,
-        model: ModelView,
-        gpu: GpuView,
-        layers: int,
-        victims: tuple[InstanceView, ...],
-        wait: bool,
-    ) -> float:
-        queue = model.waiting_count
-        batch = min(queue, view.max_sequences)
-        served_s = costs.service_s(model, gpu, layers, batch, self._prompt(model), costs.crowd(gpu))
-        setup_s = model.load_s(gpu, layers)
-        running = [instance for instance in victims if not instance.idle]
-        if wait:
-            setup_s += max(costs.drain_s(instance) for instance in running)
-        else:
-            setup_s += max((costs.save_s(instance) for instance in running), default=0.0)
-        lost_s = sum(self._evict_price(view, i, idle=wait) for i in victims if i.model is not model)
-        if not wait:
-            lost_s += sum(instance.load * (setup_s + queue * served_s / batch) for instance in running)
-        lost_s += self._neighbours_lose(gpu, served_s, victims)
-        urgency = self._urgency(view, model)
-        return urgency * queue * (setup_s + served_s) + self._future(view, model) * served_s + lost_s
+    def _evict_price(self, view: View, instance: InstanceView) -> float:
+        """Save, reload and restore for those who run (5.5); for an idle model its likely reload."""
+        if instance.idle:
+            return self._idle_price(view, instance)
+        return instance.load * (costs.save_s(instance) * 2 + costs.reload_s(instance))
 
-    def _evict_price(self, view: View, instance: InstanceView, idle: bool = False) -> float:
-        """Reload, as likely as it is: certain for those who run, else if a request comes within the horizon."""
-        reload_s = costs.reload_s(instance)
-        if not idle and not instance.idle:
-            return instance.load * (costs.save_s(instance) * 2 + reload_s)
-        future = self._future(view, instance.model)
+    def _idle_price(self, view: View, instance: InstanceView) -> float:
+        """The reload, as likely as a request comes within the horizon, for all who come while it lasts."""
+        reload_s, future = costs.reload_s(instance), self._future(view, instance.model)
         copies = sum(1 for other in instance.model.instances if other.accepts)
         wanted = (1.0 - exp(-future)) * (1.0 if copies == 1 else COPY_DISCOUNT)
-        return self.parameters.hysteresis * wanted * reload_s * (1.0 + future * reload_s / self.parameters.horizon_s)
+        queued = 1.0 + future * reload_s / float(self.parameters.horizon_s)
+        return float(self.parameters.hysteresis) * wanted * reload_s * queued
 
     def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
         if view.resize == "elastic" and victim.gpu_bytes > needed > 0:

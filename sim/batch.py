@@ -46,7 +46,7 @@ _NOTHING_STALLED = 0.0
 class DecodeLeap:
     """`steps` decode iterations of a batch whose mean context starts at `context`, on one decode curve."""
 
-    __slots__ = ("batch", "context", "curve", "done", "fraction", "steps")
+    __slots__ = ("_known", "_known_for", "batch", "context", "curve", "done", "fraction", "steps")
 
     def __init__(self, curve: Curve, context: float, batch: int, steps: int) -> None:
         assert steps >= 1
@@ -57,6 +57,8 @@ class DecodeLeap:
         self.steps = steps
         self.done = 0
         self.fraction = 0.0
+        self._known: list[Steps] = []
+        self._known_for: tuple[int, int, float, float] | None = None
 
     def first_work(self) -> tuple[float, float]:
         """(GPU seconds, host seconds) of the next iteration with nobody else there: its demand on each."""
@@ -73,8 +75,15 @@ class DecodeLeap:
         return seconds
 
     def _runs(self, first: int, gpu_stretch: float, host_stretch: float) -> list[Steps]:
-        """The iterations from `first` to the end, in runs that lie on one segment of the curve."""
+        """The iterations from `first` to the end, in runs that lie on one segment of the curve.
+
+        A leap is asked for its length when it is scheduled and again when it ends, so the last answer is kept.
+        """
+        asked_for = (first, self.steps, gpu_stretch, host_stretch)
+        if asked_for == self._known_for:
+            return self._known
         runs: list[Steps] = []
+        self._known, self._known_for = runs, asked_for
         context = self.context
         for upper, gpu, gpu_slope, host, host_slope in self.curve.segments:
             if context + first > upper:
@@ -131,6 +140,8 @@ def _without_first(runs: list[Steps]) -> list[Steps]:
     head = runs[0]
     if head.number == 1:
         return runs[1:]
+    if len(runs) == 1:
+        return [Steps(head.number - 1, head.first_s + _slope(head), head.last_s)]
     return [Steps(head.number - 1, head.first_s + _slope(head), head.last_s), *runs[1:]]
 
 

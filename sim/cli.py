@@ -85,6 +85,11 @@ def _mistakes_in_one_line() -> Iterator[None]:
     except SimError as error:
         _say(f"error: {error}")
         raise typer.Exit(2) from None
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        raise
+    except OSError as error:  # a path that the system cannot even look at, such as one too long
+        _say(f"error: {error.filename or 'system'}: {error.strerror or error}; check the path")
+        raise typer.Exit(2) from None
 
 
 def _console() -> Console:

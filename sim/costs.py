@@ -39,18 +39,6 @@ def parts_s(model: ModelView, gpu: GpuView, layers: int, batch: int, context: fl
     return model.profile(gpu).decode_curve(layers, batch).at(min(context, model.max_context))
 
 
-def crowd(gpu: GpuView, but: InstanceView | None = None) -> tuple[float, float]:
-    """How much of the GPU and of its node's CPU the running instances (but one) ask for, as shares of one."""
-    gpu_share = host_share = 0.0
-    for instance in gpu.node.running:
-        if instance is not but:
-            gpu_s, host_s = instance.demand
-            host_share += host_s
-            if instance.gpu is gpu:
-                gpu_share += gpu_s
-    return gpu_share, host_share
-
-
 def service_s(
     model: ModelView, gpu: GpuView, layers: int, batch: int, prompt_tokens: float, others: tuple[float, float]
 ) -> float:

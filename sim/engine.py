@@ -59,6 +59,7 @@ class SimClock(simpy.Environment):
 
     def __init__(self, turn: Callable[[], None]) -> None:
         super().__init__(0.0)
+        self._now: float
         self._turn = turn
         self._sequence = count()
         self.events = 0
@@ -72,7 +73,7 @@ class SimClock(simpy.Environment):
     def fire(self, timer: Any) -> None:
         """One event: what it does, and the turn if it was the last of its instant."""
         self.events += 1
-        self.now_s = float(self._now)
+        self.now_s = self._now
         timer.action(timer.subject, timer.version)
         if not self._queue or self._queue[0][0] > self._now:
             self._turn()

@@ -59,11 +59,11 @@ def check_target(folder: Path, identify: Callable[[], str]) -> None:
     It must not exist, or be empty, or hold a finished run of the same run_id (which is asked for only then).
     Raises ConfigError: anything else there, or a place that cannot be written.
     """
-    if folder.is_symlink() and not folder.exists():
-        raise ConfigError(f"--out {folder}: is a link to nowhere; remove it or choose another folder")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: is a file; choose a new folder")
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise ConfigError(f"--out {folder}: is a link to nowhere; remove it or choose another folder")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder}: is a file; choose a new folder")
         foreign = folder.is_dir() and any(not _is_partial(path) for path in folder.iterdir())
         if foreign:
             _refuse_foreign(folder, identify)

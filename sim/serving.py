@@ -117,7 +117,7 @@ class Serving:
         if self.takes_over(instance):
             self.sharing.deactivate(instance)
             return
-        preempted = self._preempt_asked(instance) or self._make_room(instance)
+        preempted = any([self._preempt_asked(instance), self._make_room(instance)])  # both, in this order
         if instance.saving:
             instance.blocked_since_s = self.world.clock.now_s
             self.sharing.deactivate(instance)
@@ -131,7 +131,8 @@ class Serving:
     def _make_room(self, instance: Instance) -> bool:
         """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
         preempted = False
-        while instance.free_blocks < 0:
+        size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
+        while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
             self._preempt(instance, self._victim(instance), None)
             preempted = True
         return preempted
@@ -139,6 +140,8 @@ class Serving:
     def _preempt_asked(self, instance: Instance) -> bool:
         """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
         asked = instance.preempt_next
+        if not asked:
+            return False
         instance.preempt_next = {}
         found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
         for request in found:
@@ -212,7 +215,7 @@ class Serving:
         budget = options.prefill_tokens
         if chunked:
             budget -= len(instance.decoding)
-            budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
+        budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
         while instance.waiting:
             request = instance.waiting[0][3]
             if not self._fits(instance, request):

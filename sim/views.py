@@ -276,11 +276,6 @@ class InstanceView(_View):
         return len(self._of.waiting)
 
     @property
-    def demand(self) -> tuple[float, float]:
-        """The shares of its GPU and of its node's CPU that its present iterations ask for, each 0..1."""
-        return self._of.gpu_share, self._of.host_share
-
-    @property
     def load(self) -> int:
         """Requests that run or wait here."""
         return self._of.sequences + len(self._of.waiting)
@@ -363,6 +358,17 @@ class GpuView(_View):
         return [self._views.instance(instance) for instance in self._of.instances.values()]
 
     @property
+    def running(self) -> list[InstanceView]:
+        """The instances that compute on it now."""
+        return [self._views.instance(instance) for instance in self._of.active.values()]
+
+    def crowd(self, but: InstanceView | None = None) -> tuple[float, float]:
+        """How much of this GPU and of its node's CPU the running instances (but one) ask for, as shares of one each."""
+        spared = None if but is None else but._of
+        gpu_share = sum(i.gpu_share for i in self._of.active.values() if i is not spared)
+        return gpu_share, sum(i.host_share for i in self._of.node.active.values() if i is not spared)
+
+    @property
     def loading(self) -> bool:
         """Is a load under way or waiting for memory?"""
         return bool(self._of.loads or self._of.pending)
@@ -384,11 +390,6 @@ class NodeView(_View):
     @property
     def gpus(self) -> list[GpuView]:
         return [self._views.gpu(gpu) for gpu in self._of.gpus]
-
-    @property
-    def running(self) -> list[InstanceView]:
-        """The instances that compute now, on all its GPUs."""
-        return [self._views.instance(instance) for gpu in self._of.gpus for instance in gpu.active.values()]
 
     @property
     def host_available_bytes(self) -> int:

@@ -109,7 +109,7 @@ def _tables(draw: st.DrawFn, noise: Random, max_context: int, max_sequences: int
 @st.composite
 def _engines(draw: st.DrawFn) -> dict[str, Any]:
     """Small batches, budgets and blocks, so that everything that can be full is."""
-    max_sequences = draw(st.integers(1, 8))
+    max_sequences = draw(st.integers(1, 3) | st.integers(4, 8))
     prefill = draw(st.sampled_from(["first", "chunked"]))
     return {
         "max_sequences": max_sequences,
@@ -128,14 +128,15 @@ def cases(draw: st.DrawFn) -> Case:
     noise = Random(draw(st.integers(0, 2**32)))
     engine = draw(_engines())
     nodes = draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))
-    tokens = st.integers(1, 12) | st.integers(1, 250)
+    longest = draw(st.sampled_from([12, 60, 250]))
+    prompts, outputs = st.integers(1, longest), st.integers(1, longest)
     models = draw(st.integers(1, 3))
     drawn = draw(
-        st.lists(st.tuples(st.integers(0, models - 1), tokens, tokens, st.integers(0, 2)), min_size=1, max_size=14)
+        st.lists(st.tuples(st.integers(0, models - 1), prompts, outputs, st.integers(0, 2)), min_size=1, max_size=20)
     )
     max_context = max(prompt + output for _, prompt, output, _ in drawn)
     found = [draw(_tables(noise, max_context, engine["max_sequences"])) for _ in range(models)]
-    rooms = st.integers(0, 3 * max_context) | st.integers(0, max_context // 2)
+    rooms = st.sampled_from([0, max_context // 8, max_context // 3, 3 * max_context])
     extra = draw(st.lists(st.integers(0, models - 1), max_size=4 - models))
     placement = [
         (
@@ -146,7 +147,7 @@ def cases(draw: st.DrawFn) -> Case:
         )
         for model in (*range(models), *extra)
     ]
-    gap_s = draw(st.sampled_from([0.001, 0.03, 0.3]))
+    gap_s = draw(st.sampled_from([0.001, 0.01, 0.1]))
     arrival_s = 0.0
     requests = []
     for model, prompt, output, priority in drawn:

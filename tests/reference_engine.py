@@ -120,15 +120,13 @@ class ReferenceEngine:
     # --- time
 
     def run(self, horizon_s: float = inf) -> None:
-        """From time 0 until nothing is left to happen, or the horizon."""
+        """From time 0 until the last request has ended, or the horizon."""
         for site in self.sites:
             site.starts_s = site.profile.switch.start_s + site.profile.switch.reload_fixed_s
         self._events()
-        while True:
+        while not all(job.completed for job in self.jobs):
             self._end_of_instant()
-            next_s = min(self._times(), default=inf)
-            if next_s == inf and horizon_s == inf:
-                return
+            next_s = min(self._times())
             self._advance(min(next_s, horizon_s))
             if next_s >= horizon_s:
                 return
