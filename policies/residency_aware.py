@@ -98,7 +98,13 @@ class ResidencyAware(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         for request in view.arrived:
             self.rates.saw(request.model, view.now_s)
-        queues = [self._queue(view, model) for model in view.waiting_models]
+        queues = []
+        for model in view.waiting_models:
+            free = self._free_lane(view, model)
+            if free is None:
+                queues.append(self._queue(view, model))
+            else:
+                yield from (Route(request, free) for request in list(model.waiting))
         if len(queues) > 1:
             queues.sort(key=lambda queue: -self._index(view, queue))
         for queue in queues:
@@ -108,6 +114,14 @@ class ResidencyAware(Policy):
                 yield from self._fill(view, gpu)
 
     # --- one model's waiting requests
+
+    def _free_lane(self, view: View, model: ModelView) -> InstanceView | None:
+        """An instance that nothing can beat: ready, whole, with room, and alone on its GPU. Most need no more."""
+        for instance in model.instances:
+            fits = instance.load + model.waiting_count <= view.max_sequences
+            if fits and instance.ready and instance.accepts and instance.layers == model.layers and instance.alone:
+                return instance
+        return None
 
     def _queue(self, view: View, model: ModelView) -> Queue:
         oldest, length = next(model.waiting), model.waiting_count
@@ -131,7 +145,7 @@ class ResidencyAware(Policy):
 
     def _serve(self, view: View, queue: Queue) -> Iterator[Action]:
         model = queue.model
-        target: InstanceView | Load | None = None
+        target: InstanceView | None = None
         join_price, slowed = inf, inf
         for instance in model.instances:
             if instance.accepts:
@@ -140,18 +154,26 @@ class ResidencyAware(Policy):
                     join_price, target, slowed = price, instance, slower
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
-            options = [option for gpu in view.gpus for option in self._options(view, queue, gpu, limit)]
+            places = view.gpus if target is None else self._better_places(view, target)
+            options = [option for gpu in places for option in self._options(view, queue, gpu, limit)]
             best = min(options, key=lambda option: option.price, default=None)
             if best is not None and best.price < limit and not best.wait:
                 for victim in best.victims:
                     yield from self._evict(view, victim, model.gpu_bytes(best.layers) - best.gpu.available_bytes)
-                target = Load(model, best.gpu, best.layers)
-                yield target
-            else:
-                self._thought_s[model] = view.now_s
+                load = Load(model, best.gpu, best.layers)
+                yield load
+                yield from (Route(request, load) for request in list(model.waiting))
+                return
+            self._thought_s[model] = view.now_s
         if target is not None:
-            for request in list(model.waiting):
-                yield Route(request, target)
+            yield from (Route(request, target) for request in list(model.waiting))
+
+    def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
+        """Everywhere for a model that is there in part; else only GPUs that are less crowded can be better."""
+        if instance.layers < instance.model.layers:
+            return view.gpus
+        crowd = instance.gpu.crowd(instance)[0]
+        return [gpu for gpu in view.gpus if gpu.crowd()[0] < crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time."""

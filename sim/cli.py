@@ -247,10 +247,20 @@ def profile_show(
         catalogue_tables.print_profiles(catalogue.profile_catalogue(model, gpu, quantization), _console())
 
 
-def main() -> None:
-    """The program `residency-sim` and `python -m sim`."""
+def main(arguments: list[str] | None = None) -> None:
+    """The program `residency-sim` and `python -m sim`. Raises SystemExit."""
+    name = "residency-sim" if sys.argv[0].endswith("residency-sim") else "python -m sim"
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(prog_name="python -m sim" if sys.argv[0].endswith("__main__.py") else None)
-    except KeyboardInterrupt:  # outside a run
+        status = app(given, prog_name=name, standalone_mode=False)
+    except typer.TyperException as error:
+        # A wrong option is a user's mistake like any other: one line. A bare group shows its help instead.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+        else:
+            _say(f"error: {error.format_message().rstrip('.')}; see {name} --help")
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):  # outside a run
         _say("interrupted")
         raise SystemExit(130) from None
+    raise SystemExit(status)

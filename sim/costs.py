@@ -67,8 +67,8 @@ def drain_s(instance: InstanceView) -> float:
 
 
 def save_s(instance: InstanceView) -> float:
-    """Seconds to save the KV of the instance's sequences to host memory."""
-    used_bytes = (instance.kv_tokens - instance.free_kv_tokens) * instance.model.kv_layer_bytes * instance.layers
+    """Seconds to save the KV of the instance's sequences to host memory, at a typical context."""
+    used_bytes = instance.running_count * TYPICAL_CONTEXT * instance.model.kv_layer_bytes * instance.layers
     return used_bytes / instance.model.profile(instance.gpu).switch.kv_save_bytes_per_s
 
 

@@ -62,12 +62,15 @@ class SimClock(simpy.Environment):
         self._now: float
         self._turn = turn
         self._sequence = count()
+        self._stopped = False
         self.events = 0
         self.now_s = 0.0
 
     def at(self, time_s: float, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
         """Call action(subject, version) at `time_s`, in the order of the calls of that instant."""
         assert time_s >= self._now, (time_s, self._now)
+        if self._stopped:
+            return
         heappush(self._queue, (time_s, 1, next(self._sequence), _Timer(self, action, subject, version)))  # type: ignore[misc]
 
     def fire(self, timer: Any) -> None:
@@ -79,7 +82,8 @@ class SimClock(simpy.Environment):
             self._turn()
 
     def stop(self) -> None:
-        """Nothing that is still to come matters: `run` ends after this event."""
+        """Nothing that is still to come matters: `run` ends after this event, whatever its turn still asks for."""
+        self._stopped = True
         self._queue.clear()
 
 
@@ -197,6 +201,8 @@ class Engine:
                     del self._in_flight[request.index]
                     self.estimates.ended(request)
                 self._decide(self.policy.decide, changes)
+                for request in changes.finished:
+                    request.view = None  # else view and request keep each other alive until the garbage collector comes
             self.serving.plan()
             if not world.changes.any():
                 break

@@ -217,7 +217,5 @@ def _grid(rows: list[dict[str, Any]], axes: tuple[str, ...], value: str, label: 
     for point in order:
         if point not in points:
             hole = ", ".join(f"{axis} {number:g}" for axis, number in zip(axes, point, strict=True))
-            raise ProfileError(
-                f"{label}: no {value} at {hole}; a table must be a full grid (profile fill completes it)"
-            )
+            raise ProfileError(f"{label}: no {value} at {hole}; a table must be a full grid (add the missing row)")
     return Grid(knots, tuple(points[point] for point in order))

@@ -47,6 +47,11 @@ class Transfer:
         for link in self.links:
             link.transfers[self.number] = self
 
+    @property
+    def under_way(self) -> bool:
+        """Is it still on its links, moving or waiting for them?"""
+        return self.number in self.links[0].transfers
+
     def leave(self) -> None:
         for link in self.links:
             del link.transfers[self.number]

@@ -240,7 +240,7 @@ class Loading:
             instance.claim(0)
         else:
             for transfer in load.transfers or []:
-                if transfer.remaining > 0:
+                if transfer.under_way:
                     self.transfers.cancel(transfer)
             gpu.account(self._now_s)
             gpu.loads -= 1

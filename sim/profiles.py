@@ -226,7 +226,7 @@ class Profile:
         elif min(host) < 0:
             raise ProfileError(
                 f"{self.label}: {layers} layers on the GPU are faster than their share of the full model; "
-                "mend the table (profile check lists such rows)"
+                "mend those rows"
             )
         return Curve(knots, gpu, host)
 

@@ -261,7 +261,10 @@ class Serving:
             return
         instance.settled_s = now_s
         instance.last_used_s = now_s
-        self.sharing.activate(instance, (instance.composition, [(r.index, n) for r, n in instance.chunks]))
+        batch: object = instance.composition
+        if instance.chunks:
+            batch = (instance.composition, [(request.index, tokens) for request, tokens in instance.chunks])
+        self.sharing.activate(instance, batch)
 
     def _start_prompt_leap(self, instance: Instance, decoding: int) -> None:
         options = self.world.options

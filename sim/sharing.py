@@ -72,30 +72,32 @@ class Sharing:
     def update(self) -> None:
         """Set the stretches where demand changed, and the timers of all leaps that are new or changed speed."""
         world = self.world
-        affected = dict(world.begun)
-        for gpu in world.shaken_gpus.values():
-            gpu.stretch = self._gpu_stretch(gpu)
-            affected.update(gpu.active)
-        for node in world.shaken_nodes.values():
-            node.stretch = self._cpu_stretch(node)
-            affected.update(node.active)
-        world.begun = {}
-        world.shaken_gpus = {}
-        world.shaken_nodes = {}
-        for number in sorted(affected):
+        affected, world.begun = world.begun, {}
+        if world.shaken_gpus:
+            for gpu in world.shaken_gpus.values():
+                gpu.stretch = self._gpu_stretch(gpu)
+                affected.update(gpu.active)
+            world.shaken_gpus = {}
+        if world.shaken_nodes:
+            for node in world.shaken_nodes.values():
+                node.stretch = self._cpu_stretch(node)
+                affected.update(node.active)
+            world.shaken_nodes = {}
+        for number in sorted(affected) if len(affected) > 1 else affected:
             instance = affected[number]
             if instance.leap is None:
                 continue
-            host_stretch = self._host_stretch(instance)
+            gpu_stretch = instance.gpu.stretch
+            host_stretch = self._host_stretch(instance) if instance.host_share else 1.0
             if instance.begun:
                 instance.begun = False
-            elif instance.gpu.stretch == instance.gpu_stretch and host_stretch == instance.host_stretch:
+            elif gpu_stretch == instance.gpu_stretch and host_stretch == instance.host_stretch:
                 continue
             else:
                 self._settle(instance)
                 if instance.leap is None:
                     continue
-            instance.gpu_stretch, instance.host_stretch = instance.gpu.stretch, host_stretch
+            instance.gpu_stretch, instance.host_stretch = gpu_stretch, host_stretch
             self._schedule(instance)
 
     def _gpu_stretch(self, gpu: Gpu) -> float:
@@ -112,8 +114,6 @@ class Sharing:
         return max(1.0, sum(instance.host_share for instance in computing) + demand)
 
     def _host_stretch(self, instance: Instance) -> float:
-        if instance.host_share == 0:
-            return 1.0
         return instance.gpu.node.stretch if instance.profile.offload == "cpu" else self._link_stretch(instance)
 
     def _link_stretch(self, instance: Instance) -> float:

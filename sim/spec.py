@@ -375,6 +375,12 @@ def resolved(scenario: Scenario) -> dict[str, Any]:
 
 def run_id(scenario: Scenario, ingredients: Iterable[tuple[str, str]]) -> str:
     """The name of a run: a hash of the scenario and of (name, content hash) of all else that affects its result."""
-    payload = {"scenario": resolved(scenario), "ingredients": sorted(ingredients)}
+    data = resolved(scenario)
+    # Files count by their content, which is among the ingredients, not by where they lie on this machine.
+    if data["workload"]["kind"] == "trace":
+        data["workload"]["file"] = None
+    data["policy"]["name"] = Path(data["policy"]["name"]).name
+    data["profiles"] = None
+    payload = {"scenario": data, "ingredients": sorted(ingredients)}
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -276,6 +276,12 @@ class InstanceView(_View):
         return len(self._of.waiting)
 
     @property
+    def alone(self) -> bool:
+        """Does nobody else compute on its GPU now?"""
+        active = self._of.gpu.active
+        return not active or (len(active) == 1 and self._of.number in active)
+
+    @property
     def load(self) -> int:
         """Requests that run or wait here."""
         return self._of.sequences + len(self._of.waiting)

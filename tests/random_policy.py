@@ -52,6 +52,7 @@ class RandomPolicy(Policy):
         if not self.parameters.rejects:
             self.weights[KINDS.index("reject")] = 0.0
         self.eager = self.random.choice((1, 2, 6))
+        self.next_wake_s = 0.0
 
     def start(self, view: View) -> Iterator[Action]:
         yield Wake(self.parameters.calm_s)
@@ -144,7 +145,9 @@ class RandomPolicy(Policy):
             yield Reject(request, "drawn by lot")
 
     def _wake(self, view: View) -> Iterator[Action]:
-        yield Wake(view.now_s + self.random.choice((1e-9, 0.01, 0.5, 3.0)))
+        if self.next_wake_s <= view.now_s:
+            self.next_wake_s = view.now_s + self.random.choice((1e-9, 0.01, 0.5, 3.0))
+            yield Wake(self.next_wake_s)
 
     # --- calm
 

@@ -128,11 +128,14 @@ def cases(draw: st.DrawFn) -> Case:
     noise = Random(draw(st.integers(0, 2**32)))
     engine = draw(_engines())
     nodes = draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))
+    count = draw(st.integers(1, 18))
     longest = draw(st.sampled_from([12, 60, 250]))
     prompts, outputs = st.integers(1, longest), st.integers(1, longest)
     models = draw(st.integers(1, 3))
     drawn = draw(
-        st.lists(st.tuples(st.integers(0, models - 1), prompts, outputs, st.integers(0, 2)), min_size=1, max_size=20)
+        st.lists(
+            st.tuples(st.integers(0, models - 1), prompts, outputs, st.integers(0, 2)), min_size=count, max_size=count
+        )
     )
     max_context = max(prompt + output for _, prompt, output, _ in drawn)
     found = [draw(_tables(noise, max_context, engine["max_sequences"])) for _ in range(models)]

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from cli_cases import invoke, scenario_data, write_scenario
 
+from sim.cli import main
+
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 
 
@@ -240,11 +242,16 @@ def test_a_trace_is_not_written_over(tmp_path: Path) -> None:
     [("run", "--seed", "x"), ("run", "--no-such-flag"), ("rum",), ("profile", "show"), ("trace", "import", "t.csv")],
     ids=" ".join,
 )
-def test_usage_errors_are_status_2_too(arguments: tuple[str, ...]) -> None:
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert "Usage" in result.stderr
+def test_usage_errors_are_one_line_and_status_2_too(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
 
 
 def test_a_model_that_fits_nowhere_is_no_error(tmp_path: Path) -> None:

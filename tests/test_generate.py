@@ -30,9 +30,7 @@ def drawn(duration_s: float, *traffic: dict[str, Any], seed: int = 1) -> Trace:
 
 def of_model(trace: Trace, name: str) -> list[tuple[float, int, int]]:
     code = trace.models.index(name)
-    return [
-        (arrival, prompt, output) for arrival, model, prompt, output, _, _ in trace.rows() if model == code
-    ]
+    return [(arrival, prompt, output) for arrival, model, prompt, output, _, _ in trace.rows() if model == code]
 
 
 @pytest.mark.parametrize("idle_share", [0.0, 0.5])
@@ -105,9 +103,7 @@ def test_lengths_have_the_median_and_mean_asked_for(median: float, mean: float) 
         assert tokens.mean() == pytest.approx(mean, rel=0.03)
     if mean > median:
         one_sigma_up = np.quantile(trace.prompt_tokens, 0.841345)
-        assert np.log(one_sigma_up / median) == pytest.approx(
-            math.sqrt(2 * math.log(mean / median)), rel=0.02
-        )
+        assert np.log(one_sigma_up / median) == pytest.approx(math.sqrt(2 * math.log(mean / median)), rel=0.02)
         assert abs(np.corrcoef(trace.prompt_tokens, trace.output_tokens)[0, 1]) < 0.02
 
 
@@ -228,18 +224,14 @@ def test_uniform_and_round_robin() -> None:
     trace = drawn(3000, {"model": "x", "rate_per_s": 10.0})
     even = np.bincount(assign_models(trace, "uniform", ["a", "b", "c"], seed=1).model)
     assert (np.abs(even - len(trace) / 3) < 4.5 * math.sqrt(len(trace) / 3)).all()
-    assert (
-        even.tolist() == np.bincount(assign_models(trace, "zipf:0", ["a", "b", "c"], seed=1).model).tolist()
-    )
+    assert even.tolist() == np.bincount(assign_models(trace, "zipf:0", ["a", "b", "c"], seed=1).model).tolist()
     turns = assign_models(trace, "round-robin", ["a", "b", "c"], seed=1).model
     assert turns.tolist() == [n % 3 for n in range(len(trace))]
     steep = assign_models(trace, "zipf:100", ["a", "b"], seed=1)
     assert set(steep.model.tolist()) == {0}
 
 
-@pytest.mark.parametrize(
-    "law", ["zip:1", "zipf", "zipf:", "zipf:x", "zipf:-1", "zipf:nan", "zipf:1e9", "", "Uniform"]
-)
+@pytest.mark.parametrize("law", ["zip:1", "zipf", "zipf:", "zipf:x", "zipf:-1", "zipf:nan", "zipf:1e9", "", "Uniform"])
 def test_bad_laws_are_named_with_the_good_ones(law: str) -> None:
     trace = drawn(100, B)
     with pytest.raises(ConfigError, match=r"zipf:1\.0") as caught:

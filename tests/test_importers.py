@@ -93,9 +93,7 @@ def test_truncated_gzip(tmp_path: Path) -> None:
 
 def test_formats_by_name(tmp_path: Path) -> None:
     path = azure(tmp_path, HEADER + ROWS[0])
-    with pytest.raises(
-        TraceError, match=r"unknown trace format 'azure-llm-2032'; did you mean 'azure-llm-2023'\?"
-    ):
+    with pytest.raises(TraceError, match=r"unknown trace format 'azure-llm-2032'; did you mean 'azure-llm-2023'\?"):
         import_trace(path, "azure-llm-2032")
     with pytest.raises(TraceError, match="give --format azure-llm-2023"):
         import_trace(path, None)

@@ -136,9 +136,7 @@ def test_every_row_says_where_it_is_from(table: str) -> None:
         assert rows.loc[rows["kind"] == "published", "error"].dropna().le(0.05).all()
         seen |= set(rows["source"])
     assert seen == set(header["sources"])
-    assert all(f"`{source}`" in readme for source in seen), (
-        "a source id without an entry in profiles/README.md"
-    )
+    assert all(f"`{source}`" in readme for source in seen), "a source id without an entry in profiles/README.md"
 
 
 def test_specifications_cover_the_tables() -> None:
@@ -244,9 +242,7 @@ def test_rebuilding_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def tiny() -> Hybrid:
-    model = ModelShape(
-        "tiny", "FP16", 4, 1_000_000_000, 500_000_000, 500_000_000, 5e8, 2.5e8, 1024, 1024, 1000, 4096
-    )
+    model = ModelShape("tiny", "FP16", 4, 1_000_000_000, 500_000_000, 500_000_000, 5e8, 2.5e8, 1024, 1024, 1000, 4096)
     gpu = GpuRates(1000.0, 100.0, 100.0, 50.0, 10.0)
     return Hybrid(model, gpu, HostRates(50.0, 1.0, 25.0, 20.0), EngineShape("test", 2.0, 512))
 
@@ -257,9 +253,7 @@ def test_hybrid_by_hand() -> None:
     assert physics.decode_s(0, 1, 0) == pytest.approx(4.5 / 50)
     crossing_s = 2 * (10e-6 + 1024 * 4 / 25e9)
     assert physics.decode_s(3, 1, 0) == pytest.approx(3e-3 + 1.5 / 50 + crossing_s)
-    assert physics.decode_s(4, 2, 1000) - physics.decode_s(4, 2, 0) == pytest.approx(
-        4 * 2 * 1000 * 1000 / 100e9
-    )
+    assert physics.decode_s(4, 2, 1000) - physics.decode_s(4, 2, 0) == pytest.approx(4 * 2 * 1000 * 1000 / 100e9)
     # A CPU reads KV as far below its weight bandwidth as the GPU does: a tenth of 50 GB/s.
     assert physics.decode_s(0, 1, 1000) - physics.decode_s(0, 1, 0) == pytest.approx(4 * 1000 * 1000 / 5e9)
     # 101 sequences: 1 ms of weights against 1 ms of compute per layer (and for the head half of both).
@@ -284,9 +278,9 @@ def test_fits_recover_what_they_are_given() -> None:
     assert fit.layer_overhead_s == pytest.approx(5e-5)
     assert fit.kv_bandwidth_gb_s == pytest.approx(200)
     assert fit.worst_error < 1e-9
-    assert fit_prompt(
-        [100, 1000, 8000], [1e-4 * p + 2e-8 * p * p for p in (100, 1000, 8000)]
-    ) == pytest.approx((1e-4, 2e-8))
+    assert fit_prompt([100, 1000, 8000], [1e-4 * p + 2e-8 * p * p for p in (100, 1000, 8000)]) == pytest.approx(
+        (1e-4, 2e-8)
+    )
     batches = [1, 8, 64, 256, 1024]
     knee = fit_knee(batches, [smooth_maximum(0.01, 1e-4 * (b - 1), 3.0) for b in batches])
     assert knee.sharpness == pytest.approx(3.0, rel=1e-3)

@@ -1,7 +1,7 @@
 """The engine that leaps against the reference that steps, on random placements, tables, arrivals and options.
 
 Every number of every request agrees to 1e-9 relative. REFERENCE_EXAMPLES=10000 draws that many new scenarios; without
-it the same 300 are played each time. Scenarios with two instants closer than 1 ns are left out: which comes first there
+it the same 500 are played each time. Scenarios with two instants closer than 1 ns are left out: which comes first there
 is a matter of rounding.
 """
 
@@ -131,7 +131,7 @@ def differences(real: Engine, reference: ReferenceEngine) -> list[str]:
 
 
 @settings(
-    max_examples=EXAMPLES or 300,
+    max_examples=EXAMPLES or 500,
     derandomize=not EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

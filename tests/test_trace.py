@@ -27,9 +27,7 @@ def make_trace(rows: list[tuple[float, str, int, int, str, str | None, int]]) ->
         names = list(dict.fromkeys(value for value in values if value is not None))
         return np.array([-1 if value is None else names.index(value) for value in values]), tuple(names)
 
-    (model, models), (classes, class_names), (session, sessions) = map(
-        coded, (columns[1], columns[4], columns[5])
-    )
+    (model, models), (classes, class_names), (session, sessions) = map(coded, (columns[1], columns[4], columns[5]))
     return Trace(
         arrival_s=np.array(columns[0], dtype=np.float64),
         model=model.astype(np.int32),
@@ -73,9 +71,7 @@ def printable(text: str) -> str:
     return "x" if name in ("", "-1") else name
 
 
-NAMES = st.text(st.sampled_from("ab,\"'\\;/ éλ模\t") | st.characters(codec="utf-8"), max_size=12).map(
-    printable
-)
+NAMES = st.text(st.sampled_from("ab,\"'\\;/ éλ模\t") | st.characters(codec="utf-8"), max_size=12).map(printable)
 ROWS = st.lists(
     st.tuples(
         st.floats(0, 1e12),
@@ -157,9 +153,7 @@ def test_reads_optional_columns_blanks_and_sessions(tmp_path: Path) -> None:
     assert trace.session.tolist() == [0, -1, 1, -1]
 
 
-@pytest.mark.parametrize(
-    "text", [HEADER + "0,a,1,2\n1,b,3,4", (HEADER + "0,a,1,2\n1,b,3,4\n").replace("\n", "\r\n")]
-)
+@pytest.mark.parametrize("text", [HEADER + "0,a,1,2\n1,b,3,4", (HEADER + "0,a,1,2\n1,b,3,4\n").replace("\n", "\r\n")])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_and_byte_order_mark(tmp_path: Path, text: str, mark: str) -> None:
     trace = read_trace(save(tmp_path, mark + text), strict=True)
@@ -240,10 +234,7 @@ def test_describe_by_hand() -> None:
     arrivals = [0.0, 10.0, 40.0, 70.0, 239.0, 240.0]
     models = ["a", "b", "a", "a", "b", "a"]
     trace = make_trace(
-        [
-            (t, m, 10 * (n + 1), n + 1, "default", None, 0)
-            for n, (t, m) in enumerate(zip(arrivals, models, strict=True))
-        ]
+        [(t, m, 10 * (n + 1), n + 1, "default", None, 0) for n, (t, m) in enumerate(zip(arrivals, models, strict=True))]
     )
     numbers = describe(trace)
     assert numbers["rows"] == 6

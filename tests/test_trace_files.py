@@ -51,19 +51,14 @@ def test_mistakes_with_files(tmp_path: Path) -> None:
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:17:03.9799600,4808,10\r\n"
 SAMPLES = {
     "t.csv": (HEADER + '0,a,1,1\n1.5,"b,c",22,333\n3,a,4,5\n').encode(),
-    "t.jsonl": b'{"arrival_s": 0.5, "model": "a", "prompt_tokens": 10, "output_tokens": 2, "session": "s"}\n'
-    * 3,
+    "t.jsonl": b'{"arrival_s": 0.5, "model": "a", "prompt_tokens": 10, "output_tokens": 2, "session": "s"}\n' * 3,
     "azure.csv": AZURE + b"2023-11-16 18:17:04.0319600,3180,8",
 }
 EDITS = st.lists(
     st.tuples(
         st.integers(0, 400),  # where, modulo the length
         st.integers(0, 9),  # how many bytes go
-        st.one_of(
-            st.sampled_from(
-                [b"", b'"', b",", b"\n", b"\r", b";", b"-", b"nan", b"1e999", b"{", b"]", b"\x00"]
-            )
-        )
+        st.one_of(st.sampled_from([b"", b'"', b",", b"\n", b"\r", b";", b"-", b"nan", b"1e999", b"{", b"]", b"\x00"]))
         | st.binary(max_size=6),
     ),
     min_size=1,

@@ -22,9 +22,7 @@ TEXT = """arrival_s,model,prompt_tokens,output_tokens,service_class
 """
 
 
-def scenario(
-    workload: dict[str, Any], models: str = "a b", classes: str = "default fast", seed: int = 1
-) -> Scenario:
+def scenario(workload: dict[str, Any], models: str = "a b", classes: str = "default fast", seed: int = 1) -> Scenario:
     data = {
         "name": "t",
         "seed": seed,
@@ -86,12 +84,8 @@ def test_assign_replaces_the_models_by_the_scenarios_seed(file: str) -> None:
 def test_unknown_models_and_classes_are_named_with_their_row(file: str, tmp_path: Path) -> None:
     with pytest.raises(TraceError) as caught:
         build_trace(scenario({"file": file}, models="b aa"))
-    assert str(caught.value) == (
-        f"{file}: row 3: unknown model 'a'; did you mean 'aa'?; or give --assign zipf:1.0"
-    )
-    with pytest.raises(
-        TraceError, match=r"t\.csv: row 2: unknown service class 'fast'; did you mean 'faster'\?"
-    ):
+    assert str(caught.value) == (f"{file}: row 3: unknown model 'a'; did you mean 'aa'?; or give --assign zipf:1.0")
+    with pytest.raises(TraceError, match=r"t\.csv: row 2: unknown service class 'fast'; did you mean 'faster'\?"):
         build_trace(scenario({"file": file}, classes="default faster"))
     unsorted = tmp_path / "unsorted.csv"
     unsorted.write_text(
@@ -116,9 +110,7 @@ def test_a_file_without_classes_takes_the_only_class(tmp_path: Path) -> None:
 
 def test_an_azure_file_needs_a_law(tmp_path: Path) -> None:
     path = tmp_path / "azure.csv"
-    path.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44", encoding="utf-8"
-    )
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44", encoding="utf-8")
     workload = {"file": str(path), "format": "azure-llm-2023"}
     with pytest.raises(TraceError, match=r"row 2: unknown model 'azure-llm-2023'.*--assign zipf:1\.0"):
         build_trace(scenario(workload))
