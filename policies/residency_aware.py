@@ -70,7 +70,7 @@ class ResidencyAware(Policy):
     class Parameters(PolicyParameters):
         horizon_s: float = Field(60.0, gt=0, description="how far ahead expected arrivals count")
         rate_memory_s: float = Field(300.0, gt=0, description="memory of the arrival-rate estimate")
-        max_wait_s: float = Field(60.0, gt=0, description="starvation guard: a longer wait counts tenfold")
+        max_wait_s: float = Field(120.0, gt=0, description="starvation guard: a longer wait counts tenfold")
         margin: float = Field(1.2, ge=1, description="a second copy must be cheaper than joining by this factor")
         tolerance: float = Field(1.3, ge=1, description="join without further thought if slowed by at most this factor")
         reconsider_s: float = Field(5.0, ge=0, description="time between two thoughts about a second copy of a model")
@@ -109,8 +109,9 @@ class ResidencyAware(Policy):
             queues.sort(key=lambda queue: -self._index(view, queue))
         for queue in queues:
             yield from self._serve(view, queue)
-        if self.parameters.preload and view.freed and not view.waiting_models:
-            for gpu in view.freed:
+        for gpu in view.freed:
+            yield from self._grow(view, gpu)
+            if self.parameters.preload and not view.waiting_models:
                 yield from self._fill(view, gpu)
 
     # --- one model's waiting requests
@@ -158,8 +159,15 @@ class ResidencyAware(Policy):
             options = [option for gpu in places for option in self._options(view, queue, gpu, limit)]
             best = min(options, key=lambda option: option.price, default=None)
             if best is not None and best.price < limit and not best.wait:
+                grown = target if view.resize == "elastic" and target in best.victims else None
+                needed = model.gpu_bytes(best.layers) - (grown.gpu_bytes if grown else 0)
                 for victim in best.victims:
-                    yield from self._evict(view, victim, model.gpu_bytes(best.layers) - best.gpu.available_bytes)
+                    if victim is not grown:
+                        yield from self._evict(view, victim, needed - best.gpu.available_bytes)
+                if grown:
+                    yield from (Route(request, grown) for request in list(model.waiting))
+                    yield from self._grow(view, best.gpu)
+                    return
                 load = Load(model, best.gpu, best.layers)
                 yield load
                 yield from (Route(request, load) for request in list(model.waiting))
@@ -230,6 +238,8 @@ class ResidencyAware(Policy):
                 setup_s = model.load_s(gpu, layers)
                 base = self._neighbours_lose(gpu, served_s, victims)
                 running = [instance for instance in victims if not instance.idle]
+                if own and view.resize == "elastic":  # it goes on while the other layers come
+                    setup_s, running = 0.0, [instance for instance in running if instance not in own]
                 if not running or self.parameters.preempt:
                     out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
                     away_s = out_s + queue.length * served_s / queue.batch
@@ -245,7 +255,7 @@ class ResidencyAware(Policy):
     def _evictable(self, view: View, instance: InstanceView) -> bool:
         """Nothing that was loaded a moment ago is taken from the GPU again while it runs."""
         held_s = view.now_s - instance.ready_s
-        return instance.idle or (instance.ready and not instance.resizing and held_s > costs.reload_s(instance))
+        return not instance.resizing and (instance.idle or (instance.ready and held_s > costs.reload_s(instance)))
 
     def _evict_price(self, view: View, instance: InstanceView) -> float:
         """Save, reload and restore for those who run (5.5); for an idle model its likely reload."""
@@ -262,7 +272,7 @@ class ResidencyAware(Policy):
         return float(self.parameters.hysteresis) * wanted * reload_s * queued
 
     def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
-        if view.resize == "elastic" and victim.gpu_bytes > needed > 0:
+        if view.resize == "elastic" and not victim.idle and victim.gpu_bytes > needed > 0:
             keep = victim.model.layers_within(victim.gpu_bytes - needed, victim.kv_tokens)
             if 0 < keep < victim.layers:
                 yield Resize(victim, keep)
@@ -270,6 +280,16 @@ class ResidencyAware(Policy):
         yield Stop(victim, "preempt")
 
     # --- memory that is left
+
+    def _grow(self, view: View, gpu: GpuView) -> Iterator[Action]:
+        """Where the engine can, give free memory back to models that are there in part, the most wanted first."""
+        if view.resize == "elastic":
+            parts = [i for i in gpu.instances if i.ready and not i.resizing and i.layers < i.model.layers]
+            for instance in sorted(parts, key=lambda i: (-self._future(view, i.model), i.number)):
+                room = instance.gpu_bytes + gpu.growth_bytes
+                layers = instance.model.layers_within(room, instance.kv_tokens)
+                if layers > instance.layers:
+                    yield Resize(instance, layers)
 
     def _fill(self, view: View, gpu: GpuView) -> Iterator[Action]:
         """Give free memory to models that are loaded nowhere: knapsack over (bytes, delay saved)."""

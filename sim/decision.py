@@ -6,7 +6,8 @@ true.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from heapq import merge
 
 from sim.errors import PolicyError
 from sim.state import Request
@@ -77,11 +78,11 @@ class View:
         return [views.model(model) for model in self._world.cluster.waiting_models.values()]
 
     @property
-    def waiting(self) -> list[RequestView]:
-        """Every request that is not routed, in order of arrival."""
+    def waiting(self) -> Iterator[RequestView]:
+        """Every request that is not routed, in order of arrival; found one by one, so the first is cheap."""
         views = self._check()
-        found = [request for model in self._world.cluster.waiting_models.values() for request in model.waiting.values()]
-        return [views.request(request) for request in sorted(found, key=lambda request: request.index)]
+        queues = [model.queue().values() for model in self._world.cluster.waiting_models.values()]
+        return (views.request(request) for request in merge(*queues, key=lambda request: request.index))
 
     @property
     def arrived(self) -> list[RequestView]:

@@ -189,9 +189,9 @@ class Gate:
             raise self._refuse(action, "it has that many layers already")
         # A restart and a wake wait for memory like a load; elastic growth takes it at once, beside what runs.
         grow = instance.gpu_bytes_at(layers) - (0 if asleep else instance.gpu_bytes)
-        free = gpu.capacity_bytes - gpu.used_bytes - gpu.claimed_bytes
-        room = min(free, gpu.available_bytes) if capability == "elastic" else gpu.available_bytes
-        if grow > room:
+        view = action.instance.gpu
+        room = view.growth_bytes if capability == "elastic" else view.available_bytes
+        if grow > max(0, room):
             raise self._refuse(
                 action, f"it needs {_gib(grow)} more on {gpu.name} and {_gib(max(0, room))} are available"
             )

@@ -114,10 +114,11 @@ class Serving:
             instance.start_decoding(request, self.world.clock.now_s)
             instance.composition += 1
         instance.joining.clear()
-        if self.takes_over(instance):
+        self._preempt_asked(instance)
+        if not instance.saving and self.takes_over(instance):
             self.sharing.deactivate(instance)
             return
-        preempted = any([self._preempt_asked(instance), self._make_room(instance)])  # both, in this order
+        preempted = self._make_room(instance)
         if instance.saving:
             instance.blocked_since_s = self.world.clock.now_s
             self.sharing.deactivate(instance)
@@ -137,16 +138,15 @@ class Serving:
             preempted = True
         return preempted
 
-    def _preempt_asked(self, instance: Instance) -> bool:
+    def _preempt_asked(self, instance: Instance) -> None:
         """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
         asked = instance.preempt_next
         if not asked:
-            return False
+            return
         instance.preempt_next = {}
         found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
         for request in found:
             self._preempt(instance, request, asked[request.index])
-        return bool(found)
 
     def _victim(self, instance: Instance) -> Request:
         candidates = [*instance.decoding.values(), *instance.prefilling]

@@ -352,6 +352,12 @@ class GpuView(_View):
         """What a Load may ask for now: free and being freed, less what other loads wait for."""
         return self._of.available_bytes
 
+    @property
+    def growth_bytes(self) -> int:
+        """What an elastic resize may take now: memory that is free already and that no load waits for."""
+        free = self._of.capacity_bytes - self._of.used_bytes - self._of.claimed_bytes
+        return max(0, min(free, self._of.available_bytes))
+
     def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
         """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
         needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)

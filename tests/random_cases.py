@@ -63,6 +63,8 @@ def random_case(draws: Draws, real: bool = False, **changes: Any) -> tuple[Scena
     models = _models(draws, real)
     gpu_kinds, hosts = (REAL_GPUS, (REAL_HOST,)) if real else (("small", "large", "fast", "small-s"), ("box", "wide"))
     nodes = [_node(draws, gpu_kinds, hosts, models, real) for _ in range(draws.number(1, 3))]
+    if any(node.get("memory_gib") for node in nodes):
+        models = [{**model, "kv_tokens": None} for model in models]  # a pool that fits nowhere is a mistake of the user
     fields: dict[str, Any] = {
         "cluster": {"nodes": nodes, "gpu_reserve_gib": draws.pick((0, 0.5))},
         "models": models,

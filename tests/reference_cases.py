@@ -114,7 +114,7 @@ def _engines(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "max_sequences": max_sequences,
         "prefill": prefill,
-        "prefill_tokens": draw(st.integers(max_sequences + 1, 60) | st.integers(60, 600)),
+        "prefill_tokens": max_sequences + draw(st.integers(1, 3) | st.integers(1, 50) | st.integers(50, 600)),
         "watermark": draw(st.sampled_from([0.0, 0.01, 0.2])),
         "block_tokens": draw(st.sampled_from([1, 3, 16, 50])),
         "sequence_preemption": draw(st.sampled_from(["recompute", "swap"])),

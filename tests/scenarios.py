@@ -212,9 +212,15 @@ def load_all(view: View) -> Iterator[Action]:
         yield Load(model, view.gpus[index % len(view.gpus)], model.layers)
 
 
+@cache
+def _library(profiles: str | None) -> Library:
+    """Tables are read once a process; they do not change."""
+    return Library(Path(profiles) if profiles else None)
+
+
 def play(of: Scenario, policy: Policy, requests: Trace, check: bool = True) -> Engine:
     """Run to the end with a policy object; the laws are checked at every instant."""
-    library = Library(Path(of.profiles) if of.profiles else None)
+    library = _library(of.profiles)
     engine = Engine(of, requests, build_cluster(of, library), policy, check)
     engine.run()
     return engine

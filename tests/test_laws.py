@@ -1,0 +1,218 @@
+"""The ten laws of model.md section 10, as properties over random clusters, options, requests and policies.
+
+A random policy that does anything legal, and every shipped one, play small experiments with the laws of each instant
+checked; what must hold afterwards is in laws.py. A failure prints the scenario as YAML, its rows and its seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from laws import assert_laws, assert_settled, assert_work_conserving
+from random_cases import Drawn, Seeded, random_case
+from random_policy import STUCK, RandomPolicy
+from scenarios import Row, Script, as_yaml, columns, load_all, nodes, play, scenario, serve_all, trace
+
+from sim.engine import Engine
+from sim.policy import Load, Policy, View, load_policy, policy_names
+from sim.spec import Scenario
+from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED
+
+QUICK = settings(
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@contextmanager
+def told(of: Scenario, rows: list[Row], **more: Any) -> Iterator[None]:
+    """A failure inside says how to play it again."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{more}\nrows = {rows}\n{as_yaml(of)}")
+        raise
+
+
+@pytest.fixture(autouse=True)
+def _law_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own check of every instant, and law 7 with it."""
+    own: Callable[[Engine], None] = Engine._check_laws
+
+    def check(engine: Engine) -> None:
+        own(engine)
+        assert_work_conserving(engine)
+
+    monkeypatch.setattr(Engine, "_check_laws", check)
+
+
+def drawn_policy(draws: Drawn | Seeded) -> RandomPolicy:
+    parameters = RandomPolicy.Parameters(
+        stream=draws.number(0, 10_000), calm_s=draws.pick((5.0, 30.0, 100.0)), rejects=draws.pick((True, False))
+    )
+    return RandomPolicy(parameters)
+
+
+def play_random(draws: Drawn | Seeded, real: bool = False, **changes: Any) -> Engine:
+    of, rows = random_case(draws, real, **changes)
+    policy = drawn_policy(draws)
+    with told(of, rows, policy=policy.parameters):
+        engine = play(of, policy, trace(of, rows))
+        assert_laws(engine, len(rows))
+        if of.horizon_s is None:
+            assert_settled(engine)
+            assert_everyone_was_served(engine)
+    return engine
+
+
+def assert_everyone_was_served(engine: Engine) -> None:
+    """The calm part of the random policy gets every feasible request to its end, whatever the wild part left behind."""
+    recorder = engine.world.recorder
+    if any(service_class.patience_s for service_class in engine.world.cluster.service_classes):
+        return
+    lots = [number for reason, number in recorder.reasons.items() if reason in (STUCK, "drawn by lot")]
+    rejected = np.isin(columns(engine)["reason"], lots).sum()
+    assert recorder.ended[REJECTED] == rejected
+    assert recorder.ended[COMPLETED] + recorder.ended[IMPOSSIBLE] + rejected == recorder.arrived
+
+
+# --- laws 1 to 7
+
+
+@settings(QUICK, max_examples=300)
+@given(data=st.data())
+def test_laws_hold_whatever_is_done(data: st.DataObject) -> None:
+    play_random(Drawn(data))
+
+
+@QUICK
+@given(data=st.data(), horizon_s=st.sampled_from((0.5, 4.0, 20.0)))
+def test_laws_hold_for_a_run_that_is_cut_off(data: st.DataObject, horizon_s: float) -> None:
+    play_random(Drawn(data), horizon_s=horizon_s)
+
+
+@settings(QUICK, max_examples=40)
+@given(data=st.data())
+def test_laws_hold_with_measured_tables(data: st.DataObject) -> None:
+    play_random(Drawn(data), real=True)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_laws_hold_for_seeds_that_need_no_shrinking(seed: int) -> None:
+    # Hypothesis prefers small cases; these are as large as they come.
+    play_random(Seeded(seed))
+
+
+@pytest.mark.parametrize("name", policy_names())
+@settings(QUICK, max_examples=60)
+@given(data=st.data())
+def test_laws_hold_under_every_shipped_policy(name: str, data: st.DataObject) -> None:
+    draws = Drawn(data)
+    of, rows = random_case(draws, policy={"name": name}, horizon_s=500.0)
+    with told(of, rows):
+        assert_laws(play(of, load_policy(name)[0], trace(of, rows)), len(rows))
+
+
+# --- law 8
+
+
+@settings(QUICK, max_examples=60)
+@given(data=st.data())
+def test_the_same_seed_gives_the_same_run(data: st.DataObject) -> None:
+    draws = Drawn(data)
+    of, rows = random_case(draws)
+    policy = drawn_policy(draws)
+    again = RandomPolicy(policy.parameters)
+    with told(of, rows, policy=policy.parameters):
+        one, other = (play(of, chosen, trace(of, rows)) for chosen in (policy, again))
+        assert_same(one, other)
+
+
+def assert_same(one: Engine, other: Engine) -> None:
+    mine, theirs = columns(one), columns(other)
+    assert all(np.array_equal(mine[name], theirs[name], equal_nan=mine[name].dtype.kind == "f") for name in mine)
+    assert one.clock.events == other.clock.events
+    assert one.world.recorder.seconds == other.world.recorder.seconds
+    assert np.array_equal(one.world.recorder.latencies.counts, other.world.recorder.latencies.counts)
+
+
+@settings(QUICK, max_examples=60)
+@given(data=st.data(), name=st.sampled_from(["random", *policy_names()]))
+def test_what_a_model_is_called_changes_nothing(data: st.DataObject, name: str) -> None:
+    draws = Drawn(data)
+    of, rows = random_case(draws, horizon_s=300.0)
+    seeded = drawn_policy(draws).parameters
+    called = {model.name: f"{'zyxw'[index]}-{model.name}" for index, model in enumerate(of.models)}
+    renamed = of.model_copy(
+        update={"models": tuple(m.model_copy(update={"name": called[m.name]}) for m in of.models)}
+    )
+    moved = [(row[0], called[row[1]], *row[2:]) for row in rows]
+
+    def chosen() -> Policy:
+        return RandomPolicy(seeded) if name == "random" else load_policy(name)[0]
+
+    with told(of, rows, policy=name, parameters=seeded):
+        assert_same(play(of, chosen(), trace(of, rows)), play(renamed, chosen(), trace(renamed, moved)))
+
+
+# --- law 9
+
+
+def static(of: Scenario, rows: list[Row], layers: int) -> Engine:
+    """Every model with so many of its layers on its own GPU, for ever; the KV pool is as large as memory allows."""
+
+    def start(view: View) -> Iterator[Load]:
+        for model, gpu in zip(view.models, view.gpus, strict=True):
+            most = min(layers, model.layers)
+            left = gpu.capacity_bytes - model.gpu_bytes(most)
+            yield Load(model, gpu, most, model.max_context + int(left // max(1, model.kv_layer_bytes * most)) // 16 * 16)
+
+    return play(of, Script(serve_all, start), trace(of, rows))
+
+
+@settings(QUICK, max_examples=60)
+@given(data=st.data(), layers=st.sampled_from((4, 1)))
+def test_a_faster_link_makes_no_static_placement_slower(data: st.DataObject, layers: int) -> None:
+    # `small` and `fast` differ in their links alone. Every instance has its own GPU, so none waits for another.
+    draws = Drawn(data)
+    models = {"a": "four", "b": "two"}
+    slow, fast = (
+        scenario(models=models, cluster=nodes((gpu, 2), cache_at_start=draws.pick(("all",))))
+        for gpu in ("small", "fast")
+    )
+    rows = simultaneous_rows(draws)
+    with told(fast, rows):
+        before, after = (columns(static(of, rows, layers))["end_s"] for of in (slow, fast))
+        assert (after <= before + 1e-9).all(), after - before
+
+
+@settings(QUICK, max_examples=60)
+@given(data=st.data())
+def test_more_gpu_memory_makes_no_static_placement_slower(data: st.DataObject) -> None:
+    # Memory beyond the weights is KV: with more of it nobody is preempted or kept out for longer. The batch is
+    # bounded by max_sequences in both, and one sequence at a time runs at equal speed, so only memory differs.
+    draws = Drawn(data)
+    rows = simultaneous_rows(draws)
+    small, large = (
+        scenario(models={"a": "four", "b": "two"}, cluster=nodes((gpu, 2)), engine={"max_sequences": 1})
+        for gpu in ("small", "large")
+    )
+    with told(large, rows):
+        before, after = (columns(static(of, rows, 4))["end_s"] for of in (small, large))
+        assert (after <= before + 1e-9).all(), after - before
+
+
+def simultaneous_rows(draws: Drawn) -> list[Row]:
+    """All at time 0: who comes later than the faster instance is ready would meet another batch."""
+    return [
+        (0.0, draws.pick(("a", "b")), draws.number(1, 400), draws.number(1, 400)) for _ in range(draws.number(1, 12))
+    ]
