@@ -12,8 +12,7 @@ tenfold. Left out: link ordering, redirection of running work between nodes, the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import exp, inf
+from math import inf
 
 from sim.policy import (
     Action,
@@ -25,6 +24,8 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
+    Prices,
+    Queue,
     Resize,
     Route,
     Stop,
@@ -32,36 +33,6 @@ from sim.policy import (
     choose_options,
     costs,
 )
-
-URGENT = 10.0
-COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
-
-
-@dataclass(frozen=True)
-class Queue:
-    """A model's waiting requests, as the prices see them."""
-
-    model: ModelView
-    length: int
-    batch: int
-    prompt_tokens: float
-    urgency: float
-    future: float  # requests expected within the horizon
-
-    def delay_s(self, wait_s: float, served_s: float) -> float:
-        """Seconds that those who wait and those to come spend, if the first start after wait_s."""
-        return self.urgency * self.length * (wait_s + served_s) + self.future * served_s
-
-
-@dataclass(frozen=True)
-class Option:
-    """A load that could be made, and its price in seconds of delay. `wait`: only once the victims are through."""
-
-    price: float
-    gpu: GpuView
-    layers: int
-    victims: tuple[InstanceView, ...]
-    wait: bool
 
 
 class ResidencyAware(Policy):
@@ -82,7 +53,11 @@ class ResidencyAware(Policy):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
-        self.rates = ArrivalRates(self.parameters.rate_memory_s)
+        asked = self.parameters
+        self.rates = ArrivalRates(asked.rate_memory_s)
+        self.prices = Prices(
+            self.rates, asked.horizon_s, asked.max_wait_s, asked.hysteresis, asked.partial, asked.preempt
+        )
         self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
 
     def start(self, view: View) -> Iterator[Action]:
@@ -102,7 +77,7 @@ class ResidencyAware(Policy):
         for model in view.waiting_models:
             free = self._free_lane(view, model)
             if free is None:
-                queues.append(self._queue(view, model))
+                queues.append(self.prices.queue(view, model))
             else:
                 yield from (Route(request, free) for request in list(model.waiting))
         if len(queues) > 1:
@@ -124,17 +99,6 @@ class ResidencyAware(Policy):
                 return instance
         return None
 
-    def _queue(self, view: View, model: ModelView) -> Queue:
-        oldest, length = next(model.waiting), model.waiting_count
-        late = view.now_s - oldest.arrival_s > self.parameters.max_wait_s
-        urgency = (URGENT if late else 1.0) * model.weight
-        batch = min(length, view.max_sequences)
-        return Queue(model, length, batch, oldest.prompt_tokens, urgency, self._future(view, model))
-
-    def _future(self, view: View, model: ModelView) -> float:
-        """Requests expected within the horizon."""
-        return self.rates.per_s(model, view.now_s) * float(self.parameters.horizon_s)
-
     def _index(self, view: View, queue: Queue) -> float:
         """Requests finished per second and byte if it got a GPU now, set-up included (5.3)."""
         model = queue.model
@@ -150,13 +114,13 @@ class ResidencyAware(Policy):
         join_price, slowed = inf, inf
         for instance in model.instances:
             if instance.accepts:
-                price, slower = self._join_price(view, queue, instance)
+                price, slower = self.prices.join(view, queue, instance)
                 if price < join_price:
                     join_price, target, slowed = price, instance, slower
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
             places = view.gpus if target is None else self._better_places(view, target)
-            options = [option for gpu in places for option in self._options(view, queue, gpu, limit)]
+            options = [option for gpu in places for option in self.prices.loads(view, queue, gpu, limit)]
             best = min(options, key=lambda option: option.price, default=None)
             if best is not None and best.price < limit and not best.wait:
                 grown = target if view.resize == "elastic" and target in best.victims else None
@@ -189,88 +153,6 @@ class ResidencyAware(Policy):
             return False
         return view.now_s - self._thought_s.get(model, -inf) >= float(self.parameters.reconsider_s)
 
-    def _join_price(self, view: View, queue: Queue, instance: InstanceView) -> tuple[float, float]:
-        """What joining costs, and by what factor crowding, offload and waiting slow those who join."""
-        model, gpu, tokens = queue.model, instance.gpu, queue.prompt_tokens
-        load = instance.load + queue.length
-        batch = min(load, view.max_sequences)
-        ideal_s = costs.service_s(model, gpu, model.layers, batch, tokens, (0.0, 0.0))
-        others = gpu.crowd(instance)
-        served_s = ideal_s
-        if others != (0.0, 0.0) or instance.layers < model.layers:
-            served_s = costs.service_s(model, gpu, instance.layers, batch, tokens, others)
-        wait_s = costs.reload_s(instance) if instance.loading else 0.0
-        wait_s += served_s * max(0, load - view.max_sequences) / view.max_sequences
-        lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s, ())
-        return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
-
-    def _neighbours_lose(self, gpu: GpuView, busy_s: float, gone: tuple[InstanceView, ...]) -> float:
-        """Whoever runs on the GPU is held up while both run."""
-        staying = [i for i in gpu.running if i not in gone]
-        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in staying)
-
-    def _options(self, view: View, queue: Queue, gpu: GpuView, limit: float) -> Iterator[Option]:
-        """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for.
-        None where even the whole model, with nobody to evict, would cost more than `limit`.
-
-        A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
-        cannot resize in place.
-        """
-        model = queue.model
-        most = model.layers_within(gpu.capacity_bytes)
-        crowd = gpu.crowd()
-        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
-        if queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
-            return
-        held = gpu.instances
-        own = tuple(instance for instance in held if instance.model is model)
-        if any(instance.layers >= most or not self._evictable(view, instance) for instance in own):
-            return
-        prices = {i: self._evict_price(view, i) for i in held if i not in own and self._evictable(view, i)}
-        others = sorted(prices, key=lambda i: (prices[i] / max(1, i.gpu_bytes), i.number))
-        for number in range(len(others) + 1):
-            victims = own + tuple(others[:number])
-            freed = sum(instance.gpu_bytes for instance in victims)
-            layers = model.layers_within(gpu.available_bytes + freed)
-            worth = layers == most or (self.parameters.partial and all(layers > i.layers for i in own))
-            if worth and gpu.takes(model, layers, freed_bytes=freed):
-                served_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, crowd)
-                setup_s = model.load_s(gpu, layers)
-                base = self._neighbours_lose(gpu, served_s, victims)
-                running = [instance for instance in victims if not instance.idle]
-                if own and view.resize == "elastic":  # it goes on while the other layers come
-                    setup_s, running = 0.0, [instance for instance in running if instance not in own]
-                if not running or self.parameters.preempt:
-                    out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
-                    away_s = out_s + queue.length * served_s / queue.batch
-                    lost_s = sum(prices.get(i, 0.0) for i in victims) + sum(i.load * away_s for i in running)
-                    yield Option(queue.delay_s(out_s, served_s) + base + lost_s, gpu, layers, victims, False)
-                if running:
-                    wait_s = setup_s + max(costs.drain_s(instance) for instance in running)
-                    lost_s = sum(self._idle_price(view, i) for i in victims if i not in own)
-                    yield Option(queue.delay_s(wait_s, served_s) + base + lost_s, gpu, layers, victims, True)
-            if layers == model.layers:
-                return
-
-    def _evictable(self, view: View, instance: InstanceView) -> bool:
-        """Nothing that was loaded a moment ago is taken from the GPU again while it runs."""
-        held_s = view.now_s - instance.ready_s
-        return not instance.resizing and (instance.idle or (instance.ready and held_s > costs.reload_s(instance)))
-
-    def _evict_price(self, view: View, instance: InstanceView) -> float:
-        """Save, reload and restore for those who run (5.5); for an idle model its likely reload."""
-        if instance.idle:
-            return self._idle_price(view, instance)
-        return instance.load * (costs.save_s(instance) * 2 + costs.reload_s(instance))
-
-    def _idle_price(self, view: View, instance: InstanceView) -> float:
-        """The reload, as likely as a request comes within the horizon, for all who come while it lasts."""
-        reload_s, future = costs.reload_s(instance), self._future(view, instance.model)
-        copies = sum(1 for other in instance.model.instances if other.accepts)
-        wanted = (1.0 - exp(-future)) * (1.0 if copies == 1 else COPY_DISCOUNT)
-        queued = 1.0 + future * reload_s / float(self.parameters.horizon_s)
-        return float(self.parameters.hysteresis) * wanted * reload_s * queued
-
     def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
         if view.resize == "elastic" and not victim.idle and victim.gpu_bytes > needed > 0:
             keep = victim.model.layers_within(victim.gpu_bytes - needed, victim.kv_tokens)
@@ -285,7 +167,7 @@ class ResidencyAware(Policy):
         """Where the engine can, give free memory back to models that are there in part, the most wanted first."""
         if view.resize == "elastic":
             parts = [i for i in gpu.instances if i.ready and not i.resizing and i.layers < i.model.layers]
-            for instance in sorted(parts, key=lambda i: (-self._future(view, i.model), i.number)):
+            for instance in sorted(parts, key=lambda i: (-self.prices.future(view, i.model), i.number)):
                 room = instance.gpu_bytes + gpu.growth_bytes
                 layers = instance.model.layers_within(room, instance.kv_tokens)
                 if layers > instance.layers:
@@ -296,7 +178,7 @@ class ResidencyAware(Policy):
         absent = [model for model in view.models if not model.instances]
         groups = []
         for model in absent:
-            wanted = max(self._future(view, model), 0.1)
+            wanted = max(self.prices.future(view, model), 0.1)
             cold_s = model.load_s(gpu, model.layers_within(gpu.capacity_bytes))
             none_s = model.profile(gpu).step_s(0)
             most = model.layers_within(gpu.available_bytes)

@@ -90,9 +90,7 @@ class Cell:
         return (0, 1, self.physics.model.layers - 1, self.physics.model.layers)
 
     def decode_rows(self) -> list[Row]:
-        contexts = sorted(
-            {0, self.physics.model.max_context, *(context for _, context in self.decode_points)}
-        )
+        contexts = sorted({0, self.physics.model.max_context, *(context for _, context in self.decode_points)})
         rows = []
         for layers in self.layers:
             for batch in BATCHES:
@@ -195,9 +193,7 @@ class Builder:
         split = ANALYTIC
         if host_origin.kind == "fitted" and single.kind == "fitted":
             split = dataclasses.replace(host_origin, error=max(host_origin.error or 0, single.error or 0))
-        measured_batch = (gpu, engine) == ("rtx-4090", "llama.cpp") or (
-            gpu in SERVERS and engine != "llama.cpp"
-        )
+        measured_batch = (gpu, engine) == ("rtx-4090", "llama.cpp") or (gpu in SERVERS and engine != "llama.cpp")
         source = "pr7860" if engine == "llama.cpp" else "vidur"
         batch = ANALYTIC
         if measured_batch and single.kind == "fitted":
@@ -245,9 +241,7 @@ class Builder:
             kv_gb_s = model.kv_bytes_per_token / slope_s / hybrid.GIGA
             gpu = dataclasses.replace(physics.gpu, scale=start_s / base_s, kv_bandwidth_gb_s=kv_gb_s)
         anchored = dataclasses.replace(physics, gpu=gpu)
-        errors = [
-            abs(anchored.decode_s(model.layers, 1, context) / seconds - 1) for context, seconds in series
-        ]
+        errors = [abs(anchored.decode_s(model.layers, 1, context) / seconds - 1) for context, seconds in series]
         close = [
             (int(context), seconds)
             for (context, seconds), error in zip(series, errors, strict=True)
@@ -267,9 +261,7 @@ class Builder:
             if gpu == paper:
                 origin = Origin("fitted", "arxiv-2605.19593", RELOAD_ERRORS[paper])
             if swap_s is not None:
-                fixed_s = (
-                    swap_s - (model.layers * model.layer_bytes + model.head_bytes) / rate_gb_s / hybrid.GIGA
-                )
+                fixed_s = swap_s - (model.layers * model.layer_bytes + model.head_bytes) / rate_gb_s / hybrid.GIGA
                 origin = Origin("published", "arxiv-2605.19593", None)
             costs = (0.0, fixed_s, rate_gb_s, *kv, 0.0, WAKE_S)
         elif engine == "vllm":
@@ -281,9 +273,7 @@ class Builder:
 
     def _paper_rows(self, kind: str, gpu: str, name: str) -> Any:
         rows = self.published.loads
-        chosen = (
-            rows.kind.str.startswith(kind) & rows.gpu.str.startswith(gpu) & rows.model.str.startswith(name)
-        )
+        chosen = rows.kind.str.startswith(kind) & rows.gpu.str.startswith(gpu) & rows.model.str.startswith(name)
         return rows[(rows.source == "2605.19593") & chosen.fillna(False)]
 
     def _paper_swap_s(self, gpu: str, name: str) -> float | None:
@@ -375,16 +365,12 @@ def sweep_report(published: Published) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build profile tables from published measurements.")
-    parser.add_argument(
-        "--published", type=Path, required=True, help="folder with gpus.csv, published_*.csv, ..."
-    )
+    parser.add_argument("--published", type=Path, required=True, help="folder with gpus.csv, published_*.csv, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, laid out like profiles/")
     options = parser.parse_args()
     missing = [name for name in PUBLISHED_FILES if not (options.published / name).is_file()]
     if missing:
-        parser.error(
-            f"--published {options.published}: {missing[0]} is missing; give the folder that holds it"
-        )
+        parser.error(f"--published {options.published}: {missing[0]} is missing; give the folder that holds it")
     builder = Builder(Published(options.published), options.out)
     builder.write_specifications()
     for gpu, host in PAIRS:

@@ -177,9 +177,7 @@ class Calibration:
         sweep = self.published.sweep("inventivehq")
         chosen = [speed for speed, model in sweep if model == "Qwen2.5-14B" or speed.cpu_bytes == 0]
         self.consumer = hybrid.fit_speeds(chosen, with_overhead=False)
-        both_builds = hybrid.fit_speeds(
-            [speed for speed, _ in self.published.sweep("ik255")], with_overhead=False
-        )
+        both_builds = hybrid.fit_speeds([speed for speed, _ in self.published.sweep("ik255")], with_overhead=False)
         self.hosts = {"i7-8700": (self.consumer, "inventivehq"), "i5-13600k": (both_builds, "ik255")}
         for host, (fit, source) in self.hosts.items():
             text = f"CPU {fit.cpu_bandwidth_gb_s:.1f}, GPU {fit.bandwidth_gb_s:.0f} GB/s, worst {fit.worst_error:.1%}"
@@ -316,9 +314,7 @@ class Calibration:
 
     def _fit_vllm(self) -> None:
         points = self.published.points("A100 80GB (form factor not stated)", "qwen25", "decode", "vLLM")
-        self._keep(
-            "a100-80gb", "vllm", hybrid.fit_speeds(self.published.step_speeds(points)), points, "qwen25"
-        )
+        self._keep("a100-80gb", "vllm", hybrid.fit_speeds(self.published.step_speeds(points)), points, "qwen25")
         singles = self.published.batches[self.published.batches.source == "vidur"]
         singles = singles[singles.concurrency_or_batch == 1].replace({"model": SAME_SHAPE})
         bare = {}  # without attention and sampling
@@ -351,16 +347,12 @@ class Calibration:
             read_s = shape.layer_bytes / bandwidth_gb_s / hybrid.GIGA
             layer_s = hybrid.smooth_maximum(read_s, launch_s, sharpness)
             head_s = shape.head_read_bytes / bandwidth_gb_s / hybrid.GIGA
-            return (
-                shape.layers * layer_s + head_s + context * shape.kv_bytes_per_token / kv_gb_s / hybrid.GIGA
-            )
+            return shape.layers * layer_s + head_s + context * shape.kv_bytes_per_token / kv_gb_s / hybrid.GIGA
 
         def paper_errors(unknown: Any, /) -> list[float]:
             launch_ms, share, p = unknown
             return [
-                predicted_s(
-                    m, RUN_CONTEXT, (launch_ms / 1e3, share * self._spec(g), FP16_KV_SHARE * self._spec(g), p)
-                )
+                predicted_s(m, RUN_CONTEXT, (launch_ms / 1e3, share * self._spec(g), FP16_KV_SHARE * self._spec(g), p))
                 / seconds
                 - 1
                 for g, m, seconds in steps
@@ -370,9 +362,7 @@ class Calibration:
         launch_ms, share, sharpness = (float(value) for value in found)
         worst = max(abs(error) for error in paper_errors([launch_ms, share, sharpness]))
         self.knees["hf-transformers"] = (sharpness, self.knees["vllm"][1])
-        self.note(
-            f"hf launch {launch_ms:.2f} ms/layer, {share:.2f} of bandwidth, p {sharpness:.1f}, worst {worst:.1%}"
-        )
+        self.note(f"hf launch {launch_ms:.2f} ms/layer, {share:.2f} of bandwidth, p {sharpness:.1f}, worst {worst:.1%}")
         points = self.published.points("A100 80GB (form factor not stated)", "qwen25", "decode", "HF")
 
         def server_errors(unknown: Any, /) -> list[float]:

@@ -24,6 +24,7 @@ from sim.costs import ArrivalRates
 from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.knapsack import choose_options
+from sim.prices import Option, Prices, Queue
 from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView
 
 __all__ = [
@@ -35,9 +36,12 @@ __all__ = [
     "Load",
     "ModelView",
     "NodeView",
+    "Option",
     "Policy",
     "PolicyParameters",
     "Preempt",
+    "Prices",
+    "Queue",
     "Reject",
     "RequestView",
     "Resize",

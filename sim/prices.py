@@ -1,0 +1,158 @@
+"""The menu of a scheduler that shares GPUs, on one scale: what each way to serve waiting requests costs in seconds.
+
+Join an instance, or load one: into free memory, in place of idle instances, of running ones that are preempted, or once
+these are through (policies.md 5.4 and 5.5). A price is the delay of those who wait, of those expected within the
+horizon, and of everybody who is put out or slowed by it. Estimates are those of costs.py; policies import this from
+sim.policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp
+
+from sim import costs
+from sim.costs import ArrivalRates
+from sim.decision import View
+from sim.views import GpuView, InstanceView, ModelView
+
+URGENT = 10.0  # how much more the delay of a starving request counts
+COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A model's waiting requests, as the prices see them."""
+
+    model: ModelView
+    length: int
+    batch: int
+    prompt_tokens: float
+    urgency: float
+    future: float  # requests expected within the horizon
+
+    def delay_s(self, wait_s: float, served_s: float) -> float:
+        """Seconds that those who wait and those to come spend, if the first start after wait_s."""
+        return self.urgency * self.length * (wait_s + served_s) + self.future * served_s
+
+
+@dataclass(frozen=True)
+class Option:
+    """A load that could be made, and its price in seconds of delay. `wait`: only once the victims are through."""
+
+    price: float
+    gpu: GpuView
+    layers: int
+    victims: tuple[InstanceView, ...]
+    wait: bool
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices under a policy's settings.
+
+    `hysteresis` multiplies what evicting an idle instance costs; without `partial` a model is loaded with all layers
+    that the GPU could hold, or not; without `preempt` running instances are only waited for.
+    """
+
+    rates: ArrivalRates
+    horizon_s: float
+    max_wait_s: float
+    hysteresis: float
+    partial: bool
+    preempt: bool
+
+    def queue(self, view: View, model: ModelView) -> Queue:
+        """The waiting requests of a model that has some. Who waits longer than max_wait_s makes it urgent."""
+        oldest, length = next(model.waiting), model.waiting_count
+        late = view.now_s - oldest.arrival_s > self.max_wait_s
+        urgency = (URGENT if late else 1.0) * model.weight
+        batch = min(length, view.max_sequences)
+        return Queue(model, length, batch, oldest.prompt_tokens, urgency, self.future(view, model))
+
+    def future(self, view: View, model: ModelView) -> float:
+        """Requests expected within the horizon."""
+        return self.rates.per_s(model, view.now_s) * self.horizon_s
+
+    def join(self, view: View, queue: Queue, instance: InstanceView) -> tuple[float, float]:
+        """What joining costs, and by what factor crowding, offload and waiting slow those who join."""
+        model, gpu, tokens = queue.model, instance.gpu, queue.prompt_tokens
+        load = instance.load + queue.length
+        batch = min(load, view.max_sequences)
+        ideal_s = costs.service_s(model, gpu, model.layers, batch, tokens, (0.0, 0.0))
+        others = gpu.crowd(instance)
+        served_s = ideal_s
+        if others != (0.0, 0.0) or instance.layers < model.layers:
+            served_s = costs.service_s(model, gpu, instance.layers, batch, tokens, others)
+        wait_s = costs.reload_s(instance) if instance.loading else 0.0
+        wait_s += served_s * max(0, load - view.max_sequences) / view.max_sequences
+        lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s, ())
+        return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
+
+    def _neighbours_lose(self, gpu: GpuView, busy_s: float, gone: tuple[InstanceView, ...]) -> float:
+        """Whoever runs on the GPU is held up while both run."""
+        staying = [i for i in gpu.running if i not in gone]
+        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in staying)
+
+    def loads(self, view: View, queue: Queue, gpu: GpuView, limit: float) -> Iterator[Option]:
+        """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for.
+        None where even the whole model, with nobody to evict, would cost more than `limit`.
+
+        A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
+        cannot resize in place.
+        """
+        model = queue.model
+        most = model.layers_within(gpu.capacity_bytes)
+        crowd = gpu.crowd()
+        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
+        if queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
+            return
+        held = gpu.instances
+        own = tuple(instance for instance in held if instance.model is model)
+        if any(instance.layers >= most or not self.evictable(view, instance) for instance in own):
+            return
+        prices = {i: self.evict(view, i) for i in held if i not in own and self.evictable(view, i)}
+        others = sorted(prices, key=lambda i: (prices[i] / max(1, i.gpu_bytes), i.number))
+        for number in range(len(others) + 1):
+            victims = own + tuple(others[:number])
+            freed = sum(instance.gpu_bytes for instance in victims)
+            layers = model.layers_within(gpu.available_bytes + freed)
+            worth = layers == most or (self.partial and all(layers > i.layers for i in own))
+            if worth and gpu.takes(model, layers, freed_bytes=freed):
+                served_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, crowd)
+                setup_s = model.load_s(gpu, layers)
+                base = self._neighbours_lose(gpu, served_s, victims)
+                running = [instance for instance in victims if not instance.idle]
+                if own and view.resize == "elastic":  # it goes on while the other layers come
+                    setup_s, running = 0.0, [instance for instance in running if instance not in own]
+                if not running or self.preempt:
+                    out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
+                    away_s = out_s + queue.length * served_s / queue.batch
+                    lost_s = sum(prices.get(i, 0.0) for i in victims) + sum(i.load * away_s for i in running)
+                    yield Option(queue.delay_s(out_s, served_s) + base + lost_s, gpu, layers, victims, False)
+                if running:
+                    wait_s = setup_s + max(costs.drain_s(instance) for instance in running)
+                    lost_s = sum(self.evict_idle(view, i) for i in victims if i not in own)
+                    yield Option(queue.delay_s(wait_s, served_s) + base + lost_s, gpu, layers, victims, True)
+            if layers == model.layers:
+                return
+
+    def evictable(self, view: View, instance: InstanceView) -> bool:
+        """Nothing that was loaded a moment ago is taken from the GPU again while it runs."""
+        held_s = view.now_s - instance.ready_s
+        return not instance.resizing and (instance.idle or (instance.ready and held_s > costs.reload_s(instance)))
+
+    def evict(self, view: View, instance: InstanceView) -> float:
+        """Save, reload and restore for those who run (5.5); for an idle model its likely reload."""
+        if instance.idle:
+            return self.evict_idle(view, instance)
+        return instance.load * (costs.save_s(instance) * 2 + costs.reload_s(instance))
+
+    def evict_idle(self, view: View, instance: InstanceView) -> float:
+        """The reload, as likely as a request comes within the horizon, for all who come while it lasts."""
+        reload_s, future = costs.reload_s(instance), self.future(view, instance.model)
+        copies = sum(1 for other in instance.model.instances if other.accepts)
+        wanted = (1.0 - exp(-future)) * (1.0 if copies == 1 else COPY_DISCOUNT)
+        queued = 1.0 + future * reload_s / self.horizon_s
+        return self.hysteresis * wanted * reload_s * queued
