@@ -53,15 +53,17 @@ def service_s(
     return decode_s + profile.prefill_s(layers, prompt_tokens) * gpu_stretch
 
 
-def drain_s(instance: InstanceView) -> float:
+def drain_s(instance: InstanceView, layers: int | None = None) -> float:
     """Seconds until those who run and wait at the instance are expected to be through, if nobody else comes.
 
+    With `layers`: if it had so many on the GPU.
     Those who run are taken to be half through; who waits comes in after them, a batch at a time.
     """
     if not instance.load:
         return 0.0
     batch = max(1, instance.running_count)
-    gpu_s, host_s = parts_s(instance.model, instance.gpu, instance.layers, batch, TYPICAL_CONTEXT)
+    held = instance.layers if layers is None else layers
+    gpu_s, host_s = parts_s(instance.model, instance.gpu, held, batch, TYPICAL_CONTEXT)
     rounds = 0.5 + instance.waiting_count / batch
     return rounds * instance.model.expected_output_tokens * (gpu_s + host_s)
 

@@ -105,11 +105,11 @@ class Prices:
         model = queue.model
         most = model.layers_within(gpu.capacity_bytes)
         crowd = gpu.crowd()
-        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
-        if queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
-            return
         held = gpu.instances
         own = tuple(instance for instance in held if instance.model is model)
+        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
+        if not own and queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
+            return
         if any(instance.layers >= most or not self.evictable(view, instance) for instance in own):
             return
         prices = {i: self.evict(view, i) for i in held if i not in own and self.evictable(view, i)}
@@ -129,7 +129,9 @@ class Prices:
                 if not running or self.preempt:
                     out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
                     away_s = out_s + queue.length * served_s / queue.batch
-                    lost_s = sum(prices.get(i, 0.0) for i in victims) + sum(i.load * away_s for i in running)
+                    lost_s = sum(prices.get(i, 0.0) for i in victims)
+                    lost_s += sum(i.load * away_s for i in running if i not in own)
+                    lost_s += sum(i.load * (out_s - self._hastened_s(i, layers)) for i in own)
                     yield Option(queue.delay_s(out_s, served_s) + base + lost_s, gpu, layers, victims, False)
                 if running:
                     wait_s = setup_s + max(costs.drain_s(instance) for instance in running)
@@ -137,6 +139,11 @@ class Prices:
                     yield Option(queue.delay_s(wait_s, served_s) + base + lost_s, gpu, layers, victims, True)
             if layers == model.layers:
                 return
+
+    def _hastened_s(self, instance: InstanceView, layers: int) -> float:
+        """By how much earlier, on average, its present load would be through with so many layers."""
+        now_s, then_s = costs.drain_s(instance), costs.drain_s(instance, layers)
+        return (now_s - then_s) / 2
 
     def evictable(self, view: View, instance: InstanceView) -> bool:
         """Nothing that was loaded a moment ago is taken from the GPU again while it runs."""

@@ -43,7 +43,7 @@ class Fixed(Policy):
             yield Load(view.models[model], view.gpus[gpu], layers, kv_tokens)
 
     def decide(self, view: View) -> Iterator[Action]:
-        for request in view.waiting:
+        for request in list(view.waiting):
             instances = request.model.instances
             yield Route(request, instances[request.number % len(instances)])
 
