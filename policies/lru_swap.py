@@ -42,7 +42,7 @@ class LruSwap(Policy):
             victims: list[InstanceView] = []
             while needed > gpu.available_bytes + sum(v.gpu_bytes for v in victims) and len(victims) < len(idle):
                 victims.append(idle[len(victims)])
-            if needed > gpu.available_bytes + sum(v.gpu_bytes for v in victims):
+            if not gpu.takes(model, layers, freed_bytes=sum(v.gpu_bytes for v in victims)):
                 continue
             # More layers first, then whose most recently used victim is oldest.
             rank = (-layers, victims[-1].last_used_s if victims else -1.0)

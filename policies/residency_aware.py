@@ -45,6 +45,7 @@ class ResidencyAware(Policy):
         margin: float = Field(1.2, ge=1, description="a second copy must be cheaper than joining by this factor")
         tolerance: float = Field(1.3, ge=1, description="join without further thought if slowed by at most this factor")
         reconsider_s: float = Field(5.0, ge=0, description="time between two thoughts about a second copy of a model")
+        rewait_s: float = Field(1.0, ge=0, description="a decision to wait is not thought over again for this long")
         hysteresis: float = Field(1.0, ge=0, description="multiplies what evicting an idle model costs")
         partial: bool = Field(True, description="load a part of a model where the whole does not fit")
         preempt: bool = Field(True, description="may running models be preempted (or shrunk)?")
@@ -58,6 +59,7 @@ class ResidencyAware(Policy):
         self.prices = Prices(
             self.rates, asked.horizon_s, asked.max_wait_s, asked.hysteresis, asked.partial, asked.preempt
         )
+        self._waits: dict[ModelView, tuple[int, float]] = {}  # how many it was decided to let wait, and when
         self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
 
     def start(self, view: View) -> Iterator[Action]:
@@ -75,6 +77,8 @@ class ResidencyAware(Policy):
             self.rates.saw(request.model, view.now_s)
         queues = []
         for model in view.waiting_models:
+            if self._waits_on(view, model):
+                continue
             free = self._free_lane(view, model)
             if free is None:
                 queues.append(self.prices.queue(view, model))
@@ -90,6 +94,13 @@ class ResidencyAware(Policy):
                 yield from self._fill(view, gpu)
 
     # --- one model's waiting requests
+
+    def _waits_on(self, view: View, model: ModelView) -> bool:
+        """It was decided to wait, and nothing has happened since that could change that."""
+        length, since_s = self._waits.get(model, (0, 0.0))
+        if length != model.waiting_count or view.freed or view.loaded or view.idled:
+            return False
+        return view.now_s - since_s < float(self.parameters.rewait_s)
 
     def _free_lane(self, view: View, model: ModelView) -> InstanceView | None:
         """An instance that nothing can beat: ready, whole, with room, and alone on its GPU. Most need no more."""
@@ -137,6 +148,7 @@ class ResidencyAware(Policy):
                 yield from (Route(request, load) for request in list(model.waiting))
                 return
             self._thought_s[model] = view.now_s
+            self._waits[model] = (queue.length, view.now_s)
         if target is not None:
             yield from (Route(request, target) for request in list(model.waiting))
 

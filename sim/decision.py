@@ -110,6 +110,12 @@ class View:
         return [views.instance(instance) for instance in self._changes.loaded]
 
     @property
+    def idled(self) -> list[InstanceView]:
+        """Instances whose last request finished since the last decision."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._changes.idled]
+
+    @property
     def freed(self) -> list[GpuView]:
         """GPUs that got memory back since the last decision."""
         views = self._check()

@@ -43,6 +43,9 @@ class Serving:
 
     def __init__(self, world: World, transfers: Transfers) -> None:
         self.world = world
+        self.clock = world.clock
+        self.options = world.options
+        self.recorder = world.recorder
         self.kv = KvMoves(world, transfers)
         self.sharing = Sharing(world, self._settle, self._schedule)
         self.takes_over: Callable[[Instance], bool] = lambda instance: False
@@ -53,7 +56,7 @@ class Serving:
     def enqueue(self, request: Request, instance: Instance) -> None:
         """The request waits at this instance from now on."""
         request.instance = instance
-        urgency = request.priority if self.world.options.sequence_order == "priority" else 0
+        urgency = request.priority if self.options.sequence_order == "priority" else 0
         instance.push_waiting(request, urgency)
         self.world.touch(instance)
 
@@ -71,13 +74,14 @@ class Serving:
         """Start or cut leaps of all touched instances, then share GPUs and CPUs anew where that changed."""
         touched = self.world.touched
         while touched or self.sharing.changed():
-            instances = [touched[number] for number in sorted(touched)]
-            touched.clear()
-            for instance in instances:
-                if instance.leap is None:
-                    self._begin(instance)
-                elif self._boundary_needed(instance):
-                    self._cut(instance)
+            if touched:
+                instances = [touched[number] for number in sorted(touched)]
+                touched.clear()
+                for instance in instances:
+                    if instance.leap is None:
+                        self._begin(instance)
+                    elif self._boundary_needed(instance):
+                        self._cut(instance)
             if not touched:
                 self.sharing.update()
 
@@ -111,7 +115,7 @@ class Serving:
         if instance.saving:
             return
         for request in instance.joining:
-            instance.start_decoding(request, self.world.clock.now_s)
+            instance.start_decoding(request, self.clock.now_s)
             instance.composition += 1
         instance.joining.clear()
         self._preempt_asked(instance)
@@ -120,7 +124,7 @@ class Serving:
             return
         preempted = self._make_room(instance)
         if instance.saving:
-            instance.blocked_since_s = self.world.clock.now_s
+            instance.blocked_since_s = self.clock.now_s
             self.sharing.deactivate(instance)
             return
         if instance.status == READY and not preempted:
@@ -150,7 +154,7 @@ class Serving:
 
     def _victim(self, instance: Instance) -> Request:
         candidates = [*instance.decoding.values(), *instance.prefilling]
-        if self.world.options.sequence_order == "priority":
+        if self.options.sequence_order == "priority":
             return max(candidates, key=lambda request: (request.priority, request.index))
         return max(candidates, key=lambda request: request.order)
 
@@ -159,10 +163,9 @@ class Serving:
 
         `asked`: the way that a policy asked for, whose sequence goes to the cluster's queue; None: for lack of memory.
         """
-        save = asked == "save" or (asked is None and self.world.options.sequence_preemption == "swap")
-        now_s = self.world.clock.now_s
-        recorder = self.world.recorder
-        recorder.counts["sequence_preemptions"] += 1
+        save = asked == "save" or (asked is None and self.options.sequence_preemption == "swap")
+        now_s = self.clock.now_s
+        self.recorder.counts["sequence_preemptions"] += 1
         request.sequence_preemptions += 1
         instance.composition += 1
         if request.index not in instance.decoding:
@@ -189,30 +192,28 @@ class Serving:
     def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
         del instance.saving[request.index]
         instance.release(request.context)
-        request.enter(PREEMPTED, self.world.clock.now_s)
+        request.enter(PREEMPTED, self.clock.now_s)
         self._line_up_again(request, instance, asked)
         if not instance.saving:
             self.world.touch(instance)
-            instance.stalled_s += self.world.clock.now_s - instance.blocked_since_s
+            instance.stalled_s += self.clock.now_s - instance.blocked_since_s
             instance.blocked_since_s = -1.0
 
     # --- admission
 
     def _fits(self, instance: Instance, request: Request) -> bool:
         """Is there a place and KV memory for it at the next boundary?"""
-        options = self.world.options
-        if instance.sequences >= options.max_sequences:
+        if instance.sequences >= self.options.max_sequences:
             return False
         free = instance.free_blocks - sequence_blocks(request.context, instance.block_tokens)
         if instance.leap is not None and instance.decoding:
             free -= instance.phases[-(instance.iterations + 1) % instance.block_tokens]
-        return free >= (options.watermark * instance.kv_blocks if instance.sequences else 0)
+        return free >= (self.options.watermark * instance.kv_blocks if instance.sequences else 0)
 
     def _admit(self, instance: Instance) -> None:
         """Waiting sequences enter in order while there is room; the first that does not fit blocks the others."""
-        options = self.world.options
-        chunked = options.prefill == "chunked"
-        budget = options.prefill_tokens
+        chunked = self.options.prefill == "chunked"
+        budget = self.options.prefill_tokens
         if chunked:
             budget -= len(instance.decoding)
         budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
@@ -231,7 +232,7 @@ class Serving:
         self._order += 1
         request.order = self._order
         instance.hold(request.context)
-        now_s = self.world.clock.now_s
+        now_s = self.clock.now_s
         if request.kv_node is None:
             request.computed_tokens = 0
             request.enter(RECOMPUTE if request.started else PREFILL, now_s)
@@ -245,7 +246,7 @@ class Serving:
     # --- leaps
 
     def _start_leap(self, instance: Instance) -> None:
-        now_s = self.world.clock.now_s
+        now_s = self.clock.now_s
         decoding = len(instance.decoding)
         instance.chunks = []
         if instance.prefilling:
@@ -267,14 +268,13 @@ class Serving:
         self.sharing.activate(instance, batch)
 
     def _start_prompt_leap(self, instance: Instance, decoding: int) -> None:
-        options = self.world.options
         prefill = instance.profile.prefill_curve(instance.layers)
-        if options.prefill == "first":
+        if self.options.prefill == "first":
             instance.chunks = [(request, request.context) for request in instance.prefilling]
             chunks = [(0, tokens) for _, tokens in instance.chunks]
             instance.leap = PromptLeap(prompt_steps(prefill, chunks, None, 0.0), 0)
             return
-        budget = options.prefill_tokens - decoding
+        budget = self.options.prefill_tokens - decoding
         left = budget
         for request in instance.prefilling:
             tokens = min(left, request.context - request.computed_tokens)
@@ -300,7 +300,7 @@ class Serving:
         assert leap is not None
         instance.version += 1
         end_s = instance.settled_s + leap.seconds_left(instance.gpu_stretch, instance.host_stretch)
-        self.world.clock.at(end_s, self._on_end, instance, instance.version)
+        self.clock.at(end_s, self._on_end, instance, instance.version)
 
     def _on_end(self, subject: Any, version: int) -> None:
         instance: Instance = subject
@@ -312,7 +312,7 @@ class Serving:
     def _settle(self, instance: Instance) -> None:
         """Bring the leap's position to now."""
         leap = instance.leap
-        seconds = self.world.clock.now_s - instance.settled_s
+        seconds = self.clock.now_s - instance.settled_s
         if leap is None or instance.begun or seconds <= 0:
             return
         self._account(instance, leap.advance(seconds, instance.gpu_stretch, instance.host_stretch))
@@ -330,27 +330,26 @@ class Serving:
             if leap.batch:
                 self._account_tokens(instance, progress, leap.batch)
         instance.stalled_s += progress.stalled_s
-        instance.settled_s = self.world.clock.now_s
+        instance.settled_s = self.clock.now_s
 
     def _account_tokens(self, instance: Instance, progress: Progress, batch: int) -> None:
-        recorder = self.world.recorder
         instance.advance(progress.completed)
-        recorder.tokens(progress.completed * batch, instance.residency)
+        self.recorder.tokens(progress.completed * batch, instance.residency)
         end_s = instance.settled_s + progress.first_end_s
         for last_token_s in instance.fresh.values():
-            recorder.latencies.add(1, 1, end_s - last_token_s, end_s - last_token_s)
+            self.recorder.latencies.add(1, 1, end_s - last_token_s, end_s - last_token_s)
         if batch > len(instance.fresh):
             gap_s = end_s - instance.last_decode_end_s
-            recorder.latencies.add(batch - len(instance.fresh), 1, gap_s, gap_s)
+            self.recorder.latencies.add(batch - len(instance.fresh), 1, gap_s, gap_s)
         instance.fresh.clear()
         for steps in progress.later:
-            recorder.latencies.add(batch, steps.number, steps.first_s, steps.last_s)
+            self.recorder.latencies.add(batch, steps.number, steps.first_s, steps.last_s)
             end_s += steps.number * (steps.first_s + steps.last_s) / 2
         instance.last_decode_end_s = end_s
 
     def _end_leap(self, instance: Instance) -> None:
         """The leap is over: finished prompts give their token, finished sequences leave."""
-        now_s = self.world.clock.now_s
+        now_s = self.clock.now_s
         instance.leap = None
         instance.version += 1
         while instance.decoding and instance.next_finish() == 0:
@@ -366,18 +365,17 @@ class Serving:
 
     def _emit_first(self, instance: Instance, request: Request) -> None:
         """The token at the end of a prompt (or of a recompute)."""
-        now_s = self.world.clock.now_s
-        recorder = self.world.recorder
+        now_s = self.clock.now_s
         instance.release(request.context)
         if request.started:
-            recorder.latencies.add(1, 1, now_s - request.last_token_s, now_s - request.last_token_s)
+            self.recorder.latencies.add(1, 1, now_s - request.last_token_s, now_s - request.last_token_s)
         else:
             request.first_token_s = now_s
         request.last_token_s = now_s
         request.produced += 1
         request.residency_tokens += instance.residency
         request.computed_tokens = 0
-        recorder.tokens(1, instance.residency)
+        self.recorder.tokens(1, instance.residency)
         instance.hold(request.context)
         instance.composition += 1
         if request.produced == request.output_tokens:
@@ -388,14 +386,16 @@ class Serving:
     def _complete(self, instance: Instance, request: Request) -> None:
         instance.release(request.context)
         instance.composition += 1
-        instance.last_used_s = self.world.clock.now_s
+        instance.last_used_s = self.clock.now_s
         request.instance = None
-        self.world.recorder.end(request, COMPLETED, self.world.clock.now_s)
+        self.recorder.end(request, COMPLETED, self.clock.now_s)
         self.world.changes.finished.append(request)
+        if not instance.sequences and not instance.waiting:
+            self.world.changes.idled.append(instance)
 
     def close(self, instance: Instance) -> None:
         """The run ends here: book what the running leap did, and take its sequences out as they are."""
-        now_s = self.world.clock.now_s
+        now_s = self.clock.now_s
         self._settle(instance)
         if instance.blocked_since_s >= 0:
             instance.stalled_s += now_s - instance.blocked_since_s

@@ -32,6 +32,7 @@ class Changes:
     requeued: list[Request] = field(default_factory=list)
     finished: list[Request] = field(default_factory=list)
     loaded: list[Instance] = field(default_factory=list)
+    idled: list[Instance] = field(default_factory=list)
     freed: list[Gpu] = field(default_factory=list)
     woken: bool = False
 

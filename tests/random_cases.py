@@ -1,16 +1,15 @@
 """Random small experiments: clusters, models, engine options and requests, drawn so that memory is tight and times tie.
 
-`Draws` is where choices come from: hypothesis in the tests (so that a failure shrinks), a plain generator when thousands
-of cases are to be played outside of pytest. `random_case` gives a scenario and its rows for scenarios.trace.
+`random_case` gives a scenario and its rows for scenarios.trace, from `Seeded` choices: a case is named by one number,
+so that thousands are quickly played and one is quickly played again.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from hypothesis import strategies as st
 from scenarios import FREE_OF_COST, GB, MODELS, Row, scenario, synthetic
 
 from sim.spec import GIB, Scenario
@@ -22,14 +21,6 @@ SIZES = {name: layers * layer_bytes + head_bytes for name, layers, layer_bytes, 
 REAL_HOST = "tr-pro-5995wx"
 REAL_GPUS = ("rtx-a6000", "rtx-5000-ada", "rtx-4090")
 REAL_MODELS = (("Qwen2.5-3B", "FP16"), ("Llama-3-8B", "FP16"), ("Qwen2.5-14B", "FP16"))
-
-
-class Draws(Protocol):
-    """A source of choices."""
-
-    def pick(self, options: Sequence[Choice]) -> Choice: ...
-
-    def number(self, low: int, high: int) -> int: ...
 
 
 class Seeded:
@@ -45,20 +36,7 @@ class Seeded:
         return self.random.randint(low, high)
 
 
-class Drawn:
-    """Choices from hypothesis, the first option the simplest."""
-
-    def __init__(self, data: st.DataObject) -> None:
-        self.data = data
-
-    def pick(self, options: Sequence[Choice]) -> Choice:
-        return self.data.draw(st.sampled_from(options))
-
-    def number(self, low: int, high: int) -> int:
-        return self.data.draw(st.integers(low, high))
-
-
-def random_case(draws: Draws, real: bool = False, **changes: Any) -> tuple[Scenario, list[Row]]:
+def random_case(draws: Seeded, real: bool = False, **changes: Any) -> tuple[Scenario, list[Row]]:
     """A scenario and its requests; `real` takes hardware and models from profiles/. `changes` replace fields."""
     models = _models(draws, real)
     gpu_kinds, hosts = (REAL_GPUS, (REAL_HOST,)) if real else (("small", "large", "fast", "small-s"), ("box", "wide"))
@@ -82,7 +60,7 @@ def random_case(draws: Draws, real: bool = False, **changes: Any) -> tuple[Scena
     return of, _rows(draws, of)
 
 
-def _models(draws: Draws, real: bool) -> list[dict[str, Any]]:
+def _models(draws: Seeded, real: bool) -> list[dict[str, Any]]:
     found = []
     for index in range(draws.number(1, 4)):
         max_context = draws.pick((64, 256, 1024))
@@ -97,7 +75,7 @@ def _models(draws: Draws, real: bool) -> list[dict[str, Any]]:
 
 
 def _node(
-    draws: Draws, gpus: Sequence[str], hosts: Sequence[str], models: list[dict[str, Any]], real: bool
+    draws: Seeded, gpus: Sequence[str], hosts: Sequence[str], models: list[dict[str, Any]], real: bool
 ) -> dict[str, Any]:
     """Host memory is ample, or room for some of the weights and a little KV."""
     node: dict[str, Any] = {
@@ -113,7 +91,7 @@ def _node(
     return node
 
 
-def _engine(draws: Draws) -> dict[str, Any]:
+def _engine(draws: Seeded) -> dict[str, Any]:
     return {
         "max_sequences": draws.pick((8, 4, 1)),
         "prefill": draws.pick(("first", "chunked")),
@@ -126,7 +104,7 @@ def _engine(draws: Draws) -> dict[str, Any]:
     }
 
 
-def _rows(draws: Draws, of: Scenario) -> list[Row]:
+def _rows(draws: Seeded, of: Scenario) -> list[Row]:
     """Requests that often come at the same time, long and short; a few are too long for their model."""
     rows: list[Row] = []
     now_s = 0.0
@@ -136,5 +114,7 @@ def _rows(draws: Draws, of: Scenario) -> list[Row]:
         longest = model.max_context or 0
         prompt = draws.pick((1, draws.number(1, longest // 2), longest - 1))
         output = draws.pick((1, draws.number(1, longest // 2), longest - prompt))
-        rows.append((now_s, model.name, prompt, max(1, output), draws.number(0, 2)))
+        if draws.number(0, 9):
+            output = min(output, longest - prompt)
+        rows.append((now_s, model.name, prompt, output, draws.number(0, 2)))
     return rows

@@ -92,7 +92,7 @@ class RandomPolicy(Policy):
 
     def _waiting(self, view: View) -> RequestView | None:
         """One who waits in the cluster's queue, or at an instance."""
-        found = view.waiting
+        found = list(view.waiting)
         if not found or self.random.random() < 0.2:
             found += [r for instance in view.instances for r in islice(instance.requests, instance.waiting_count)]
         return self.random.choice(found) if found else None
@@ -153,7 +153,7 @@ class RandomPolicy(Policy):
 
     def _serve(self, view: View) -> Iterator[Action]:
         """The first who waits is served next; for whom there is no room, whatever is idle is stopped."""
-        for request in view.waiting:
+        for request in list(view.waiting):
             target = next((i for i in request.model.instances if i.accepts), None)
             if target is None:
                 place = self._place(view, request.model)
