@@ -21,7 +21,7 @@ class ExclusiveSwap(Policy):
         batch_consecutive: bool = Field(True, description="let a request join a batch of its model that runs")
 
     def decide(self, view: View) -> Iterator[Action]:
-        while (request := next(view.waiting, None)) is not None:
+        while (request := view.oldest) is not None:
             served = yield from self._serve(view, request)
             if not served:
                 return

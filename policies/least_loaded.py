@@ -69,7 +69,7 @@ class LeastLoaded(Policy):
 
     def decide(self, view: View) -> Iterator[Action]:
         for model in view.waiting_models:
-            for request in list(model.waiting):
+            for request in model.waiting:
                 if not model.instances:
                     break
                 yield Route(request, min(model.instances, key=lambda i: (i.load, -i.layers, i.number)))

@@ -17,7 +17,7 @@ class LruSwap(Policy):
     """Load on demand, evict the least recently used idle instances."""
 
     def decide(self, view: View) -> Iterator[Action]:
-        for model in sorted(view.waiting_models, key=lambda model: next(model.waiting).number):
+        for model in sorted(view.waiting_models, key=_oldest):
             target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
             if target is None and not model.instances:
                 place = self._place(view, model)
@@ -28,7 +28,7 @@ class LruSwap(Policy):
                     target = Load(model, gpu, layers)
                     yield target
             if target is not None:
-                for request in list(model.waiting):
+                for request in model.waiting:
                     yield Route(request, target)
 
     def _place(self, view: View, model: ModelView) -> tuple[GpuView, int, list[InstanceView]] | None:
@@ -49,3 +49,8 @@ class LruSwap(Policy):
             if best is None or rank < best_rank:
                 best, best_rank = (gpu, layers, victims), rank
         return best
+
+
+def _oldest(model: ModelView) -> int:
+    """The number of the request that has waited longest for this model."""
+    return model.oldest.number if model.oldest else 0

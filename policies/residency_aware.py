@@ -83,7 +83,7 @@ class ResidencyAware(Policy):
             if free is None:
                 queues.append(self.prices.queue(view, model))
             else:
-                yield from (Route(request, free) for request in list(model.waiting))
+                yield from (Route(request, free) for request in model.waiting)
         if len(queues) > 1:
             queues.sort(key=lambda queue: -self._index(view, queue))
         for queue in queues:
@@ -140,17 +140,17 @@ class ResidencyAware(Policy):
                     if victim is not grown:
                         yield from self._evict(view, victim, needed - best.gpu.available_bytes)
                 if grown:
-                    yield from (Route(request, grown) for request in list(model.waiting))
+                    yield from (Route(request, grown) for request in model.waiting)
                     yield from self._grow(view, best.gpu)
                     return
                 load = Load(model, best.gpu, best.layers)
                 yield load
-                yield from (Route(request, load) for request in list(model.waiting))
+                yield from (Route(request, load) for request in model.waiting)
                 return
             self._thought_s[model] = view.now_s
             self._waits[model] = (queue.length, view.now_s)
         if target is not None:
-            yield from (Route(request, target) for request in list(model.waiting))
+            yield from (Route(request, target) for request in model.waiting)
 
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Everywhere for a model that is there in part; else only GPUs that are less crowded can be better."""

@@ -55,6 +55,6 @@ class StaticSplit(Policy):
 
     def decide(self, view: View) -> Iterator[Action]:
         for model in view.waiting_models:
-            for request in list(model.waiting):
+            for request in model.waiting:
                 if model.instances:
                     yield Route(request, model.instances[0])

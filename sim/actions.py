@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.views import GpuView, InstanceView, ModelView, RequestView
+from sim.machine_views import GpuView
+from sim.views import InstanceView, ModelView, RequestView
 
 
 @dataclass(frozen=True, eq=False)

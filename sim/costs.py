@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from math import exp
 
-from sim.views import GpuView, InstanceView, ModelView
+from sim.machine_views import GpuView
+from sim.views import InstanceView, ModelView
 
 # A typical context for questions that are not about one request, in tokens.
 TYPICAL_CONTEXT = 1024.0

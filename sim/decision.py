@@ -6,12 +6,13 @@ true.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from heapq import merge
 
 from sim.errors import PolicyError
+from sim.machine_views import GpuView, NodeView
 from sim.state import Request
-from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView, Views
+from sim.views import InstanceView, ModelView, RequestView, Views
 from sim.world import Changes, World
 
 
@@ -78,11 +79,17 @@ class View:
         return [views.model(model) for model in self._world.cluster.waiting_models.values()]
 
     @property
-    def waiting(self) -> Iterator[RequestView]:
-        """Every request that is not routed, in order of arrival; found one by one, so the first is cheap."""
+    def waiting(self) -> list[RequestView]:
+        """Every request that is not routed, in order of arrival."""
         views = self._check()
         queues = [model.queue().values() for model in self._world.cluster.waiting_models.values()]
-        return (views.request(request) for request in merge(*queues, key=lambda request: request.index))
+        return [views.request(request) for request in merge(*queues, key=lambda request: request.index)]
+
+    @property
+    def oldest(self) -> RequestView | None:
+        """The first of all that are not routed, without looking at the others."""
+        oldest = [model.oldest for model in self.waiting_models]
+        return min((request for request in oldest if request), key=lambda request: request.number, default=None)
 
     @property
     def arrived(self) -> list[RequestView]:

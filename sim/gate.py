@@ -14,10 +14,11 @@ from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
 from sim.cluster import Gpu
 from sim.errors import PolicyError
 from sim.loading import Loading
+from sim.machine_views import GpuView
 from sim.room import host_missing, need
 from sim.serving import Serving
 from sim.state import ASLEEP, LOAD_WAIT, LOADING, PENDING, QUEUED, READY, REJECTED, STARTING, Instance, Model, Request
-from sim.views import GpuView, InstanceView, ModelView, RequestView
+from sim.views import InstanceView, ModelView, RequestView
 from sim.world import World
 
 _CANCELLABLE = (PENDING, STARTING, LOADING)

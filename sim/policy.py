@@ -24,8 +24,9 @@ from sim.costs import ArrivalRates
 from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.knapsack import choose_options
+from sim.machine_views import GpuView, NodeView
 from sim.prices import Option, Prices, Queue
-from sim.views import GpuView, InstanceView, ModelView, NodeView, RequestView
+from sim.views import InstanceView, ModelView, RequestView
 
 __all__ = [
     "Action",

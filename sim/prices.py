@@ -15,7 +15,8 @@ from math import exp
 from sim import costs
 from sim.costs import ArrivalRates
 from sim.decision import View
-from sim.views import GpuView, InstanceView, ModelView
+from sim.machine_views import GpuView
+from sim.views import InstanceView, ModelView
 
 URGENT = 10.0  # how much more the delay of a starving request counts
 COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
@@ -65,7 +66,8 @@ class Prices:
 
     def queue(self, view: View, model: ModelView) -> Queue:
         """The waiting requests of a model that has some. Who waits longer than max_wait_s makes it urgent."""
-        oldest, length = next(model.waiting), model.waiting_count
+        oldest, length = model.oldest, model.waiting_count
+        assert oldest is not None, model
         late = view.now_s - oldest.arrival_s > self.max_wait_s
         urgency = (URGENT if late else 1.0) * model.weight
         batch = min(length, view.max_sequences)

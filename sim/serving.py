@@ -21,12 +21,12 @@ from sim.batch import (
     steps_until_full,
 )
 from sim.kv import KvMoves
+from sim.preemption import Preemption
 from sim.sharing import Sharing
 from sim.state import (
     COMPLETED,
     DECODE,
     KV_TRANSFER,
-    PREEMPTED,
     PREFILL,
     QUEUED,
     READY,
@@ -47,6 +47,7 @@ class Serving:
         self.options = world.options
         self.recorder = world.recorder
         self.kv = KvMoves(world, transfers)
+        self.preemption = Preemption(world, self.kv, self.enqueue)
         self.sharing = Sharing(world, self._settle, self._schedule)
         self.takes_over: Callable[[Instance], bool] = lambda instance: False
         self._order = 0
@@ -118,86 +119,21 @@ class Serving:
             instance.start_decoding(request, self.clock.now_s)
             instance.composition += 1
         instance.joining.clear()
-        self._preempt_asked(instance)
+        self.preemption.as_asked(instance)
         if not instance.saving and self.takes_over(instance):
             self.sharing.deactivate(instance)
             return
-        preempted = self._make_room(instance)
+        self.preemption.make_room(instance)
         if instance.saving:
             instance.blocked_since_s = self.clock.now_s
             self.sharing.deactivate(instance)
             return
+        preempted = instance.preempted_s == self.clock.now_s
         if instance.status == READY and not preempted:
             self._admit(instance)
         self._start_leap(instance)
-
-    # --- KV memory
-
-    def _make_room(self, instance: Instance) -> bool:
-        """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
-        preempted = False
-        size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
-        while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
-            self._preempt(instance, self._victim(instance), None)
-            preempted = True
-        return preempted
-
-    def _preempt_asked(self, instance: Instance) -> None:
-        """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
-        asked = instance.preempt_next
-        if not asked:
-            return
-        instance.preempt_next = {}
-        found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
-        for request in found:
-            self._preempt(instance, request, asked[request.index])
-
-    def _victim(self, instance: Instance) -> Request:
-        candidates = [*instance.decoding.values(), *instance.prefilling]
-        if self.options.sequence_order == "priority":
-            return max(candidates, key=lambda request: (request.priority, request.index))
-        return max(candidates, key=lambda request: request.order)
-
-    def _preempt(self, instance: Instance, request: Request, asked: str | None) -> None:
-        """Take one sequence out of the batch: save its KV to host memory, or drop it.
-
-        `asked`: the way that a policy asked for, whose sequence goes to the cluster's queue; None: for lack of memory.
-        """
-        save = asked == "save" or (asked is None and self.options.sequence_preemption == "swap")
-        now_s = self.clock.now_s
-        self.recorder.counts["sequence_preemptions"] += 1
-        request.sequence_preemptions += 1
-        instance.composition += 1
-        if request.index not in instance.decoding:
-            instance.prefilling.remove(request)
-            request.computed_tokens = 0
-            request.enter(PREEMPTED, now_s)
-        elif save and self.kv.hold(instance, request):
-            instance.leave_decoding(request, KV_TRANSFER, now_s)
-            instance.saving[request.index] = request
-            self.kv.save(instance, [request], lambda: self._swapped_out(instance, request, asked))
-            return
-        else:
-            instance.leave_decoding(request, PREEMPTED, now_s)
-        instance.release(request.context)
-        self._line_up_again(request, instance, asked)
-
-    def _line_up_again(self, request: Request, instance: Instance, asked: str | None) -> None:
-        """A preempted sequence waits at its instance, or, if that takes no one any more, in the cluster's queue."""
-        if asked is None and instance.status == READY and instance.stop_mode in (None, "restart", "sleep"):
-            self.enqueue(request, instance)
-        else:
-            self.world.requeue(request)
-
-    def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
-        del instance.saving[request.index]
-        instance.release(request.context)
-        request.enter(PREEMPTED, self.clock.now_s)
-        self._line_up_again(request, instance, asked)
-        if not instance.saving:
-            self.world.touch(instance)
-            instance.stalled_s += self.clock.now_s - instance.blocked_since_s
-            instance.blocked_since_s = -1.0
+        if preempted and instance.leap is not None:
+            instance.leap.steps = 1  # who was kept out may enter after one iteration
 
     # --- admission
 

@@ -190,6 +190,7 @@ class Instance:
         self.composition = 0  # changes with the batch
         self.demand_of: object = None  # the composition that the present shares were read from
         self.blocked_since_s = -1.0
+        self.preempted_s = -1.0  # the last boundary at which somebody was preempted: it admits nobody
         self.begun = False  # a leap that has no stretch and no timer yet
         self.settled_s = 0.0
         self.gpu_stretch = 1.0

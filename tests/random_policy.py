@@ -75,7 +75,7 @@ class RandomPolicy(Policy):
         model, gpu = self.random.choice(view.models), self.random.choice(view.gpus)
         kv_tokens = self.random.choice((None, model.max_context, model.default_kv_tokens + self.random.randint(0, 999)))
         layers = self.random.choice((model.layers, self.random.randint(0, model.layers)))
-        if not gpu.takes(model, layers, kv_tokens):
+        if len(view.instances) > 20 or not gpu.takes(model, layers, kv_tokens):
             return
         load = Load(model, gpu, layers, kv_tokens)
         yield load
@@ -177,7 +177,7 @@ class RandomPolicy(Policy):
     def _clear(self, view: View, request: RequestView) -> Iterator[Action]:
         busy = False
         for instance in view.instances:
-            if instance.idle and not instance.resizing or instance.status == "asleep":
+            if (instance.idle and not instance.resizing) or instance.status == "asleep":
                 yield Stop(instance)
                 busy = True
             elif instance.status != "asleep":

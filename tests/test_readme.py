@@ -1,4 +1,6 @@
-"""The README keeps its word: its commands are those that `.ci/run` executes, its examples run, its links lead somewhere."""
+"""The README keeps its word: its commands are those that `.ci/run` executes, its examples run, its links lead
+somewhere.
+"""
 
 from __future__ import annotations
 

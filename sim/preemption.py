@@ -1,0 +1,90 @@
+"""Takes single sequences out of a batch: for lack of KV memory, or because the policy asked.
+
+Their KV is saved to host memory or dropped, to be computed again; which of them is the engine's option or the policy's
+choice. Serving calls in at iteration boundaries. Preempting whole models is loading.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim.batch import sequence_blocks
+from sim.kv import KvMoves
+from sim.state import KV_TRANSFER, PREEMPTED, READY, Instance, Request
+from sim.world import World
+
+
+class Preemption:
+    """Preemption of sequences on all instances."""
+
+    def __init__(self, world: World, kv: KvMoves, enqueue: Callable[[Request, Instance], None]) -> None:
+        self.world = world
+        self.clock = world.clock
+        self.options = world.options
+        self.recorder = world.recorder
+        self.kv = kv
+        self._enqueue = enqueue
+
+    def make_room(self, instance: Instance) -> None:
+        """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
+        size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
+        while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
+            self._preempt(instance, self._victim(instance), None)
+            instance.preempted_s = self.clock.now_s
+
+    def as_asked(self, instance: Instance) -> None:
+        """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
+        if not instance.preempt_next:
+            return
+        asked, instance.preempt_next = instance.preempt_next, {}
+        found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
+        for request in found:
+            self._preempt(instance, request, asked[request.index])
+
+    def _victim(self, instance: Instance) -> Request:
+        candidates = [*instance.decoding.values(), *instance.prefilling]
+        if self.options.sequence_order == "priority":
+            return max(candidates, key=lambda request: (request.priority, request.index))
+        return max(candidates, key=lambda request: request.order)
+
+    def _preempt(self, instance: Instance, request: Request, asked: str | None) -> None:
+        """Take one sequence out of the batch: save its KV to host memory, or drop it.
+
+        `asked`: the way that a policy asked for, whose sequence goes to the cluster's queue; None: for lack of memory.
+        """
+        save = asked == "save" or (asked is None and self.options.sequence_preemption == "swap")
+        now_s = self.clock.now_s
+        self.recorder.counts["sequence_preemptions"] += 1
+        request.sequence_preemptions += 1
+        instance.composition += 1
+        if request.index not in instance.decoding:
+            instance.prefilling.remove(request)
+            request.computed_tokens = 0
+            request.enter(PREEMPTED, now_s)
+        elif save and self.kv.hold(instance, request):
+            instance.leave_decoding(request, KV_TRANSFER, now_s)
+            instance.saving[request.index] = request
+            self.kv.save(instance, [request], lambda: self._swapped_out(instance, request, asked))
+            return
+        else:
+            instance.leave_decoding(request, PREEMPTED, now_s)
+        instance.release(request.context)
+        self._line_up_again(request, instance, asked)
+
+    def _line_up_again(self, request: Request, instance: Instance, asked: str | None) -> None:
+        """A preempted sequence waits at its instance, or, if that takes no one any more, in the cluster's queue."""
+        if asked is None and instance.status == READY and instance.stop_mode in (None, "restart", "sleep"):
+            self._enqueue(request, instance)
+        else:
+            self.world.requeue(request)
+
+    def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
+        del instance.saving[request.index]
+        instance.release(request.context)
+        request.enter(PREEMPTED, self.clock.now_s)
+        self._line_up_again(request, instance, asked)
+        if not instance.saving:
+            self.world.touch(instance)
+            instance.preempted_s = -1.0
+            instance.stalled_s += self.clock.now_s - instance.blocked_since_s
+            instance.blocked_since_s = -1.0
