@@ -187,23 +187,29 @@ class ResidencyAware(Policy):
 
     def _fill(self, view: View, gpu: GpuView) -> Iterator[Action]:
         """Give free memory to models that are loaded nowhere: knapsack over (bytes, delay saved)."""
-        absent = [model for model in view.models if not model.instances]
-        groups = []
-        for model in absent:
-            wanted = max(self.prices.future(view, model), 0.1)
-            cold_s = model.load_s(gpu, model.layers_within(gpu.capacity_bytes))
-            none_s = model.profile(gpu).step_s(0)
-            most = model.layers_within(gpu.available_bytes)
-            full_s = model.profile(gpu).step_s(model.layers_within(gpu.capacity_bytes))
-            steps = {k: model.profile(gpu).step_s(k) for k in range(1, most + 1) if gpu.takes(model, k)}
-            # A part that is slow would only draw requests to it, unless the engine can let it grow in place.
-            good = {
-                k: s for k, s in steps.items() if s <= self.parameters.tolerance * full_s or view.resize == "elastic"
-            }
-            saved = [(k, model.expected_output_tokens * (none_s - step_s)) for k, step_s in good.items()]
-            groups.append([(0.0, 0.0), *((float(model.gpu_bytes(k)), wanted * (cold_s + s)) for k, s in saved)])
+        absent, groups = [], []
+        for model in view.models:
+            options = self._parts(view, model, gpu) if not model.instances else []
+            if options:
+                absent.append((model, [0, *(layers for layers, _ in options)]))
+                groups.append([(0.0, 0.0), *((float(model.gpu_bytes(layers)), value) for layers, value in options)])
         if not groups:
             return
-        for model, taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
-            if taken and gpu.takes(model, taken):
-                yield Load(model, gpu, taken)
+        for (model, layers), taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
+            if taken and gpu.takes(model, layers[taken]):
+                yield Load(model, gpu, layers[taken])
+
+    def _parts(self, view: View, model: ModelView, gpu: GpuView) -> list[tuple[int, float]]:
+        """Up to eight numbers of layers that fit, and the delay that each would save within the horizon."""
+        profile, most = model.profile(gpu), model.layers_within(gpu.available_bytes)
+        whole = model.layers_within(gpu.capacity_bytes)
+        wanted = max(self.prices.future(view, model), 0.1)
+        cold_s, none_s = model.load_s(gpu, whole), profile.step_s(0)
+        # A part that is slow would only draw requests to it, unless the engine can let it grow in place.
+        slowest_s = none_s if view.resize == "elastic" else self.parameters.tolerance * profile.step_s(whole)
+        found = []
+        for layers in range(most, 0, -max(1, most // 8)):
+            step_s = profile.step_s(layers)
+            if step_s <= slowest_s and gpu.takes(model, layers):
+                found.append((layers, wanted * (cold_s + model.expected_output_tokens * (none_s - step_s))))
+        return found

@@ -20,6 +20,16 @@ from sim.profiles import GpuKind, Grid, HostKind, Profile, SwitchCosts, Weights
 
 GIGA = 1e9
 KINDS = ("measured", "published", "fitted", "analytic")
+# Columns of each table that are names; those that are numbers are checked where they are read.
+_KEY = ("model", "quantization")
+NAMES = {
+    "gpus.csv": ("gpu", "name", "usd_per_hour"),
+    "nodes.csv": ("host",),
+    "models.csv": _KEY,
+    "decode.csv": _KEY,
+    "prefill.csv": _KEY,
+    "switch.csv": (*_KEY, "kind", "source"),
+}
 
 
 class Library:
@@ -138,30 +148,38 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         row["_where"] = f"{path}, row {number}"
         if None in row or any(value is None for value in row.values()):
             raise ProfileError(f"{path}, row {number}: wrong number of columns; is the file cut off?")
+        missing = [column for column in NAMES.get(path.name, ()) if column not in row]
+        if missing:
+            raise ProfileError(f"{path}: column '{missing[0]}' is missing; {did_you_mean(missing[0], row)}")
         if row.get("kind", "measured") not in KINDS:
             raise ProfileError(f"{path}, row {number}: kind '{row['kind']}' is none of {', '.join(KINDS)}")
     return rows
 
 
-def _number(row: dict[str, Any], column: str) -> float:
+def _number(row: dict[str, Any], column: str, least: str = "at least 0") -> float:
+    """A finite number, `at least 0` or `above 0`."""
     if column not in row:
         raise ProfileError(f"{row['_where']}: column '{column}' is missing; {did_you_mean(column, row)}")
     try:
         value = float(row[column])
     except ValueError:
         value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise ProfileError(f"{row['_where']}: column '{column}' is '{row[column]}', not a number of at least 0")
+    if not 0 <= value < float("inf") or (least == "above 0" and not value):
+        raise ProfileError(f"{row['_where']}: column '{column}' is '{row[column]}', not a number {least}")
     return value
+
+
+def _positive(row: dict[str, Any], column: str) -> float:
+    return _number(row, column, "above 0")
 
 
 def _gpu_kind(row: dict[str, Any]) -> GpuKind:
     return GpuKind(
         row["gpu"],
         row["name"],
-        round(_number(row, "memory_gib") * 2**30),
-        _number(row, "h2d_gb_s") * GIGA,
-        _number(row, "d2h_gb_s") * GIGA,
+        round(_positive(row, "memory_gib") * 2**30),
+        _positive(row, "h2d_gb_s") * GIGA,
+        _positive(row, "d2h_gb_s") * GIGA,
         _number(row, "usd_per_hour") if row["usd_per_hour"] else 0.0,
     )
 
@@ -170,23 +188,30 @@ def _host_kind(row: dict[str, Any]) -> HostKind:
     columns = ("cpu_bandwidth_gb_s", "disk_gb_s", "network_gb_s", "h2d_cap_gb_s", "d2h_cap_gb_s")
     return HostKind(
         row["host"],
-        round(_number(row, "memory_gib") * 2**30),
-        *(_number(row, column) * GIGA for column in columns),
+        round(_positive(row, "memory_gib") * 2**30),
+        *(_positive(row, column) * GIGA for column in columns),
     )
 
 
 def _weights(row: dict[str, Any]) -> Weights:
-    columns = ("layers", "layer_bytes", "head_bytes", "kv_bytes_per_token_layer", "max_context")
-    return Weights(row["model"], row["quantization"], *(round(_number(row, column)) for column in columns))
+    return Weights(
+        row["model"],
+        row["quantization"],
+        layers=round(_positive(row, "layers")),
+        layer_bytes=round(_positive(row, "layer_bytes")),
+        head_bytes=round(_number(row, "head_bytes")),
+        kv_bytes_per_token_layer=round(_positive(row, "kv_bytes_per_token_layer")),
+        max_context=round(_positive(row, "max_context")),
+    )
 
 
 def _switch_costs(row: dict[str, Any]) -> SwitchCosts:
     return SwitchCosts(
         _number(row, "start_s"),
         _number(row, "reload_fixed_s"),
-        _number(row, "reload_gb_s") * GIGA,
-        _number(row, "kv_save_gb_s") * GIGA,
-        _number(row, "kv_restore_gb_s") * GIGA,
+        _positive(row, "reload_gb_s") * GIGA,
+        _positive(row, "kv_save_gb_s") * GIGA,
+        _positive(row, "kv_restore_gb_s") * GIGA,
         _number(row, "free_s"),
         _number(row, "wake_fixed_s"),
         row["kind"],
@@ -195,10 +220,15 @@ def _switch_costs(row: dict[str, Any]) -> SwitchCosts:
 
 
 def _table_header(path: Path) -> dict[str, Any]:
-    header = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        header = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ProfileError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
     missing = [key for key in ("gpu", "host", "engine") if not isinstance(header, dict) or key not in header]
     if missing:
         raise ProfileError(f"{path}: '{missing[0]}' is missing; a table.yaml names gpu, host and engine")
+    if header.get("offload", "cpu") not in ("cpu", "stream"):
+        raise ProfileError(f"{path}: offload '{header['offload']}' is neither cpu nor stream")
     return dict(header)
 
 
@@ -206,7 +236,7 @@ def _grid(rows: list[dict[str, Any]], axes: tuple[str, ...], value: str, label: 
     points: dict[tuple[float, ...], float] = {}
     for row in rows:
         point = tuple(_number(row, axis) for axis in axes)
-        seconds = _number(row, value)
+        seconds = _positive(row, value)
         if points.get(point, seconds) != seconds:
             raise ProfileError(f"{row['_where']}: a second, different {value} for the same point; keep one")
         points[point] = seconds

@@ -18,6 +18,7 @@ class HostMemory:
         self.cached: dict[WeightsKey, int] = {}  # least recently used first
         self.pins: dict[WeightsKey, int] = {}
         self.cached_bytes = 0
+        self.pinned_bytes = 0
         self.instance_kv_bytes = 0
         self.saved_kv_bytes = 0
 
@@ -32,15 +33,14 @@ class HostMemory:
     @property
     def available(self) -> int:
         """Free bytes and those of weights that may be evicted."""
-        return self.free + sum(size for key, size in self.cached.items() if not self.pins.get(key))
+        return self.capacity - self.instance_kv_bytes - self.saved_kv_bytes - self.pinned_bytes
 
     def room_for(self, key: WeightsKey | None, weight_bytes: int, kv_bytes: int) -> int:
         """How many bytes are missing to pin these weights (None: none) and hold this KV; 0 or less: it fits."""
         if key is None or self.pins.get(key):
             return kv_bytes - self.available
-        pinned = sum(size for other, size in self.cached.items() if self.pins.get(other))
         # Weights that are cached but not pinned may be evicted, so their bytes are among the available ones too.
-        return max(weight_bytes + kv_bytes - self.available, pinned + weight_bytes - self.cache_limit)
+        return max(weight_bytes + kv_bytes - self.available, self.pinned_bytes + weight_bytes - self.cache_limit)
 
     def touch(self, key: WeightsKey) -> bool:
         """Mark as used now; False when the weights are not cached."""
@@ -71,12 +71,15 @@ class HostMemory:
 
     def pin(self, key: WeightsKey) -> None:
         assert key in self.cached, key
+        if key not in self.pins:
+            self.pinned_bytes += self.cached[key]
         self.pins[key] = self.pins.get(key, 0) + 1
 
     def unpin(self, key: WeightsKey) -> None:
         self.pins[key] -= 1
         if not self.pins[key]:
             del self.pins[key]
+            self.pinned_bytes -= self.cached[key]
 
     def _make_room(self, size: int) -> bool:
         if self.free >= size:
@@ -112,3 +115,4 @@ class HostMemory:
         assert self.used <= self.capacity, (self.used, self.capacity)
         assert self.cached_bytes <= self.cache_limit, (self.cached_bytes, self.cache_limit)
         assert all(key in self.cached for key in self.pins), self.pins
+        assert self.pinned_bytes == sum(self.cached[key] for key in self.pins), (self.pinned_bytes, self.pins)

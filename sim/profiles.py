@@ -7,7 +7,7 @@ takes times from here and from nowhere else.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -111,10 +111,9 @@ class Curve:
 
     def at(self, value: float) -> tuple[float, float]:
         """(GPU seconds, host seconds) at `value`, which is at most the last knot."""
-        for upper, gpu, gpu_slope, host, host_slope in self.segments:
-            if value <= upper:
-                return gpu + gpu_slope * value, host + host_slope * value
-        raise AssertionError(f"{value} is above the table's last knot {self.knots[-1]}")
+        assert value <= self.knots[-1], f"{value} is above the table's last knot {self.knots[-1]}"
+        _, gpu, gpu_slope, host, host_slope = self.segments[bisect_left(self.knots, value)]
+        return gpu + gpu_slope * value, host + host_slope * value
 
 
 @dataclass(frozen=True)

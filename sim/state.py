@@ -254,11 +254,14 @@ class Instance:
 
     def blocks_after(self, iterations: int) -> int:
         """KV blocks in use when every decoding sequence has got so many more tokens."""
-        cycles, rest = divmod(iterations, self.block_tokens)
-        blocks = self.blocks_used + cycles * len(self.decoding)
-        for step in range(1, rest + 1):
-            blocks += self.phases[-(self.iterations + step) % self.block_tokens]
-        return blocks
+        size, phases = self.block_tokens, self.phases
+        cycles, rest = divmod(iterations, size)
+        # The phases that cross into a new block in the last `rest` iterations lie side by side, perhaps around the end.
+        first = -(self.iterations + rest) % size
+        crossing = sum(phases[first : first + rest])
+        if first + rest > size:
+            crossing += sum(phases[: first + rest - size])
+        return self.blocks_used + cycles * len(self.decoding) + crossing
 
     def tokens_of(self, request: Request) -> int:
         """Tokens produced so far, as of when the running leap was last settled."""

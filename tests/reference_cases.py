@@ -99,7 +99,7 @@ def _tables(draw: st.DrawFn, noise: Random, max_context: int, max_sequences: int
     slow_start = draw(st.booleans())
     return Table(
         layers, layer_knots, batch_knots, context_knots, prompt_knots, decode, prefill,
-        layer_bytes=round(1e9 * noise.random()) if slow_start else 0,
+        layer_bytes=round(1e9 * noise.random()) if slow_start else 1,
         kv_bytes=round(10 ** noise.uniform(4, 6.5)),
         switch=[*(0.2 * noise.random() * slow_start for _ in range(2)), *(1 + 20 * noise.random() for _ in range(3))],
         offload=draw(st.sampled_from(["cpu", "cpu", "stream"])),

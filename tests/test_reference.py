@@ -167,7 +167,7 @@ def hand_made(tokens: int, pool: int, engine: dict[str, Any], requests: list[tup
             for context in (0, tokens)
         },
         prefill={(k, prompt): (0.0041 if k else 0.0051) + prompt * 0.0023 for k in (0, 1) for prompt in (0, tokens)},
-        layer_bytes=0,
+        layer_bytes=1,
         kv_bytes=182691,
         switch=[0.0, 0.0, 13.4, 6.1, 19.2],
         offload="cpu",

@@ -172,3 +172,75 @@ def test_a_resize_counts_as_a_transfer_of_its_gpu_and_names_its_bytes() -> None:
     assert activity["transferring"] == pytest.approx(3 / 8)  # 3 GB at the reload's 8 GB/s
     resize = next(row for row in engine.world.recorder.switches if row[1] == "resize")
     assert resize[12] == 3e9
+
+
+def test_nothing_happens_after_the_horizon() -> None:
+    # A wake-up at the very horizon is before it in the queue; what its decision asks for must not come any more.
+    of = scenario(horizon_s=3.0)
+    decided_s: list[float] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        decided_s.append(view.now_s)
+        yield from serve_on_demand(view)
+        yield Wake(view.now_s + 0.5)
+
+    engine = play(of, Script(decide, lambda view: [Wake(3.0)]), trace(of, [(0, "a", 10, 900), (3.2, "a", 10, 5)]))
+    assert max(decided_s) <= 3.0
+    assert engine.clock.now_s == 3.0
+    assert ended(engine) == {"unfinished": 1}
+
+
+def preempt_once(view: View, done: list[float]) -> Iterator[Action]:
+    """At 2 s the policy takes the only running sequence out, to be recomputed."""
+    yield from serve_on_demand(view)
+    if view.now_s == 0.0:
+        yield Wake(2.0)
+    if view.now_s == 2.0 and not done:
+        done.append(view.now_s)
+        yield Preempt(next(r for r in view.instances[0].requests if r.running), "recompute")
+
+
+def test_who_waits_takes_the_place_of_the_preempted() -> None:
+    of = scenario(engine={"max_sequences": 1}, profiles=synthetic(FREE_OF_COST))
+    done: list[float] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        if view.requeued:
+            return  # it stays where it is, so that nothing but the boundary itself starts the other
+        yield from preempt_once(view, done)
+
+    engine = play(of, Script(decide), trace(of, [(0, "a", 10, 900), (0, "a", 10, 5)]))
+    rows = columns(engine)
+    assert ended(engine) == {"completed": 2}
+    assert 2.0 < rows["first_token_s"][1] < 2.1
+
+
+def test_an_instance_that_drains_is_through_when_its_last_sequence_is_preempted() -> None:
+    of = scenario(profiles=synthetic(FREE_OF_COST), horizon_s=60.0)
+    done: list[float] = []
+
+    def decide(view: View) -> Iterator[Action]:
+        if view.now_s == 2.0 and not done:
+            yield Stop(view.instances[0], "drain")
+        yield from preempt_once(view, done)
+
+    engine = play(of, Script(decide), trace(of, [(0, "a", 10, 900)]))
+    assert ended(engine) == {"completed": 1}
+
+
+def test_a_load_of_no_bytes_can_be_cancelled_while_it_waits_for_its_link() -> None:
+    # Serial links: the second load has nothing to send, and still waits behind the first.
+    of = scenario(models={"a": "four", "b": "four"}, sharing={"links": "serial"}, profiles=synthetic(FREE_OF_COST))
+
+    def start(view: View) -> Iterator[Action]:
+        yield Load(view.models[0], view.gpus[0], 4)
+        yield Load(view.models[1], view.gpus[0], 0)
+        yield Wake(0.25)
+
+    def decide(view: View) -> Iterator[Action]:
+        if view.now_s == 0.25:
+            yield Stop(view.instances[1])
+        yield from serve_all(view)
+
+    engine = play(of, Script(decide, start), trace(of, [(1, "a", 10, 5)]))
+    assert engine.world.recorder.counts["loads"] == 1
