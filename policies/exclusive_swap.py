@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from sim.policy import Action, Field, Load, Policy, PolicyParameters, RequestView, Route, Stop, View
+from sim.policy import Action, Field, Load, Policy, PolicyParameters, RequestView, Route, Stop, View, costs
 
 
 class ExclusiveSwap(Policy):
     """One model a GPU, strictly in order of arrival."""
+
+    follows_every_finish = False
 
     class Parameters(PolicyParameters):
         batch_consecutive: bool = Field(True, description="let a request join a batch of its model that runs")
@@ -44,6 +46,9 @@ class ExclusiveSwap(Policy):
                 last_used_s = max((instance.last_used_s for instance in held), default=-1.0)
                 ranked.append((-layers / model.layers, last_used_s, gpu.index, gpu, layers))
         if not ranked:
+            relief = costs.host_relief(view, model)
+            if relief is not None:
+                yield Stop(relief)
             return False
         *_, gpu, layers = min(ranked)
         for instance in gpu.instances:

@@ -16,6 +16,8 @@ from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyPa
 class LeastLoaded(Policy):
     """Join the shortest queue over a static placement."""
 
+    follows_every_finish = False
+
     class Parameters(PolicyParameters):
         placement: dict[str, list[str]] = Field(
             {}, description="GPU name -> names of the models on it, whole where they fit; empty: placed automatically"

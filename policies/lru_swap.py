@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, GpuView, InstanceView, Load, ModelView, Policy, Route, Stop, View
+from sim.policy import Action, GpuView, InstanceView, Load, ModelView, Policy, Route, Stop, View, costs
 
 
 class LruSwap(Policy):
     """Load on demand, evict the least recently used idle instances."""
+
+    follows_every_finish = False
 
     def decide(self, view: View) -> Iterator[Action]:
         for model in sorted(view.waiting_models, key=_oldest):
             target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
             if target is None and not model.instances:
                 place = self._place(view, model)
-                if place is not None:
+                if place is None:
+                    relief = costs.host_relief(view, model)
+                    if relief is not None:
+                        yield Stop(relief)
+                else:
                     gpu, layers, victims = place
                     for victim in victims:
                         yield Stop(victim)

@@ -38,6 +38,8 @@ from sim.policy import (
 class ResidencyAware(Policy):
     """Cheapest of join, load, evict, shrink, preempt and wait, priced in seconds of delay."""
 
+    follows_every_finish = False
+
     class Parameters(PolicyParameters):
         horizon_s: float = Field(60.0, gt=0, description="how far ahead expected arrivals count")
         rate_memory_s: float = Field(300.0, gt=0, description="memory of the arrival-rate estimate")
@@ -148,7 +150,10 @@ class ResidencyAware(Policy):
                 yield from (Route(request, load) for request in model.waiting)
                 return
             self._thought_s[model] = view.now_s
-            self._waits[model] = (queue.length, view.now_s)
+            if target is None:
+                self._waits[model] = (queue.length, view.now_s)
+                if not options and (relief := costs.host_relief(view, model)):
+                    yield Stop(relief)
         if target is not None:
             yield from (Route(request, target) for request in model.waiting)
 

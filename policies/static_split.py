@@ -17,6 +17,8 @@ from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyPa
 class StaticSplit(Policy):
     """Divide each GPU's memory among its models once."""
 
+    follows_every_finish = False
+
     class Parameters(PolicyParameters):
         split: Literal["equal", "proportional"] = Field("equal", description="how the models of a GPU share its memory")
         rates: dict[str, float] = Field({}, description="model -> requests per second, for proportional; default 1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import exp
 
+from sim.decision import View
 from sim.machine_views import GpuView
 from sim.views import InstanceView, ModelView
 
@@ -78,3 +79,21 @@ def save_s(instance: InstanceView) -> float:
 def reload_s(instance: InstanceView) -> float:
     """Seconds to load the instance as it is once more."""
     return instance.model.load_s(instance.gpu, instance.layers)
+
+
+def host_relief(view: View, model: ModelView) -> InstanceView | None:
+    """The idle instance to stop, used longest ago, when host memory alone keeps the model from every GPU.
+
+    Partly resident instances, and all where the engine can sleep or resize, hold their weights in host memory. Stopping
+    one takes time, so its room is there at a later decision. None: something else is in the way.
+    """
+    candidates: list[InstanceView] = []
+    for gpu in view.gpus:
+        idle = [instance for instance in gpu.instances if instance.idle]
+        layers = model.layers_within(gpu.available_bytes + sum(instance.gpu_bytes for instance in idle))
+        if layers < model.profile(gpu).fewest_layers:
+            continue
+        if not gpu.lacks_host_bytes(model, layers):
+            return None
+        candidates += [i for other in gpu.node.gpus for i in other.instances if i.idle and i not in candidates]
+    return min(candidates, key=lambda instance: (instance.last_used_s, instance.number), default=None)

@@ -44,13 +44,16 @@ _MOST_DECISIONS = 1_000
 
 
 class _Timer(simpy.Event):
-    """An event that calls action(subject, version) when its time comes."""
+    """An event that calls action(subject, version) when its time comes. It is made by the million, so it is bare:
+    what SimPy keeps in each event and is the same for all of these stands in the class."""
 
-    def __init__(self, clock: SimClock, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
-        self.env = clock
-        self.callbacks = [clock.fire]
-        self._ok = True
-        self._value = None
+    _ok = True
+    _value = None
+
+    def __init__(
+        self, fire: Callable[[Any], None], action: Callable[[Any, int], None], subject: Any, version: int
+    ) -> None:
+        self.callbacks = [fire]
         self.action = action
         self.subject = subject
         self.version = version
@@ -63,6 +66,7 @@ class SimClock(simpy.Environment):
         super().__init__(0.0)
         self._now: float
         self._turn = turn
+        self._fire = self.fire  # bound once
         self._sequence = count()
         self._stopped = False
         self.events = 0
@@ -73,7 +77,7 @@ class SimClock(simpy.Environment):
         assert time_s >= self._now, (time_s, self._now)
         if self._stopped:
             return
-        heappush(self._queue, (time_s, 1, next(self._sequence), _Timer(self, action, subject, version)))  # type: ignore[misc]
+        heappush(self._queue, (time_s, 1, next(self._sequence), _Timer(self._fire, action, subject, version)))  # type: ignore[misc]
 
     def fire(self, timer: Any) -> None:
         """One event: what it does, and the turn if it was the last of its instant."""
@@ -195,27 +199,35 @@ class Engine:
     def _turn(self) -> None:
         """After all events of an instant: one decision, then plans; again if these changed something at once."""
         world = self.world
-        for decisions in range(_MOST_DECISIONS + 1):
+        decisions = 0
+        while world.changes.any() or world.unplanned():
             if world.changes.any():
                 changes, world.changes = world.changes, Changes()
                 self._watch_idle_wakes(changes)
                 for request in changes.finished:
                     del self._in_flight[request.index]
                     self.estimates.ended(request)
-                self._decide(self.policy.decide, changes)
+                if self._concerns_policy(changes):
+                    self._decide(self.policy.decide, changes)
                 for request in changes.finished:
                     request.view = None  # else view and request keep each other alive until the garbage collector comes
+                decisions += 1
+                if decisions > _MOST_DECISIONS:
+                    reason = f"it decided {_MOST_DECISIONS} times within one instant without an end"
+                    raise PolicyError(self._blame(reason))
             self.serving.plan()
-            if not world.changes.any():
-                break
-            if decisions == _MOST_DECISIONS:
-                raise PolicyError(self._blame(f"it decided {_MOST_DECISIONS} times within one instant without an end"))
         if self.check:
             self._check_laws()
         if self._fed and not self._in_flight:
             self.clock.stop()
         if self.on_progress is not None and self.clock.events % 4096 == 0:
             self.on_progress(sum(world.recorder.ended), self.clock.now_s)
+
+    def _concerns_policy(self, changes: Changes) -> bool:
+        """Not if requests only finished, nobody waits, and the policy said that it does not follow that."""
+        if self.policy.follows_every_finish or self.world.cluster.waiting_models or changes.woken:
+            return True
+        return bool(changes.loaded or changes.idled or changes.freed)
 
     def _decide(self, method: Callable[[View], Any], changes: Changes) -> None:
         """One decision. Each action is carried out before the policy is asked for the next, so a policy that is

@@ -59,6 +59,11 @@ class GpuView(Facade):
         free = self._of.capacity_bytes - self._of.used_bytes - self._of.claimed_bytes
         return max(0, min(free, self._of.available_bytes))
 
+    def lacks_host_bytes(self, model: ModelView, layers: int) -> int:
+        """What its node's host memory lacks for such a load with the model's default KV pool; 0 when it has enough."""
+        needed = need(model._of, layers, model.default_kv_tokens, self._views.options)
+        return max(0, host_missing(model._of, self._of, needed.host_weights, needed.host_kv))
+
     def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
         """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
         needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)

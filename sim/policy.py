@@ -69,6 +69,9 @@ class Policy:
     Parameters: ClassVar[type[PolicyParameters]] = PolicyParameters
     oracle: ClassVar[str] = ""  # what it knows that no scheduler can know; such a policy is marked in every table
 
+    # Is it to be asked when requests finish although nobody waits and no instance fell idle? Most have nothing to say.
+    follows_every_finish: ClassVar[bool] = True
+
     def __init__(self, parameters: Any = None) -> None:
         self.parameters: Any = parameters if parameters is not None else self.Parameters()
 

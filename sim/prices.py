@@ -50,6 +50,19 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Victim:
+    """An instance that might go, and what that costs: `price` now, `idle_price` once its load is through."""
+
+    instance: InstanceView
+    size: int
+    load: int
+    save_s: float
+    drain_s: float
+    idle_price: float
+    price: float
+
+
+@dataclass(frozen=True)
 class Prices:
     """Prices under a policy's settings.
 
@@ -89,13 +102,12 @@ class Prices:
             served_s = costs.service_s(model, gpu, instance.layers, batch, tokens, others)
         wait_s = costs.reload_s(instance) if instance.loading else 0.0
         wait_s += served_s * max(0, load - view.max_sequences) / view.max_sequences
-        lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s, ())
+        lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s)
         return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
 
-    def _neighbours_lose(self, gpu: GpuView, busy_s: float, gone: tuple[InstanceView, ...]) -> float:
+    def _neighbours_lose(self, gpu: GpuView, busy_s: float) -> float:
         """Whoever runs on the GPU is held up while both run."""
-        staying = [i for i in gpu.running if i not in gone]
-        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in staying)
+        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in gpu.running)
 
     def loads(self, view: View, queue: Queue, gpu: GpuView, limit: float) -> Iterator[Option]:
         """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for.
@@ -104,43 +116,65 @@ class Prices:
         A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
         cannot resize in place.
         """
-        model = queue.model
+        model, tokens = queue.model, queue.prompt_tokens
         most = model.layers_within(gpu.capacity_bytes)
         crowd = gpu.crowd()
         held = gpu.instances
-        own = tuple(instance for instance in held if instance.model is model)
-        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, crowd)
+        own = [instance for instance in held if instance.model is model]
+        best_s = costs.service_s(model, gpu, most, queue.batch, tokens, crowd)
         if not own and queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
             return
         if any(instance.layers >= most or not self.evictable(view, instance) for instance in own):
             return
-        prices = {i: self.evict(view, i) for i in held if i not in own and self.evictable(view, i)}
-        others = sorted(prices, key=lambda i: (prices[i] / max(1, i.gpu_bytes), i.number))
+        others = [self._victim(view, i) for i in held if i.model is not model and self.evictable(view, i)]
+        others.sort(key=lambda victim: (victim.price / max(1, victim.size), victim.instance.number))
+        staying = [(i, i.running_count, costs.drain_s(i)) for i in gpu.running if i not in own]
+        available = gpu.available_bytes
         for number in range(len(others) + 1):
-            victims = own + tuple(others[:number])
-            freed = sum(instance.gpu_bytes for instance in victims)
-            layers = model.layers_within(gpu.available_bytes + freed)
-            worth = layers == most or (self.partial and all(layers > i.layers for i in own))
+            victims = others[:number]
+            freed = sum(victim.size for victim in victims) + sum(instance.gpu_bytes for instance in own)
+            layers = model.layers_within(available + freed)
+            worth = layers == most or (self.partial and all(layers > instance.layers for instance in own))
             if worth and gpu.takes(model, layers, freed_bytes=freed):
-                served_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, crowd)
-                setup_s = model.load_s(gpu, layers)
-                base = self._neighbours_lose(gpu, served_s, victims)
-                running = [instance for instance in victims if not instance.idle]
-                if own and view.resize == "elastic":  # it goes on while the other layers come
-                    setup_s, running = 0.0, [instance for instance in running if instance not in own]
-                if not running or self.preempt:
-                    out_s = setup_s + max((costs.save_s(instance) for instance in running), default=0.0)
-                    away_s = out_s + queue.length * served_s / queue.batch
-                    lost_s = sum(prices.get(i, 0.0) for i in victims)
-                    lost_s += sum(i.load * away_s for i in running if i not in own)
-                    lost_s += sum(i.load * (out_s - self._hastened_s(i, layers)) for i in own)
-                    yield Option(queue.delay_s(out_s, served_s) + base + lost_s, gpu, layers, victims, False)
-                if running:
-                    wait_s = setup_s + max(costs.drain_s(instance) for instance in running)
-                    lost_s = sum(self.evict_idle(view, i) for i in victims if i not in own)
-                    yield Option(queue.delay_s(wait_s, served_s) + base + lost_s, gpu, layers, victims, True)
+                served_s = costs.service_s(model, gpu, layers, queue.batch, tokens, crowd)
+                gone = [victim.instance for victim in victims]
+                lost_s = sum(count * min(served_s, drain_s) for i, count, drain_s in staying if i not in gone)
+                # An elastic instance goes on while its other layers come.
+                setup_s = 0.0 if own and view.resize == "elastic" else model.load_s(gpu, layers)
+                for price, wait in self._ways(queue, victims, own, layers, setup_s, served_s):
+                    yield Option(price + lost_s, gpu, layers, (*own, *gone), wait)
             if layers == model.layers:
                 return
+
+    def _ways(
+        self,
+        queue: Queue,
+        victims: list[Victim],
+        own: list[InstanceView],
+        layers: int,
+        setup_s: float,
+        served_s: float,
+    ) -> Iterator[tuple[float, bool]]:
+        """(price, wait) of preempting the victims that run, and of waiting for them."""
+        running = [victim for victim in victims if victim.load]
+        if not running or self.preempt:
+            out_s = setup_s + max((victim.save_s for victim in running), default=0.0)
+            away_s = out_s + queue.length * served_s / queue.batch
+            lost_s = sum(victim.price + victim.load * away_s for victim in victims)
+            lost_s += sum(i.load * (out_s - self._hastened_s(i, layers)) for i in own)
+            yield queue.delay_s(out_s, served_s) + lost_s, False
+        if running:
+            wait_s = setup_s + max(victim.drain_s for victim in running)
+            yield queue.delay_s(wait_s, served_s) + sum(victim.idle_price for victim in victims), True
+
+    def _victim(self, view: View, instance: InstanceView) -> Victim:
+        load, size, idle_price = instance.load, instance.gpu_bytes, self._idle_price(view, instance)
+        if not load:
+            return Victim(instance, size, 0, 0.0, 0.0, idle_price, idle_price)
+        # Those who run pay for saving, reloading and restoring (5.5).
+        save_s = costs.save_s(instance)
+        price = load * (save_s * 2 + costs.reload_s(instance))
+        return Victim(instance, size, load, save_s, costs.drain_s(instance), idle_price, price)
 
     def _hastened_s(self, instance: InstanceView, layers: int) -> float:
         """By how much earlier, on average, its present load would be through with so many layers."""
@@ -152,13 +186,7 @@ class Prices:
         held_s = view.now_s - instance.ready_s
         return not instance.resizing and (instance.idle or (instance.ready and held_s > costs.reload_s(instance)))
 
-    def evict(self, view: View, instance: InstanceView) -> float:
-        """Save, reload and restore for those who run (5.5); for an idle model its likely reload."""
-        if instance.idle:
-            return self.evict_idle(view, instance)
-        return instance.load * (costs.save_s(instance) * 2 + costs.reload_s(instance))
-
-    def evict_idle(self, view: View, instance: InstanceView) -> float:
+    def _idle_price(self, view: View, instance: InstanceView) -> float:
         """The reload, as likely as a request comes within the horizon, for all who come while it lasts."""
         reload_s, future = costs.reload_s(instance), self.future(view, instance.model)
         copies = sum(1 for other in instance.model.instances if other.accepts)

@@ -74,9 +74,9 @@ class Serving:
     def plan(self) -> None:
         """Start or cut leaps of all touched instances, then share GPUs and CPUs anew where that changed."""
         touched = self.world.touched
-        while touched or self.sharing.changed():
+        while self.world.unplanned():
             if touched:
-                instances = [touched[number] for number in sorted(touched)]
+                instances = [touched[number] for number in sorted(touched)] if len(touched) > 1 else [*touched.values()]
                 touched.clear()
                 for instance in instances:
                     if instance.leap is None:

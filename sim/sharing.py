@@ -64,11 +64,6 @@ class Sharing:
         if host_share != instance.host_share:
             self.world.shaken_nodes[gpu.node.index] = gpu.node
 
-    def changed(self) -> bool:
-        """Is there anything to update?"""
-        world = self.world
-        return bool(world.begun or world.shaken_gpus or world.shaken_nodes)
-
     def update(self) -> None:
         """Set the stretches where demand changed, and the timers of all leaps that are new or changed speed."""
         world = self.world

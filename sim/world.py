@@ -24,17 +24,19 @@ class Clock(Protocol):
         """Call action(subject, version) at `time_s`; the callee ignores a version that is no longer its own."""
 
 
-@dataclass
 class Changes:
     """What happened since the last decision, for the policy's eyes."""
 
-    arrived: list[Request] = field(default_factory=list)
-    requeued: list[Request] = field(default_factory=list)
-    finished: list[Request] = field(default_factory=list)
-    loaded: list[Instance] = field(default_factory=list)
-    idled: list[Instance] = field(default_factory=list)
-    freed: list[Gpu] = field(default_factory=list)
-    woken: bool = False
+    __slots__ = ("arrived", "finished", "freed", "idled", "loaded", "requeued", "woken")
+
+    def __init__(self) -> None:
+        self.arrived: list[Request] = []
+        self.requeued: list[Request] = []
+        self.finished: list[Request] = []
+        self.loaded: list[Instance] = []
+        self.idled: list[Instance] = []
+        self.freed: list[Gpu] = []
+        self.woken = False
 
     def any(self) -> bool:
         return bool(self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken)
@@ -54,6 +56,10 @@ class World:
     begun: dict[int, Instance] = field(default_factory=dict)  # with a leap that has no timer yet
     shaken_gpus: dict[int, Gpu] = field(default_factory=dict)  # whose sharing may have changed
     shaken_nodes: dict[int, Node] = field(default_factory=dict)
+
+    def unplanned(self) -> bool:
+        """Is there an instance to plan, or sharing to set anew?"""
+        return bool(self.touched or self.begun or self.shaken_gpus or self.shaken_nodes)
 
     def touch(self, instance: Instance) -> None:
         """Plan this instance's next iterations at the end of the instant."""

@@ -15,7 +15,7 @@ from scenarios import FREE_OF_COST, GB, Script, nodes, play, scenario, serve_all
 from sim.errors import PolicyError
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
 
-# Two small GPUs; `a` is whole and runs request 0 at 2 s, request 1 (for b, not loaded) waits, request 2 for `a` came late.
+# Two small GPUs; at 2 s `a` is whole and runs request 0, request 1 waits (b is not loaded), request 2, for `a`, is new.
 # Each row: what the policy asks for at 2 s, and the reason that it must be given.
 Case = Callable[[View], Any]
 
@@ -76,7 +76,7 @@ ILLEGAL: dict[str, tuple[Case, str]] = {
     "resize: no instance": (lambda view: [Resize(view.models[0], 2)], "the instance must be taken from the view"),
     "resize: twice": (lambda view: [Resize(first(view), 2), Resize(first(view), 3)], "the instance is being resized"),
     "resize: while it loads": (
-        lambda view: load_then_resize(view),
+        load_then_resize,
         "the instance is (pending|starting)",
     ),
     "stop: unknown mode": (lambda view: [Stop(first(view), "kill")], "mode must be drain, preempt or abort"),
@@ -139,7 +139,7 @@ def test_an_illegal_action_is_refused_by_name(name: str) -> None:
     assert message.startswith("policy 'lru-swap' at t=2.000000 s: ")
     assert "\n" not in message
     assert " object at 0x" not in message
-    kind = name.split(":")[0].capitalize()
+    kind = name.partition(":")[0].capitalize()
     if ":" in name:
         assert re.search(rf"s: {kind}\(.*\) refused: ", message), message
 

@@ -232,7 +232,7 @@ STEP_S = 0.01
 COUNT = 20_000
 
 
-@pytest.fixture()
+@pytest.fixture
 def constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Profiles in which each token, the first of a prompt too, takes 10 ms a sequence, whatever its context."""
     monkeypatch.setattr(scenarios, "step_s", lambda layers, of, batch, context: STEP_S * batch)

@@ -268,3 +268,19 @@ def test_views_end_with_their_decision_and_cannot_be_set() -> None:
     assert len(policy.refused) >= 9
     kinds = (ModelView, GpuView, RequestView, InstanceView)
     assert sum(isinstance(facade, kinds) for facade in policy.facades) == 3
+
+
+@every_policy
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("draw", range(40))
+def test_nobody_waits_for_ever_where_memory_is_ample(name: str, resize: str, draw: int) -> None:
+    # Few requests, so that no later event wakes a policy that decided to wait for nothing: giants that fit in parts,
+    # on one or two GPUs that are not alike.
+    draws = np.random.default_rng(draw)
+    gpus = [(str(draws.choice(["small", "fast", "small-s"])), 1) for _ in range(draws.integers(1, 3))]
+    of = prepared(name, resize, models={"a": "giant"}, cluster=nodes(*gpus, host="wide"))
+    gaps_s = draws.choice([0.0, 0.05, 0.7, 3.0], draws.integers(2, 7))
+    prompts = draws.choice([1, 60, 400], len(gaps_s)).tolist()
+    outputs = draws.choice([[1, 1], [1, 20], [20, 400]][draw % 3], len(gaps_s)).tolist()
+    rows = [(float(s), "a", *both) for s, *both in zip(np.cumsum(gaps_s), prompts, outputs, strict=True)]
+    assert run(of, rows).world.recorder.ended[UNFINISHED] == 0

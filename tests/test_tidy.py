@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "errors", "locate", "rng", "yamlfile", "profiles", "library", "hybrid", "memory", "spec", "batch", "links",
-    "state", "cluster", "estimates", "room", "metrics", "world", "views", "actions", "costs", "knapsack", "decision",
-    "prices", "policy", "catalogue", "tables", "catalogue_tables", "trace_files", "trace_columns", "trace",
-    "importers", "generate", "workload", "build", "transfers", "resizing", "kv", "sharing", "preemption", "serving",
-    "loading", "gate", "engine", "summary", "results", "runner", "cli", "__main__",
+    "state", "cluster", "estimates", "room", "metrics", "world", "facade", "machine_views", "views", "actions",
+    "knapsack", "decision", "costs", "prices", "policy", "catalogue", "tables", "catalogue_tables", "trace_files",
+    "trace_columns", "trace", "importers", "generate", "workload", "build", "transfers", "resizing", "kv", "sharing",
+    "preemption", "serving", "loading", "gate", "engine", "summary", "results", "runner", "cli", "__main__",
 ]
 # fmt: on
 # The only homes of these imports.

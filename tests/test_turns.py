@@ -70,7 +70,7 @@ def test_a_request_that_a_boundary_gives_back_is_decided_on_at_that_instant(way:
 
 
 def test_a_view_counts_the_tokens_of_finished_iterations() -> None:
-    # Ready at 0.31 s (two layers and the head, no fixed costs), first token after the prompt of 100, then about 11 ms a token.
+    # Ready at 0.31 s (two layers and the head, no fixed costs), a token after the prompt of 100, then one each 11 ms.
     of = scenario(models={"a": "two"}, profiles=synthetic(FREE_OF_COST))
     seen: list[tuple[int, int]] = []
 
@@ -238,7 +238,7 @@ def test_a_load_of_no_bytes_can_be_cancelled_while_it_waits_for_its_link() -> No
         yield Wake(0.25)
 
     def decide(view: View) -> Iterator[Action]:
-        if view.now_s == 0.25:
+        if view.now_s == 0.25 and len(view.instances) == 2:
             yield Stop(view.instances[1])
         yield from serve_all(view)
 
