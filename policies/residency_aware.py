@@ -133,9 +133,8 @@ class ResidencyAware(Policy):
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
             places = view.gpus if target is None else self._better_places(view, target)
-            options = [option for gpu in places for option in self.prices.loads(view, queue, gpu, limit)]
-            best = min(options, key=lambda option: option.price, default=None)
-            if best is not None and best.price < limit and not best.wait:
+            best = self.prices.best_load(view, queue, places, limit)
+            if best is not None and not best.wait:
                 grown = target if view.resize == "elastic" and target in best.victims else None
                 needed = model.gpu_bytes(best.layers) - (grown.gpu_bytes if grown else 0)
                 for victim in best.victims:
@@ -152,7 +151,7 @@ class ResidencyAware(Policy):
             self._thought_s[model] = view.now_s
             if target is None:
                 self._waits[model] = (queue.length, view.now_s)
-                if not options and (relief := costs.host_relief(view, model)):
+                if best is None and (relief := costs.host_relief(view, model)):
                     yield Stop(relief)
         if target is not None:
             yield from (Route(request, target) for request in model.waiting)

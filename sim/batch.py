@@ -242,12 +242,13 @@ def prompt_steps(
     the curve's value at 0, the weights read once; with decoding sequences that is part of their decode iteration.
     """
     steps: list[PromptStep] = []
-    fixed_gpu_s, fixed_host_s = prefill.at(0.0)
+    fixed_gpu_s, fixed_host_s = prefill.origin
     for repeat in range(repeats):
         prompt_gpu_s, prompt_host_s = (fixed_gpu_s, fixed_host_s) if decode is None else (0.0, 0.0)
         for start, tokens in chunks:
-            before_gpu_s, before_host_s = prefill.at(start + repeat * tokens)
-            after_gpu_s, after_host_s = prefill.at(start + (repeat + 1) * tokens)
+            begin = start + repeat * tokens
+            before_gpu_s, before_host_s = prefill.at(begin) if begin else prefill.origin
+            after_gpu_s, after_host_s = prefill.at(begin + tokens)
             prompt_gpu_s += after_gpu_s - before_gpu_s
             prompt_host_s += after_host_s - before_host_s
         decode_gpu_s, decode_host_s = (0.0, 0.0) if decode is None else decode.at(context + repeat)

@@ -49,8 +49,10 @@ def service_s(
     output_tokens = min(model.expected_output_tokens, max(1.0, model.max_context - prompt_tokens))
     profile = model.profile(gpu)
     gpu_s, host_s = profile.decode_curve(layers, batch).at(min(prompt_tokens + output_tokens / 2, model.max_context))
-    gpu_stretch = max(1.0, gpu_s / (gpu_s + host_s) + others[0])
-    host_stretch = max(1.0, host_s / (gpu_s + host_s) + others[1])
+    gpu_stretch = host_stretch = 1.0
+    if others[0] or others[1]:
+        gpu_stretch = max(1.0, gpu_s / (gpu_s + host_s) + others[0])
+        host_stretch = max(1.0, host_s / (gpu_s + host_s) + others[1])
     decode_s = output_tokens * (gpu_s * gpu_stretch + host_s * host_stretch)
     return decode_s + profile.prefill_s(layers, prompt_tokens) * gpu_stretch
 

@@ -200,8 +200,9 @@ class Engine:
         """After all events of an instant: one decision, then plans; again if these changed something at once."""
         world = self.world
         decisions = 0
-        while world.changes.any() or world.unplanned():
-            if world.changes.any():
+        changing = world.changes.any()
+        while changing or world.unplanned():
+            if changing:
                 changes, world.changes = world.changes, Changes()
                 self._watch_idle_wakes(changes)
                 for request in changes.finished:
@@ -216,6 +217,7 @@ class Engine:
                     reason = f"it decided {_MOST_DECISIONS} times within one instant without an end"
                     raise PolicyError(self._blame(reason))
             self.serving.plan()
+            changing = world.changes.any()
         if self.check:
             self._check_laws()
         if self._fed and not self._in_flight:

@@ -109,9 +109,30 @@ class Prices:
         """Whoever runs on the GPU is held up while both run."""
         return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in gpu.running)
 
-    def loads(self, view: View, queue: Queue, gpu: GpuView, limit: float) -> Iterator[Option]:
+    def best_load(self, view: View, queue: Queue, places: list[GpuView], limit: float) -> Option | None:
+        """The cheapest load on any of these GPUs, if it costs less than `limit`.
+
+        GPUs come in the order of what a load there costs at least: the whole model with nobody to evict.
+        """
+        best: Option | None = None
+        for bound, _, gpu in sorted((self._bound(queue, gpu), gpu.index, gpu) for gpu in places):
+            if bound >= limit:
+                break
+            for option in self._loads(view, queue, gpu):
+                if option.price < limit:
+                    best, limit = option, option.price
+        return best
+
+    def _bound(self, queue: Queue, gpu: GpuView) -> float:
+        model = queue.model
+        if any(instance.model is model for instance in gpu.instances):
+            return 0.0  # growing where it is may even hasten those who run
+        most = model.layers_within(gpu.capacity_bytes)
+        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, gpu.crowd())
+        return queue.delay_s(model.load_s(gpu, most), best_s)
+
+    def _loads(self, view: View, queue: Queue, gpu: GpuView) -> Iterator[Option]:
         """Loads with growing sets of victims, the cheapest per byte first; running victims preempted or waited for.
-        None where even the whole model, with nobody to evict, would cost more than `limit`.
 
         A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
         cannot resize in place.
@@ -121,9 +142,6 @@ class Prices:
         crowd = gpu.crowd()
         held = gpu.instances
         own = [instance for instance in held if instance.model is model]
-        best_s = costs.service_s(model, gpu, most, queue.batch, tokens, crowd)
-        if not own and queue.delay_s(model.load_s(gpu, most), best_s) >= limit:
-            return
         if any(instance.layers >= most or not self.evictable(view, instance) for instance in own):
             return
         others = [self._victim(view, i) for i in held if i.model is not model and self.evictable(view, i)]

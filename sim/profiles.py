@@ -109,6 +109,11 @@ class Curve:
             )
         return tuple(found)
 
+    @cached_property
+    def origin(self) -> tuple[float, float]:
+        """(GPU seconds, host seconds) at 0: of a prefill curve, the cost of an iteration that computes no prompt."""
+        return self.at(0.0)
+
     def at(self, value: float) -> tuple[float, float]:
         """(GPU seconds, host seconds) at `value`, which is at most the last knot."""
         assert value <= self.knots[-1], f"{value} is above the table's last knot {self.knots[-1]}"
