@@ -58,12 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", nargs="?", default=str(data_folder("traces") / "scenarios" / "default.yaml"))
     parser.add_argument("--policies", default="residency-aware,exclusive-swap,lru-swap,least-loaded,static-split")
-    parser.add_argument("--seeds", type=int, default=10, help="seeds 1 to this")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a scenario field")
     asked = parser.parse_args()
     policies: list[str] = asked.policies.split(",")
-    seeds = range(1, asked.seeds + 1)
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     jobs = [(asked.scenario, asked.set, policy, seed) for policy in policies for seed in seeds]
     try:
         with ProcessPoolExecutor(asked.jobs) as pool:
