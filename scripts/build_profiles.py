@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Build profiles/ from published measurements: fit rates, fill the tables, print how far off the fits are.
 
-Output is deterministic: same input, same bytes. The fits are in profile_fits.py beside this file, the physics in
-sim/hybrid.py, and profiles/README.md explains every choice and what each source id stands for.
+Output is deterministic: same input, same bytes on one kind of processor (linear algebra rounds differently on
+another). The fits are in profile_fits.py beside this file, the physics in sim/hybrid.py, and profiles/README.md
+explains every choice and what each source id stands for.
 """
 
 from __future__ import annotations

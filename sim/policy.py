@@ -124,10 +124,13 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where pydantic looks up the types of its parameters
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing beside the user's own file
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a policy file may fail in any way; that is its author's to mend
         raise PolicyError(f"{path}: cannot import the policy ({type(error).__name__}: {error})") from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
     found = [
         value
         for value in vars(module).values()
