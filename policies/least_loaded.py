@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Route, View
+from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, View
 
 
 class LeastLoaded(Policy):
@@ -72,6 +72,7 @@ class LeastLoaded(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         for model in view.waiting_models:
             for request in model.waiting:
-                if not model.instances:
-                    break
-                yield Route(request, min(model.instances, key=lambda i: (i.load, -i.layers, i.number)))
+                if model.instances:
+                    yield Route(request, min(model.instances, key=lambda i: (i.load, -i.layers, i.number)))
+                else:
+                    yield Reject(request, "its model has no place in the static placement")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Route, View
+from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, View
 
 
 class StaticSplit(Policy):
@@ -60,3 +60,5 @@ class StaticSplit(Policy):
             for request in model.waiting:
                 if model.instances:
                     yield Route(request, model.instances[0])
+                else:
+                    yield Reject(request, "its model found no place in the static split")

@@ -38,7 +38,7 @@ def build_cluster(scenario: Scenario, library: Library) -> Cluster:
             for model in models:
                 weights = model.weights
                 if node.memory.free >= weights.total_bytes:
-                    node.memory.cache((weights.model, weights.quantization), weights.total_bytes)
+                    node.memory.cache(weights.key, weights.total_bytes)
     return cluster
 
 

@@ -33,6 +33,7 @@ class Gpu:
         self.transfers = 0
         self.activity_since_s = 0.0
         self.activity_s = {"computing": 0.0, "loading": 0.0, "transferring": 0.0, "idle": 0.0}
+        self.work_s = 0.0  # seconds in which its own units computed: those of CPU layers are not among them
         self.byte_seconds = 0.0
         self.memory_since_s = 0.0
         self.peak_bytes = 0
@@ -52,7 +53,7 @@ class Gpu:
         assert 0 <= self.used_bytes <= self.capacity_bytes, (self.name, self.used_bytes, self.capacity_bytes)
 
     def account(self, now_s: float) -> None:
-        """Book the time since the last change of activity; call before changing `active`, `loads`, `transfers`."""
+        """Book the time since the last change; call before changing `active`, a share, `loads` or `transfers`."""
         if self.active:
             name = "computing"
         elif self.loads:
@@ -61,7 +62,10 @@ class Gpu:
             name = "transferring"
         else:
             name = "idle"
-        self.activity_s[name] += now_s - self.activity_since_s
+        elapsed_s = now_s - self.activity_since_s
+        self.activity_s[name] += elapsed_s
+        if self.active:
+            self.work_s += elapsed_s * min(1.0, sum(instance.gpu_share for instance in self.active.values()))
         self.activity_since_s = now_s
 
 

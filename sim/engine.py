@@ -26,6 +26,7 @@ from sim.estimates import Estimates
 from sim.gate import Gate
 from sim.library import Library
 from sim.loading import Loading
+from sim.locate import code_digest
 from sim.metrics import Recorder
 from sim.policy import Policy, load_policy
 from sim.serving import Serving
@@ -173,9 +174,14 @@ class Engine:
         return ""
 
     def _on_impatience(self, subject: Any, _: int) -> None:
-        """The client leaves if nothing has begun; a prompt that is being computed is waited for."""
+        """The client leaves if no token has come; while its prompt is computed it looks again after a while."""
         request: Request = subject
-        if request.outcome >= 0 or request.started or request.phase == PREFILL:
+        if request.outcome >= 0 or request.started:
+            return
+        if request.phase == PREFILL:
+            patience_s = self.world.cluster.service_classes[request.service_class].patience_s
+            assert patience_s is not None
+            self.clock.at(self.clock.now_s + patience_s, self._on_impatience, request, 0)
             return
         if request.index in request.model.waiting:
             self.world.cluster.unwait(request)
@@ -292,6 +298,8 @@ class Engine:
         for request in list(self._in_flight.values()):
             if request.outcome < 0:
                 self.world.recorder.end(request, UNFINISHED, now_s)
+        self.transfers.close()
+        self.loading.close()
         for gpu in self.world.cluster.gpus:
             gpu.account(now_s)
             gpu.take(0, now_s)
@@ -316,6 +324,20 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
+def prepare(scenario: Scenario, trace: Trace) -> tuple[str, Policy, Cluster]:
+    """The name of the run that this would be, and what it needs: its policy, and its cluster at time 0.
+
+    The name is a hash of all that affects the result: scenario, trace, policy file, tables, and the simulator's source.
+    Raises SimError for what the user can mend.
+    """
+    library = Library(Path(scenario.profiles) if scenario.profiles else None)
+    policy, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
+    cluster = build_cluster(scenario, library)
+    profiles = [profile for model in cluster.models for profile in model.profiles.values()]
+    ingredients = [("trace", trace.digest()), ("policy", digest), ("sim", code_digest()), *library.digests(profiles)]
+    return run_id(scenario, ingredients), policy, cluster
+
+
 def simulate(
     scenario: Scenario,
     check: bool = False,
@@ -327,12 +349,8 @@ def simulate(
     `check` asserts the laws of the model at every instant. `trace` replaces the scenario's workload (already built).
     `on_progress(ended, now_s)` is called now and then. Raises SimError for what the user can mend.
     """
-    library = Library(Path(scenario.profiles) if scenario.profiles else None)
-    policy, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
-    built = build_cluster(scenario, library)
     trace = trace if trace is not None else build_trace(scenario)
-    profiles = [profile for model in built.models for profile in model.profiles.values()]
-    identity = run_id(scenario, [("trace", trace.digest()), ("policy", digest), *library.digests(profiles)])
+    identity, policy, built = prepare(scenario, trace)
     engine = Engine(scenario, trace, built, policy, check)
     engine.on_progress = on_progress
     begin_s = perf_counter()

@@ -43,56 +43,75 @@ class KvMoves:
     def save(self, instance: Instance, requests: list[Request], on_done: Callable[[], None]) -> None:
         """Copy the GPU part of these sequences' KV to host memory (the host part is there already)."""
         size = sum(instance.model.kv_layer_bytes(request.kv_tokens) for request in requests) * instance.layers
-        start_s = self.world.clock.now_s
-        gpu = instance.gpu
-        gpu.account(start_s)
-        gpu.transfers += 1
+        links = (instance.kv_links["kv_save"], *self.transfers.from_gpu(instance.gpu))
+        self._begin(instance, "kv_save")
 
         def done() -> None:
-            now_s = self.world.clock.now_s
-            gpu.account(now_s)
-            gpu.transfers -= 1
-            self._record(instance, "kv_save", size, kv_save_s=now_s - start_s)
+            self._end(instance, "kv_save", size)
             on_done()
 
-        limit = instance.profile.switch.kv_save_bytes_per_s
-        self.transfers.start(size, self.transfers.from_gpu(gpu), limit, "kv_save", done)
+        self.transfers.start(size, links, links[0].bytes_per_s, "kv_save", done)
 
-    def _record(self, instance: Instance, kind: str, size: float, **parts: Any) -> None:
-        now_s = self.world.clock.now_s
-        names = instance.model.name, instance.gpu.name
-        self.world.recorder.switch(now_s, kind, *names, layers=instance.layers, bytes=size, **parts)
+    def _begin(self, instance: Instance, cause: str) -> None:
+        """One more transfer. Several at once count as one stretch of time, and get one row."""
+        gpu, now_s = instance.gpu, self.world.clock.now_s
+        gpu.account(now_s)
+        gpu.transfers += 1
+        moving, begun_s, moved = instance.kv_moves[cause]
+        instance.kv_moves[cause] = (moving + 1, begun_s if moving else now_s, moved)
+
+    def _end(self, instance: Instance, cause: str, size: float) -> None:
+        gpu, now_s = instance.gpu, self.world.clock.now_s
+        gpu.account(now_s)
+        gpu.transfers -= 1
+        moving, begun_s, moved = instance.kv_moves[cause]
+        instance.kv_moves[cause] = (moving - 1, begun_s, moved + size)
+        if moving == 1:
+            parts: dict[str, Any] = {f"{cause}_s": now_s - begun_s}
+            self.world.recorder.switch(now_s, cause, instance, bytes=moved + size, **parts)
+            instance.kv_moves[cause] = (0, 0.0, 0.0)
 
     def restore(self, instance: Instance, request: Request) -> None:
-        """Bring saved KV back: over the link on the same node, over the network too from another."""
+        """Bring saved KV back: over the link on the same node, from another over the network too.
+
+        The KV of layers outside the GPU is in host memory already, or only crosses the network.
+        """
         source, gpu = request.kv_node, instance.gpu
         assert source is not None
-        size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.layers
-        links = self.transfers.to_gpu(gpu)
+        layer_bytes = instance.model.kv_layer_bytes(request.kv_tokens)
+        own = instance.kv_links["kv_restore"]
+        ways = [(layer_bytes * instance.layers, (own, *self.transfers.to_gpu(gpu)))]
         if source is not gpu.node:
-            links = (*self.transfers.between(source, gpu.node), *links)
-            size = instance.model.kv_layer_bytes(request.kv_tokens) * instance.model.weights.layers
-        start_s = self.world.clock.now_s
-        gpu.account(start_s)
-        gpu.transfers += 1
+            network = self.transfers.between(source, gpu.node)
+            ways = [(layer_bytes * instance.layers, (*ways[0][1], *network))]
+            ways.append((layer_bytes * (instance.model.weights.layers - instance.layers), network))
+        left = len(ways)
+        self._begin(instance, "kv_restore")
 
         def done() -> None:
-            now_s = self.world.clock.now_s
-            gpu.account(now_s)
-            gpu.transfers -= 1
-            self._record(instance, "kv_restore", size, kv_restore_s=now_s - start_s)
-            self.drop(request)
-            instance.restores.pop(request.index)
-            del instance.restoring[request.index]
-            instance.joining.append(request)
-            self.world.touch(instance)
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._end(instance, "kv_restore", sum(size for size, _ in ways))
+                self._restored(instance, request)
 
-        limit = instance.profile.switch.kv_restore_bytes_per_s
-        instance.restores[request.index] = self.transfers.start(size, links, limit, "kv_restore", done)
+        instance.restores[request.index] = [
+            self.transfers.start(size, links, min(link.bytes_per_s for link in links), "kv_restore", done)
+            for size, links in ways
+        ]
+
+    def _restored(self, instance: Instance, request: Request) -> None:
+        self.drop(request)
+        instance.restores.pop(request.index)
+        del instance.restoring[request.index]
+        instance.joining.append(request)
+        self.world.touch(instance)
 
     def cancel_restore(self, instance: Instance, request: Request) -> None:
         """Stop bringing its KV back; the copy in host memory is whole until the last byte has moved."""
-        gpu = instance.gpu
-        gpu.account(self.world.clock.now_s)
-        gpu.transfers -= 1
-        self.transfers.cancel(instance.restores.pop(request.index))
+        moved = 0.0
+        for transfer in instance.restores.pop(request.index):
+            if transfer.under_way:
+                self.transfers.cancel(transfer)
+            moved += transfer.size - transfer.remaining
+        self._end(instance, "kv_restore", moved)

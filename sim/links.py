@@ -14,11 +14,12 @@ CAUSES = ("weights", "kv_save", "kv_restore", "resize")
 class Link:
     """One direction of a shared connection; `transfers` on it, in order of arrival."""
 
-    __slots__ = ("bytes_by_cause", "bytes_per_s", "name", "transfers")
+    __slots__ = ("bytes_by_cause", "bytes_per_s", "name", "shared", "transfers")
 
-    def __init__(self, name: str, bytes_per_s: float) -> None:
+    def __init__(self, name: str, bytes_per_s: float, shared: bool = False) -> None:
         assert bytes_per_s > 0, name
         self.name = name
+        self.shared = shared  # also where links are serial: the cap over several GPUs
         self.bytes_per_s = bytes_per_s
         self.transfers: dict[int, Transfer] = {}
         self.bytes_by_cause = dict.fromkeys(CAUSES, 0.0)
@@ -80,12 +81,13 @@ def rates(transfers: list[Transfer], mode: str) -> dict[int, float]:
 
 
 def _serial_rates(transfers: list[Transfer]) -> dict[int, float]:
-    """A transfer runs alone on its links once it is the oldest on each of them."""
-    found = {}
-    for transfer in transfers:
-        first = all(next(iter(link.transfers)) == transfer.number for link in transfer.links)
-        found[transfer.number] = _alone(transfer) if first else 0.0
-    return found
+    """A transfer runs once it is the oldest on each of its links; a node's cap has no queue, it only bounds the sum."""
+    moving = [
+        transfer
+        for transfer in transfers
+        if all(link.shared or next(iter(link.transfers)) == transfer.number for link in transfer.links)
+    ]
+    return {**{transfer.number: 0.0 for transfer in transfers}, **_fair_rates(moving)}
 
 
 def _alone(transfer: Transfer) -> float:

@@ -103,7 +103,7 @@ class Loading:
     def pin(self, instance: Instance) -> None:
         """Keep a host copy of the weights for as long as the instance lives."""
         weights, node = instance.model.weights, instance.gpu.node
-        key = (weights.model, weights.quantization)
+        key = weights.key
         if key not in node.memory.cached:
             self._arriving[node.index, key] = True
         assert node.memory.cache(key, weights.total_bytes), "the gate checks host memory"
@@ -141,7 +141,7 @@ class Loading:
         instance.status = LOADING
         load = self._loads[instance.number]
         weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
-        key = (weights.model, weights.quantization)
+        key = weights.key
         load.size = weights.gpu_bytes(instance.layers)
         load.from_disk = not node.memory.touch(key) or (node.index, key) in self._arriving
         links = self.transfers.to_gpu(gpu)
@@ -177,9 +177,7 @@ class Loading:
         self.world.recorder.switch(
             now_s,
             "wake" if load.wake else "load",
-            instance.model.name,
-            gpu.name,
-            layers=instance.layers,
+            instance,
             wait_s=load.begun_s - load.asked_s,
             start_s=load.start_s,
             reload_s=now_s - load.begun_s - load.start_s,
@@ -194,7 +192,7 @@ class Loading:
 
     def _arriving_key(self, instance: Instance) -> tuple[int, tuple[str, str]]:
         weights = instance.model.weights
-        return instance.gpu.node.index, (weights.model, weights.quantization)
+        return instance.gpu.node.index, weights.key
 
     def restart(self, instance: Instance) -> None:
         """Load an instance anew, with the layers that it now has."""
@@ -208,7 +206,6 @@ class Loading:
         if instance.status in (PENDING, STARTING, LOADING):
             self._cancel_load(instance)
             return
-        self.world.recorder.counts["evictions"] += 1
         instance.gpu.releasing_bytes += instance.gpu_bytes if instance.status != ASLEEP else 0
         if instance.status == ASLEEP:
             self._vanish(instance)
@@ -242,10 +239,33 @@ class Loading:
             for transfer in load.transfers or []:
                 if transfer.under_way:
                     self.transfers.cancel(transfer)
+            self._record_broken_off(instance, load)
             gpu.account(self._now_s)
             gpu.loads -= 1
             gpu.take(-instance.gpu_bytes, self._now_s)
         self._vanish(instance)
+
+    def _record_broken_off(self, instance: Instance, load: Load) -> None:
+        """What a load that never ended has cost so far."""
+        spent_s = self._now_s - load.begun_s
+        moved = sum(transfer.size - transfer.remaining for transfer in load.transfers or [])
+        self.world.recorder.switch(
+            self._now_s,
+            "broken-off load",
+            instance,
+            wait_s=load.begun_s - load.asked_s,
+            start_s=min(spent_s, load.start_s),
+            reload_s=max(0.0, spent_s - load.start_s),
+            bytes=moved,
+            from_disk=load.from_disk,
+        )
+
+    def close(self) -> None:
+        """The run ends here: loads under way have cost what they have cost."""
+        for number, load in self._loads.items():
+            instance = self.world.cluster.instances[number]
+            if instance.status != PENDING:
+                self._record_broken_off(instance, load)
 
     def _take_over(self, instance: Instance) -> bool:
         """At an iteration boundary: is there something to do that ends or changes this instance?"""
@@ -322,10 +342,9 @@ class Loading:
         instance.status = FREEING
         instance.version += 1
         free_s = instance.profile.switch.free_s
-        names = instance.model.name, instance.gpu.name
-        self.world.recorder.switch(
-            self._now_s, "free", *names, layers=instance.layers, free_s=free_s, bytes=float(instance.gpu_bytes)
-        )
+        if mode != "restart":
+            self.world.recorder.counts["evictions"] += 1
+        self.world.recorder.switch(self._now_s, "free", instance, free_s=free_s, bytes=float(instance.gpu_bytes))
         finish: dict[str, Callable[[Instance], None]] = {
             "restart": self.resizing.restart,
             "sleep": self.resizing.sleep,
@@ -354,7 +373,7 @@ class Loading:
             memory.take_instance_kv(-host_kv_bytes)
         if instance.pins_weights:
             weights = instance.model.weights
-            memory.unpin((weights.model, weights.quantization))
+            memory.unpin(weights.key)
         instance.status = GONE
         instance.version += 1
         del gpu.instances[instance.number]

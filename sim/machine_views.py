@@ -117,4 +117,4 @@ class NodeView(Facade):
     def has_weights(self, model: ModelView) -> bool:
         """Are the model's weights in host memory?"""
         weights = model._of.weights
-        return (weights.model, weights.quantization) in self._of.memory.cached
+        return weights.key in self._of.memory.cached

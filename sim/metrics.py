@@ -7,13 +7,14 @@ Serving and loading write here; summary.py reads it afterwards. Inter-token late
 from __future__ import annotations
 
 from array import array
+from math import exp, log1p
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.links import CAUSES
-from sim.state import LOAD_WAIT, OUTCOMES, PHASES, Request
+from sim.state import LOAD_WAIT, OUTCOMES, PHASES, Instance, Request
 
 BIN_WIDTH = 0.005
 _LOWEST_S = 1e-6
@@ -72,13 +73,16 @@ class TokenLatencies:
             self._flush()
 
 
+# By the standard library, one by one: vectorised exponentials differ in the last bit between processors.
+_EDGES_S = np.array([_LOWEST_S * exp(edge * log1p(BIN_WIDTH)) for edge in range(_BINS + 1)])
+
+
 def _bin_of(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-    position = np.log(np.maximum(seconds, _LOWEST_S) / _LOWEST_S) / np.log1p(BIN_WIDTH)
-    return np.asarray(np.clip(position.astype(np.int64), 0, _BINS - 1))
+    return np.asarray(np.clip(np.searchsorted(_EDGES_S, seconds, side="right") - 1, 0, _BINS - 1))
 
 
 def _edge(bins: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(_LOWEST_S * np.exp(bins * np.log1p(BIN_WIDTH)))
+    return np.asarray(_EDGES_S[bins])
 
 
 def _number_below(
@@ -125,6 +129,7 @@ SWITCH_COLUMNS = (
     "free_s",
     "bytes",
     "from_disk",
+    "instance",
 )
 
 
@@ -151,7 +156,6 @@ class Recorder:
         self.seconds = {"reload_s": 0.0, "kv_save_s": 0.0, "kv_restore_s": 0.0, "free_s": 0.0, "start_s": 0.0}
         self.output_tokens = 0
         self.tokens_below_full_residency = 0
-        self.notices: list[str] = []
 
     def moved(self, cause: str, size: float) -> None:
         self.bytes_by_cause[cause] += size
@@ -162,14 +166,24 @@ class Recorder:
         if residency < 1.0:
             self.tokens_below_full_residency += number
 
-    def switch(self, time_s: float, kind: str, model: str, gpu: str, **parts: Any) -> None:
-        """One load, stop, resize or restore, with its cost parts; what is not named did not happen."""
-        known = {"layers": 0, "mode": "", "bytes": 0.0, "from_disk": False, **parts}
-        row = [time_s, kind, model, gpu, *(known.pop(name, 0.0) for name in SWITCH_COLUMNS[4:])]
-        assert not known, known
-        self.switches.append(tuple(row))
+    def switch(self, time_s: float, kind: str, instance: Instance, **parts: Any) -> None:
+        """One load, stop, resize, save or restore, with its cost parts; what is not named did not happen."""
+        row = {
+            **dict.fromkeys(SWITCH_COLUMNS, 0.0),
+            "time_s": time_s,
+            "kind": kind,
+            "model": instance.model.name,
+            "gpu": instance.gpu.name,
+            "layers": instance.layers,
+            "mode": "",
+            "from_disk": False,
+            "instance": instance.number,
+            **parts,
+        }
+        assert len(row) == len(SWITCH_COLUMNS), parts
+        self.switches.append(tuple(row.values()))
         for name in self.seconds:
-            self.seconds[name] += parts.get(name, 0.0)
+            self.seconds[name] += row[name]
 
     def end(self, request: Request, outcome: int, now_s: float) -> None:
         """The request's last instant: its row."""

@@ -52,6 +52,11 @@ class Weights:
     max_context: int
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What names these weights in a host's cache."""
+        return self.model, self.quantization
+
+    @property
     def total_bytes(self) -> int:
         return self.layers * self.layer_bytes + self.head_bytes
 

@@ -74,7 +74,7 @@ class Resizing:
         instance.layers = after
         if after == instance.model.weights.layers and instance.pins_weights:
             weights = instance.model.weights
-            instance.gpu.node.memory.unpin((weights.model, weights.quantization))
+            instance.gpu.node.memory.unpin(weights.key)
             instance.pins_weights = False
         for _, _, _, request in instance.waiting:
             if request.phase == QUEUED:
@@ -153,12 +153,10 @@ class Resizing:
             gpu.releasing_bytes -= freed
             self.world.changes.freed.append(gpu)
             self.loading.start_pending(gpu)
-        names = instance.model.name, gpu.name
         self.world.recorder.switch(
             self._now_s,
             "resize",
-            *names,
-            layers=instance.layers,
+            instance,
             bytes=resize.bytes,
             reload_s=resize.seconds if grew else 0.0,
             kv_save_s=0.0 if grew else resize.seconds,

@@ -36,6 +36,6 @@ def need(model: Model, layers: int, kv_tokens: int, options: EngineOptions) -> N
 def host_missing(model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> int:
     """Bytes of host memory that lack for pinning these weights and holding this KV; 0 or less: there is room."""
     weights, memory = model.weights, gpu.node.memory
-    key = (weights.model, weights.quantization)
+    key = weights.key
     pinned = key if host_weights and not memory.pins.get(key) else None
     return memory.room_for(pinned, host_weights, host_kv)

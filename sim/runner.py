@@ -1,7 +1,7 @@
 """One run from what was asked on the command line to a summary: compose the scenario, run it, keep the results.
 
 The verb `run` calls `run`; whoever has a Scenario already calls engine.simulate and summary.summarize. `compose` turns
-options into a Scenario, `identify` names a run before it happens.
+options into a Scenario.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.build import build_cluster
-from sim.engine import simulate
+from sim.engine import prepare, simulate
 from sim.errors import ConfigError, TraceError
 from sim.importers import import_trace
-from sim.library import Library
 from sim.locate import data_folder
 from sim.policy import load_policy
 from sim.results import check_target, write_run
-from sim.spec import PolicySpec, Scenario, load_scenario, run_id
+from sim.spec import PolicySpec, Scenario, load_scenario
 from sim.summary import summarize
-from sim.trace import Trace, write_trace
+from sim.trace import write_trace
 from sim.workload import build_trace
 from sim.yamlfile import read_yaml
 
@@ -83,15 +81,6 @@ def _assignment(path: str, value: Any) -> str:
     return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 
-def identify(scenario: Scenario, trace: Trace) -> str:
-    """The run_id that simulating this scenario with this trace will have. Raises SimError as simulate does."""
-    library = Library(Path(scenario.profiles) if scenario.profiles else None)
-    _, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
-    cluster = build_cluster(scenario, library)
-    profiles = [profile for model in cluster.models for profile in model.profiles.values()]
-    return run_id(scenario, [("trace", trace.digest()), ("policy", digest), *library.digests(profiles)])
-
-
 def run(options: RunOptions, on_progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Run what was asked, keep it in `options.out` if given, and return its summary.
 
@@ -101,7 +90,7 @@ def run(options: RunOptions, on_progress: Callable[[int, int, float], None] | No
     load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
     trace = build_trace(scenario)
     if options.out is not None:
-        check_target(options.out, lambda: identify(scenario, trace))
+        check_target(options.out, lambda: prepare(scenario, trace)[0])
 
     def report(ended: int, now_s: float) -> None:
         if on_progress is not None:

@@ -68,6 +68,7 @@ class Serving:
         instance.waiting = [entry for entry in instance.waiting if entry[3] is not request]
         heapify(instance.waiting)
         request.instance = None
+        self.world.touch(instance)  # it may have kept out others that fit
 
     # --- the end of an instant
 

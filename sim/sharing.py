@@ -38,6 +38,7 @@ class Sharing:
             gpu.active[instance.number] = instance
             self._shake(instance, host_share)
         elif gpu_share != instance.gpu_share or host_share != instance.host_share:
+            gpu.account(self.world.clock.now_s)
             self._shake(instance, host_share)
         instance.gpu_share, instance.host_share = gpu_share, host_share
         if host_share > 0:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from sim.batch import Leap, sequence_blocks
-from sim.links import Transfer
+from sim.links import Link, Transfer
 from sim.profiles import Profile, Weights
 from sim.spec import ModelSpec
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
 QUEUED, LOAD_WAIT, PREFILL, DECODE, STALLED, PREEMPTED, KV_TRANSFER, RECOMPUTE = range(8)
+# STALLED: its batch was held up, by another's prompt or while another's KV is saved to make room.
 PHASES = ("queued", "load_wait", "prefill", "decode", "stalled", "preempted", "kv_transfer", "recompute")
 
 COMPLETED, REJECTED, IMPOSSIBLE, TIMED_OUT, FAILED, UNFINISHED = range(6)
@@ -171,7 +172,14 @@ class Instance:
         self.waiting: list[tuple[int, int, int, Request]] = []  # a heap of (urgency, arrival order, number, request)
         self.prefilling: list[Request] = []
         self.restoring: dict[int, Request] = {}
-        self.restores: dict[int, Transfer] = {}
+        self.restores: dict[int, list[Transfer]] = {}
+        switch = self.profile.switch
+        # Its engine copies KV at the table's rates, however many sequences move at once.
+        self.kv_links = {
+            "kv_save": Link(f"instance {number} saves", switch.kv_save_bytes_per_s),
+            "kv_restore": Link(f"instance {number} restores", switch.kv_restore_bytes_per_s),
+        }
+        self.kv_moves = {"kv_save": (0, 0.0, 0.0), "kv_restore": (0, 0.0, 0.0)}  # transfers, since when, bytes done
         self.joining: list[Request] = []  # restored, to decode from the next boundary on
         self.saving: dict[int, Request] = {}
         self.decoding: dict[int, Request] = {}  # in order of admission

@@ -262,7 +262,8 @@ def _gpu(gpu: Gpu, end_s: float) -> dict[str, Any]:
     return {
         "name": gpu.name,
         "kind": gpu.kind.gpu,
-        "busy_fraction": _ratio(seconds["computing"], end_s),
+        "busy_fraction": _ratio(seconds["computing"], end_s),  # an instance on it runs, if only on the CPU
+        "work_fraction": _ratio(gpu.work_s, end_s),  # its own part of that work
         "loading_fraction": _ratio(seconds["loading"], end_s),
         "transferring_fraction": _ratio(seconds["transferring"], end_s),
         "idle_fraction": _ratio(seconds["idle"], end_s),
@@ -332,7 +333,6 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers, one line each."""
     scenario, trace = outcome.scenario, outcome.trace
     notices = list(check_trace(trace) if isinstance(scenario.workload, TraceWorkload) else trace.notices)
-    notices += outcome.recorder.notices
     if outcome.oracle:
         notices.append(f"policy {outcome.policy_name} is an oracle, no real scheduler can do it: {outcome.oracle}")
     refused = [row["reason"] for row in summary["reasons"]]

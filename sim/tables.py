@@ -35,7 +35,7 @@ _PHASES = {
     "load_wait": "waiting for a load",
     "prefill": "prefill (its prompt)",
     "decode": "decode",
-    "stalled": "stalled by others' prompts",
+    "stalled": "stalled by others (prompts, KV saves)",
     "preempted": "preempted",
     "kv_transfer": "KV transfer",
     "recompute": "recompute after preemption",

@@ -21,8 +21,8 @@ class NodeLinks:
         kind = node.kind
         self.disk = Link(f"{node.name}.disk", kind.disk_bytes_per_s)
         self.network = Link(f"{node.name}.network", kind.network_bytes_per_s)
-        self.h2d_cap = Link(f"{node.name}.h2d", kind.h2d_cap_bytes_per_s)
-        self.d2h_cap = Link(f"{node.name}.d2h", kind.d2h_cap_bytes_per_s)
+        self.h2d_cap = Link(f"{node.name}.h2d", kind.h2d_cap_bytes_per_s, shared=True)
+        self.d2h_cap = Link(f"{node.name}.d2h", kind.d2h_cap_bytes_per_s, shared=True)
         self.h2d = {gpu.index: Link(f"{gpu.name}.h2d", gpu.kind.h2d_bytes_per_s) for gpu in node.gpus}
         self.d2h = {gpu.index: Link(f"{gpu.name}.d2h", gpu.kind.d2h_bytes_per_s) for gpu in node.gpus}
 
@@ -35,6 +35,7 @@ class Transfers:
         self.links = [NodeLinks(node) for node in world.cluster.nodes]
         self._dram_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
         self._number = 0
+        self._open: dict[int, Transfer] = {}
         self._node_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
         self._gpu_of = {self.links[gpu.node.index].h2d[gpu.index].name: gpu for gpu in world.cluster.gpus}
 
@@ -57,7 +58,7 @@ class Transfers:
     ) -> Transfer:
         """Begin to move `size` bytes; `on_done` is called at the instant of the last byte.
 
-        A weight load over a GPU's links also reads the DRAM of that GPU's node while it runs.
+        Weights on their way to a GPU also read the DRAM of its node: they count among the node's `load_rates`.
         """
         self._number += 1
         transfer = Transfer(self._number, size, links, limit, cause)
@@ -67,6 +68,7 @@ class Transfers:
         for link in links:
             link.bytes_by_cause[cause] += size
         transfer.join()
+        self._open[transfer.number] = transfer
         self._change_rates(links)
         return transfer
 
@@ -79,8 +81,14 @@ class Transfers:
             link.bytes_by_cause[transfer.cause] -= transfer.remaining
         self._leave(transfer)
 
+    def close(self) -> None:
+        """The run ends here: what has not moved by now never did."""
+        for transfer in list(self._open.values()):
+            self.cancel(transfer)
+
     def _leave(self, transfer: Transfer) -> None:
         transfer.leave()
+        del self._open[transfer.number]
         self._set_rate(transfer, 0.0)
         self._change_rates(transfer.links)
 
@@ -107,7 +115,7 @@ class Transfers:
         transfer.rate = rate
         for link in transfer.links:
             node, gpu = self._node_of.get(link.name), self._gpu_of.get(link.name)
-            if node is not None and transfer.cause == "weights":
+            if node is not None and transfer.cause in ("weights", "resize"):
                 _note_rate(node.load_rates, transfer)
                 self.world.shaken_nodes[node.index] = node
             if gpu is not None:

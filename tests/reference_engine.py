@@ -378,4 +378,4 @@ class ReferenceEngine:
     # --- links
 
     def _send(self, cause: str, site: Site, size: float, on_done: Callable[[], None]) -> None:
-        self.links.send(cause, site.gpu, size, site.profile.switch, on_done)
+        self.links.send(cause, site.gpu, size, (self.sites.index(site), site.profile.switch), on_done)

@@ -35,14 +35,20 @@ class Transfer:
 
 
 class ReferenceLinks:
-    """All transfers under way, oldest first. `moved`: bytes by cause, counted when they set out."""
+    """All transfers under way, oldest first. `moved`: bytes by cause."""
 
     def __init__(self, machine: Machine, mode: str) -> None:
         self.machine = machine
         self.mode = mode
         self.transfers: list[Transfer] = []
-        self.moved = {"weights": 0.0, "kv_save": 0.0, "kv_restore": 0.0}
+        self.sent = {"weights": 0.0, "kv_save": 0.0, "kv_restore": 0.0}
         self.now_s = 0.0
+
+    @property
+    def moved(self) -> dict[str, float]:
+        """What set out, less what is still on its way."""
+        under_way = {cause: sum(t.remaining for t in self.transfers if t.cause == cause) for cause in self.sent}
+        return {cause: size - under_way[cause] for cause, size in self.sent.items()}
 
     def advance(self, to_s: float) -> None:
         """Time passes; no transfer ends before `to_s`."""
@@ -60,8 +66,9 @@ class ReferenceLinks:
             ended[0].on_done()
         return found
 
-    def send(self, cause: str, gpu: int, size: float, switch: SwitchCosts, on_done: Callable[[], None]) -> None:
-        """Bytes set out to this GPU, or, of a kv_save, from it."""
+    def send(self, cause: str, gpu: int, size: float, by: tuple[int, SwitchCosts], on_done: Callable[[], None]) -> None:
+        """Bytes set out to this GPU, or, of a kv_save, from it, for an instance (its number) with these costs."""
+        number, switch = by
         node, kind = self.machine.gpus[gpu]
         host = self.machine.hosts[node]
         if cause == "kv_save":
@@ -70,34 +77,40 @@ class ReferenceLinks:
         else:
             links = {f"gpu {gpu} in": kind.h2d_bytes_per_s, f"node {node} in": host.h2d_cap_bytes_per_s}
             limit = switch.reload_bytes_per_s if cause == "weights" else switch.kv_restore_bytes_per_s
-        self.moved[cause] += size
+        if cause != "weights":
+            links[f"instance {number} {cause}"] = limit  # all its KV together moves no faster
+        self.sent[cause] += size
         self.transfers.append(Transfer(cause, gpu, size, limit, links, on_done))
         self._set_rates()
 
     def _set_rates(self) -> None:
-        rates = self._serial_rates() if self.mode == "serial" else self._fair_rates()
+        rates = self._serial_rates() if self.mode == "serial" else self._fair_rates(self.transfers)
         for transfer, rate in zip(self.transfers, rates, strict=True):
             if rate != transfer.rate:
                 transfer.rate = rate
                 transfer.end_s = self.now_s + transfer.remaining / rate if rate > 0 else inf
 
     def _serial_rates(self) -> list[float]:
-        """A transfer goes when it is the oldest on each of its links, as fast as it can alone."""
-        rates = []
+        """A transfer goes when it is the oldest on each of its links but the node's, which bounds all that go."""
+        going = []
         for position, transfer in enumerate(self.transfers):
-            blocked = any(name in older.links for older in self.transfers[:position] for name in transfer.links)
-            rates.append(0.0 if blocked else min(transfer.limit, *transfer.links.values()))
+            queues = [name for name in transfer.links if not name.startswith("node ")]
+            if not any(name in older.links for older in self.transfers[:position] for name in queues):
+                going.append(position)
+        rates = [0.0] * len(self.transfers)
+        for position, rate in zip(going, self._fair_rates([self.transfers[p] for p in going]), strict=True):
+            rates[position] = rate
         return rates
 
-    def _fair_rates(self) -> list[float]:
+    def _fair_rates(self, transfers: list[Transfer]) -> list[float]:
         """Max-min fair: the tightest link first; its users share what others left them. A limit is a link for one."""
         users: dict[str, list[int]] = {}
         left: dict[str, float] = {}
-        for position, transfer in enumerate(self.transfers):
+        for position, transfer in enumerate(transfers):
             for name, capacity in {**transfer.links, f"limit {position}": transfer.limit}.items():
                 users.setdefault(name, []).append(position)
                 left[name] = capacity
-        rates = [0.0] * len(self.transfers)
+        rates = [0.0] * len(transfers)
         while users:
             tightest = min(users, key=lambda name: left[name] / len(users[name]))
             share = left[tightest] / len(users[tightest])

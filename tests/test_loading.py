@@ -89,8 +89,8 @@ def test_a_load_takes_start_fixed_and_bytes_over_the_slowest_stage(
     [
         # 12 GB/s for two: 6 each for 2.5 s / 6 (the smaller), then the larger has 8 alone.
         ("fair", [1.5 + 2.5 / 6, 1.5 + 2.5 / 6 + 1.5 / 8]),
-        # The node's cap is one link that serves one at a time, in order of arrival.
-        ("serial", [1.5 + 4 / 8, 1.5 + 4 / 8 + 2.5 / 8]),
+        # Each GPU's link serves one at a time, and each has one: the cap has no queue, it is shared all the same.
+        ("serial", [1.5 + 2.5 / 6, 1.5 + 2.5 / 6 + 1.5 / 8]),
     ],
 )
 def test_two_loads_share_the_cap_of_their_node(links: str, ready_s: list[float]) -> None:

@@ -112,4 +112,4 @@ def test_a_cancelled_read_from_disk_leaves_no_weights_behind() -> None:
         of, Script(decide, lambda view: [Load(view.models[0], view.gpus[0], 4)]), trace(of, [(0, "a", 10, 5)])
     )
     loads = [row for row in engine.world.recorder.switches if row[1] == "load"]
-    assert [(row[0], row[-1]) for row in loads] == [(pytest.approx(1.6 + 1.5 + 2.0), True)]
+    assert [(row[0], row[13]) for row in loads] == [(pytest.approx(1.6 + 1.5 + 2.0), True)]

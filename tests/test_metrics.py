@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,12 +73,15 @@ def test_extreme_latencies_stay_in_the_histogram() -> None:
 
 def test_a_switch_has_every_column_and_no_other() -> None:
     recorder = Recorder()
-    recorder.switch(1.0, "load", "a", "gpu", layers=3, reload_s=2.0, bytes=5.0, from_disk=True)
+    instance: Any = SimpleNamespace(
+        number=7, layers=3, model=SimpleNamespace(name="a"), gpu=SimpleNamespace(name="gpu")
+    )
+    recorder.switch(1.0, "load", instance, reload_s=2.0, bytes=5.0, from_disk=True)
     row = dict(zip(SWITCH_COLUMNS, recorder.switches[0], strict=True))
     assert (row["layers"], row["reload_s"], row["kv_save_s"], row["mode"], row["from_disk"]) == (3, 2.0, 0.0, "", True)
     assert recorder.seconds["reload_s"] == 2.0
     with pytest.raises(AssertionError):
-        recorder.switch(1.0, "load", "a", "gpu", reloads=2.0)
+        recorder.switch(1.0, "load", instance, reloads=2.0)
 
 
 def test_tokens_below_full_residency_are_counted_apart() -> None:

@@ -15,10 +15,10 @@ import pytest
 from cli_cases import scenario_data, write_scenario
 
 from sim import results
-from sim.engine import Outcome, simulate
+from sim.engine import Outcome, prepare, simulate
 from sim.errors import ConfigError
 from sim.results import FILES, check_target, finished_run, write_run
-from sim.runner import RunOptions, compose, identify, run
+from sim.runner import RunOptions, compose, run
 from sim.spec import load_scenario, parse_scenario
 from sim.summary import summarize
 
@@ -90,7 +90,7 @@ def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
 def test_a_run_is_identified_before_it_happens(tmp_path: Path, policy: str) -> None:
     scenario = compose(RunOptions(scenario=write_scenario(tmp_path), policy=policy))
     outcome = simulate(scenario)
-    assert identify(scenario, outcome.trace) == outcome.run_id
+    assert prepare(scenario, outcome.trace)[0] == outcome.run_id
 
 
 def test_a_second_run_with_the_same_id_replaces_the_first(tmp_path: Path) -> None:
