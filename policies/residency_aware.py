@@ -105,11 +105,14 @@ class ResidencyAware(Policy):
         return view.now_s - since_s < float(self.parameters.rewait_s)
 
     def _free_lane(self, view: View, model: ModelView) -> InstanceView | None:
-        """An instance that nothing can beat: ready, whole, with room, and alone on its GPU. Most need no more."""
+        """An instance that nothing can beat: whole, alone on its GPU, with a batch that is hardly slower for them."""
         for instance in model.instances:
-            fits = instance.load + model.waiting_count <= view.max_sequences
-            if fits and instance.ready and instance.accepts and instance.layers == model.layers and instance.alone:
-                return instance
+            if instance.ready and instance.alone and instance.accepts and instance.layers == model.layers:
+                batch = instance.load + model.waiting_count
+                if batch <= view.max_sequences and not instance.waiting_count:
+                    profile = model.profile(instance.gpu)
+                    if profile.step_s(model.layers, batch) <= self.parameters.tolerance * profile.step_s(model.layers):
+                        return instance
         return None
 
     def _index(self, view: View, queue: Queue) -> float:
@@ -118,7 +121,7 @@ class ResidencyAware(Policy):
         gpu = max(view.gpus, key=lambda gpu: gpu.capacity_bytes)
         layers = model.layers_within(gpu.capacity_bytes)
         setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
-        work_s = costs.service_s(model, gpu, layers, queue.batch, queue.prompt_tokens, (0.0, 0.0))
+        work_s = costs.service_s(model, gpu, layers, queue.batch, queue.tokens, (0.0, 0.0))
         return queue.urgency * queue.batch / ((setup_s + work_s) * model.gpu_bytes(layers))
 
     def _serve(self, view: View, queue: Queue) -> Iterator[Action]:
@@ -144,6 +147,8 @@ class ResidencyAware(Policy):
                     yield from (Route(request, grown) for request in model.waiting)
                     yield from self._grow(view, best.gpu)
                     return
+                if not best.gpu.takes(model, best.layers):
+                    return  # layers that were shed took the host memory; their room on the GPU is still to come
                 load = Load(model, best.gpu, best.layers)
                 yield load
                 yield from (Route(request, load) for request in model.waiting)
@@ -157,11 +162,11 @@ class ResidencyAware(Policy):
             yield from (Route(request, target) for request in model.waiting)
 
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
-        """Everywhere for a model that is there in part; else only GPUs that are less crowded can be better."""
+        """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
         if instance.layers < instance.model.layers:
             return view.gpus
         crowd = instance.gpu.crowd(instance)[0]
-        return [gpu for gpu in view.gpus if gpu.crowd()[0] < crowd]
+        return [gpu for gpu in view.gpus if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time."""
@@ -172,7 +177,7 @@ class ResidencyAware(Policy):
     def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
         if view.resize == "elastic" and not victim.idle and victim.gpu_bytes > needed > 0:
             keep = victim.model.layers_within(victim.gpu_bytes - needed, victim.kv_tokens)
-            if 0 < keep < victim.layers:
+            if 0 < keep < victim.layers and victim.takes_resize(keep):
                 yield Resize(victim, keep)
                 return
         yield Stop(victim, "preempt")
@@ -186,7 +191,7 @@ class ResidencyAware(Policy):
             for instance in sorted(parts, key=lambda i: (-self.prices.future(view, i.model), i.number)):
                 room = instance.gpu_bytes + gpu.growth_bytes
                 layers = instance.model.layers_within(room, instance.kv_tokens)
-                if layers > instance.layers:
+                if layers > instance.layers and instance.takes_resize(layers):
                     yield Resize(instance, layers)
 
     def _fill(self, view: View, gpu: GpuView) -> Iterator[Action]:

@@ -42,11 +42,12 @@ def parts_s(model: ModelView, gpu: GpuView, layers: int, batch: int, context: fl
 
 
 def service_s(
-    model: ModelView, gpu: GpuView, layers: int, batch: int, prompt_tokens: float, others: tuple[float, float]
+    model: ModelView, gpu: GpuView, layers: int, batch: int, tokens: tuple[float, float], others: tuple[float, float]
 ) -> float:
-    """Seconds to serve one average request in a batch of `batch`, beside others that ask for so much."""
-    prompt_tokens = min(prompt_tokens, model.max_context)
-    output_tokens = min(model.expected_output_tokens, max(1.0, model.max_context - prompt_tokens))
+    """Seconds to serve one request of (prompt, output) tokens in a batch of `batch`, beside others that ask for so much
+    of the GPU and of the CPU (GpuView.crowd)."""
+    prompt_tokens = min(tokens[0], model.max_context)
+    output_tokens = min(tokens[1], max(1.0, model.max_context - prompt_tokens))
     profile = model.profile(gpu)
     gpu_s, host_s = profile.decode_curve(layers, batch).at(min(prompt_tokens + output_tokens / 2, model.max_context))
     gpu_stretch = host_stretch = 1.0
@@ -97,5 +98,6 @@ def host_relief(view: View, model: ModelView) -> InstanceView | None:
             continue
         if not gpu.lacks_host_bytes(model, layers):
             return None
-        candidates += [i for other in gpu.node.gpus for i in other.instances if i.idle and i not in candidates]
+        idlers = [i for other in gpu.node.gpus for i in other.instances if i.idle and not i.resizing]
+        candidates += [i for i in idlers if i not in candidates]
     return min(candidates, key=lambda instance: (instance.last_used_s, instance.number), default=None)

@@ -15,7 +15,7 @@ from sim.cluster import Gpu
 from sim.errors import PolicyError
 from sim.loading import Loading
 from sim.machine_views import GpuView
-from sim.room import host_missing, need
+from sim.room import gib, host_missing, need, status_word, why_not_layers, why_not_resize
 from sim.serving import Serving
 from sim.state import ASLEEP, LOAD_WAIT, LOADING, PENDING, QUEUED, READY, REJECTED, STARTING, Instance, Model, Request
 from sim.views import InstanceView, ModelView, RequestView
@@ -85,22 +85,22 @@ class Gate:
         if needed.gpu > gpu.available_bytes:
             raise self._refuse(
                 action,
-                f"it needs {_gib(needed.gpu)} on {gpu.name} and {_gib(gpu.available_bytes)} of "
-                f"{_gib(gpu.capacity_bytes)} are available",
+                f"it needs {gib(needed.gpu)} on {gpu.name} and {gib(gpu.available_bytes)} of "
+                f"{gib(gpu.capacity_bytes)} are available",
             )
         self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
         self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens)))
 
     def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: int) -> None:
-        fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
-        if not isinstance(layers, int) or not fewest <= layers <= model.weights.layers:
-            raise self._refuse(action, f"layers must be a whole number from {fewest} to {model.weights.layers}")
+        reason = why_not_layers(model, gpu, layers)
+        if reason:
+            raise self._refuse(action, reason)
 
     def _check_host(self, action: object, model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> None:
         """Host memory for the layers outside the GPU (or a host copy of all) and their KV."""
         missing = host_missing(model, gpu, host_weights, host_kv)
         if missing > 0:
-            raise self._refuse(action, f"host memory of {gpu.node.name} lacks {_gib(missing)} for it")
+            raise self._refuse(action, f"host memory of {gpu.node.name} lacks {gib(missing)} for it")
 
     # --- requests
 
@@ -110,7 +110,7 @@ class Gate:
         if request.model is not instance.model:
             raise self._refuse(action, f"the instance serves {instance.model.name}")
         if instance.status not in (*_CANCELLABLE, READY) or instance.stop_mode is not None:
-            raise self._refuse(action, f"the instance is {action_status(instance)}")
+            raise self._refuse(action, f"the instance is {status_word(instance)}")
         self._take_waiting(action, request)
         if action.recompute:
             self.serving.kv.drop(request)
@@ -168,39 +168,17 @@ class Gate:
         if action.mode not in ("drain", "preempt", "abort"):
             raise self._refuse(action, "mode must be drain, preempt or abort")
         if instance.status not in (*_CANCELLABLE, READY, ASLEEP) or instance.stop_mode or instance.resizing:
-            raise self._refuse(action, f"the instance is {action_status(instance)}")
+            raise self._refuse(action, f"the instance is {status_word(instance)}")
         self.loading.stop(instance, action.mode)
 
     def _resize(self, action: Resize) -> None:
         instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
-        model, gpu, layers = instance.model, instance.gpu, action.layers
-        capability = self.world.options.resize
+        reason = why_not_resize(instance, action.layers, self.world.options)
+        if reason:
+            raise self._refuse(action, reason)
         asleep = instance.status == ASLEEP
-        if instance.status not in (READY, ASLEEP) or instance.stop_mode or instance.resizing:
-            raise self._refuse(action, f"the instance is {action_status(instance)}")
-        if capability == "sleep":
-            allowed = (instance.layers,) if asleep else (0,)
-            if layers not in allowed:
-                raise self._refuse(action, f"an engine with resize: sleep can only go to {allowed[0]} layers here")
-            if not asleep:
-                self.loading.resize(instance, 0)
-                return
-        self._check_layers(action, model, gpu, layers)
-        if layers == instance.layers and not asleep:
-            raise self._refuse(action, "it has that many layers already")
-        # A restart and a wake wait for memory like a load; elastic growth takes it at once, beside what runs.
-        grow = instance.gpu_bytes_at(layers) - (0 if asleep else instance.gpu_bytes)
-        view = action.instance.gpu
-        room = view.growth_bytes if capability == "elastic" else view.available_bytes
-        if grow > max(0, room):
-            raise self._refuse(
-                action, f"it needs {_gib(grow)} more on {gpu.name} and {_gib(max(0, room))} are available"
-            )
-        needed = need(model, layers, instance.kv_blocks * instance.block_tokens, self.world.options)
-        held = 0 if asleep else instance.host_kv_bytes_at(instance.layers)
-        host_weights = 0 if instance.pins_weights else needed.host_weights
-        self._check_host(action, model, gpu, host_weights, max(0, needed.host_kv - held))
-        self.loading.resize(instance, layers)
+        sleeps = self.world.options.resize == "sleep" and not asleep
+        self.loading.resize(instance, 0 if sleeps else action.layers)
 
     def _wake_at(self, action: Wake) -> None:
         if not isinstance(action.at_s, int | float) or not isfinite(action.at_s):
@@ -210,18 +188,7 @@ class Gate:
         self._wake(float(action.at_s))
 
 
-def action_status(instance: Instance) -> str:
-    """Why an instance takes no action now."""
-    if instance.resizing is not None or instance.stop_mode in ("restart", "sleep"):
-        return "being resized"
-    return InstanceView(instance, None).status if instance.stop_mode is None else "stopping"  # type: ignore[arg-type]
-
-
 def _describe(action: object) -> str:
     fields = getattr(action, "__dict__", {})
     inside = ", ".join(f"{name}={value!r}" for name, value in fields.items() if not isinstance(value, Load))
     return f"{type(action).__name__}({inside})"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

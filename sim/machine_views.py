@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sim.cluster import Gpu, Node
 from sim.facade import Facade
-from sim.room import host_missing, need
+from sim.room import growth_room, host_missing, need, why_not_layers
 
 if TYPE_CHECKING:
     from sim.views import InstanceView, ModelView
@@ -56,8 +56,7 @@ class GpuView(Facade):
     @property
     def growth_bytes(self) -> int:
         """What an elastic resize may take now: memory that is free already and that no load waits for."""
-        free = self._of.capacity_bytes - self._of.used_bytes - self._of.claimed_bytes
-        return max(0, min(free, self._of.available_bytes))
+        return growth_room(self._of)
 
     def lacks_host_bytes(self, model: ModelView, layers: int) -> int:
         """What its node's host memory lacks for such a load with the model's default KV pool; 0 when it has enough."""
@@ -67,7 +66,7 @@ class GpuView(Facade):
     def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
         """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
         needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)
-        if needed.gpu > self._of.available_bytes + freed_bytes or layers < model.profile(self).fewest_layers:
+        if needed.gpu > self._of.available_bytes + freed_bytes or why_not_layers(model._of, self._of, layers):
             return False
         return host_missing(model._of, self._of, needed.host_weights, needed.host_kv) <= 0
 

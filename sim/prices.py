@@ -29,7 +29,7 @@ class Queue:
     model: ModelView
     length: int
     batch: int
-    prompt_tokens: float
+    tokens: tuple[float, float]  # prompt and expected output of the oldest
     urgency: float
     future: float  # requests expected within the horizon
 
@@ -84,24 +84,25 @@ class Prices:
         late = view.now_s - oldest.arrival_s > self.max_wait_s
         urgency = (URGENT if late else 1.0) * model.weight
         batch = min(length, view.max_sequences)
-        return Queue(model, length, batch, oldest.prompt_tokens, urgency, self.future(view, model))
+        tokens = (oldest.prompt_tokens, oldest.expected_output_tokens)
+        return Queue(model, length, batch, tokens, urgency, self.future(view, model))
 
     def future(self, view: View, model: ModelView) -> float:
         """Requests expected within the horizon."""
         return self.rates.per_s(model, view.now_s) * self.horizon_s
 
     def join(self, view: View, queue: Queue, instance: InstanceView) -> tuple[float, float]:
-        """What joining costs, and by what factor crowding, offload and waiting slow those who join."""
-        model, gpu, tokens = queue.model, instance.gpu, queue.prompt_tokens
+        """What joining costs, and by what factor batch, crowd, offload and waiting slow those who join."""
+        model, gpu = queue.model, instance.gpu
         load = instance.load + queue.length
         batch = min(load, view.max_sequences)
-        ideal_s = costs.service_s(model, gpu, model.layers, batch, tokens, (0.0, 0.0))
-        others = gpu.crowd(instance)
-        served_s = ideal_s
-        if others != (0.0, 0.0) or instance.layers < model.layers:
-            served_s = costs.service_s(model, gpu, instance.layers, batch, tokens, others)
-        wait_s = costs.reload_s(instance) if instance.loading else 0.0
-        wait_s += served_s * max(0, load - view.max_sequences) / view.max_sequences
+        ideal_s = costs.service_s(model, gpu, model.layers, queue.batch, queue.tokens, (0.0, 0.0))
+        served_s = costs.service_s(model, gpu, instance.layers, batch, queue.tokens, gpu.crowd(instance))
+        if instance.loading:
+            wait_s = costs.reload_s(instance) + served_s * max(0, load - view.max_sequences) / view.max_sequences
+        else:  # who waits there already waits for a place or for KV memory
+            beyond = max(instance.waiting_count, load - view.max_sequences)
+            wait_s = served_s * beyond / max(1, instance.running_count)
         lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s)
         return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
 
@@ -128,7 +129,7 @@ class Prices:
         if any(instance.model is model for instance in gpu.instances):
             return 0.0  # growing where it is may even hasten those who run
         most = model.layers_within(gpu.capacity_bytes)
-        best_s = costs.service_s(model, gpu, most, queue.batch, queue.prompt_tokens, gpu.crowd())
+        best_s = costs.service_s(model, gpu, most, queue.batch, queue.tokens, gpu.crowd())
         return queue.delay_s(model.load_s(gpu, most), best_s)
 
     def _loads(self, view: View, queue: Queue, gpu: GpuView) -> Iterator[Option]:
@@ -137,7 +138,7 @@ class Prices:
         A smaller part of the model that is on this GPU is the first victim: that is how it grows where the engine
         cannot resize in place.
         """
-        model, tokens = queue.model, queue.prompt_tokens
+        model = queue.model
         most = model.layers_within(gpu.capacity_bytes)
         crowd = gpu.crowd()
         held = gpu.instances
@@ -154,7 +155,7 @@ class Prices:
             layers = model.layers_within(available + freed)
             worth = layers == most or (self.partial and all(layers > instance.layers for instance in own))
             if worth and gpu.takes(model, layers, freed_bytes=freed):
-                served_s = costs.service_s(model, gpu, layers, queue.batch, tokens, crowd)
+                served_s = costs.service_s(model, gpu, layers, queue.batch, queue.tokens, crowd)
                 gone = [victim.instance for victim in victims]
                 lost_s = sum(count * min(served_s, drain_s) for i, count, drain_s in staying if i not in gone)
                 # An elastic instance goes on while its other layers come.

@@ -14,7 +14,7 @@ from sim.estimates import Estimates
 from sim.facade import Facade
 from sim.machine_views import GpuView, NodeView
 from sim.profiles import Profile
-from sim.room import need
+from sim.room import need, why_not_resize
 from sim.state import (
     ASLEEP,
     DECODE,
@@ -254,6 +254,10 @@ class InstanceView(Facade):
     @property
     def resizing(self) -> bool:
         return self._of.resizing is not None or self._of.stop_mode in ("restart", "sleep")
+
+    def takes_resize(self, layers: int) -> bool:
+        """Would a Resize to so many layers be legal now?"""
+        return not why_not_resize(self._of, layers, self._views.options)
 
     @property
     def idle(self) -> bool:
