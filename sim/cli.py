@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,7 +148,8 @@ def run(
         )
         progress = Progress()
         try:
-            summary = runner.run(options, progress)
+            with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
+                summary = runner.run(options, progress)
         except KeyboardInterrupt:
             progress.close()
             _say(f"{progress}; {what_is_kept(out)}")

@@ -16,12 +16,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import simpy
 
+from sim.asking import Asking
 from sim.build import build_cluster
 from sim.cluster import Cluster
-from sim.decision import View
-from sim.errors import PolicyError, SimError
+from sim.errors import PolicyError
 from sim.estimates import Estimates
 from sim.gate import Gate
 from sim.library import Library
@@ -40,6 +41,8 @@ from sim.world import Changes, World
 
 # So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
 _IDLE_WAKES = 10_000
+# So long without a token after the last arrival, with work left and something always going on: loads without an end.
+_STALLED_S = 86_400.0
 # So many decisions in one instant, each of which changed something at once: it goes round in circles.
 _MOST_DECISIONS = 1_000
 
@@ -124,11 +127,14 @@ class Engine:
         self.loading = Loading(self.world, self.transfers, self.serving)
         self.estimates = Estimates(scenario.predictor, scenario.seed, len(cluster.models))
         self.views = Views(self.world, self.estimates)
-        self.gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
+        gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
+        self.asking = Asking(self.world, self.views, gate, scenario.policy.name)
         self.on_progress: Callable[[int, float], None] | None = None
+        self._trace = trace
         self._rows = trace.rows()
         self._in_flight: dict[int, Request] = {}
         self._wakes = 0
+        self._progress = (0, 0.0)  # tokens and ends so far, and since when there are no more
         self._wake_times: dict[float, bool] = {}
         self._fed = False  # the last arrival has come
 
@@ -210,18 +216,18 @@ class Engine:
         while changing or world.unplanned():
             if changing:
                 changes, world.changes = world.changes, Changes()
-                self._watch_idle_wakes(changes)
+                self._watch_progress(changes)
                 for request in changes.finished:
                     del self._in_flight[request.index]
                     self.estimates.ended(request)
                 if self._concerns_policy(changes):
-                    self._decide(self.policy.decide, changes)
+                    self.asking.ask(self.policy.decide, changes)
                 for request in changes.finished:
                     request.view = None  # else view and request keep each other alive until the garbage collector comes
                 decisions += 1
                 if decisions > _MOST_DECISIONS:
                     reason = f"it decided {_MOST_DECISIONS} times within one instant without an end"
-                    raise PolicyError(self._blame(reason))
+                    raise PolicyError(self.asking.blame(reason))
             self.serving.plan()
             changing = world.changes.any()
         if self.check:
@@ -237,35 +243,19 @@ class Engine:
             return True
         return bool(changes.loaded or changes.idled or changes.freed)
 
-    def _decide(self, method: Callable[[View], Any], changes: Changes) -> None:
-        """One decision. Each action is carried out before the policy is asked for the next, so a policy that is
-        written as a generator sees what its earlier actions did."""
-        view = View(self.world, self.views, changes)
-        self.gate.open()
-        actions: Any = None
-        while True:
-            try:
-                if actions is None:
-                    actions = iter(method(view))
-                action = next(actions)
-            except StopIteration:
-                break
-            except SimError as error:
-                raise PolicyError(self._blame(str(error))) from error
-            except Exception as error:  # whatever a policy does wrong is reported as its own, with the place
-                raise PolicyError(self._blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
-            self.gate.apply(action)
-        view.expire()
-
-    def _blame(self, what: str) -> str:
-        return f"policy '{self.scenario.policy.name}' failed at t={self.clock.now_s:.6f} s: {what}"
-
-    def _watch_idle_wakes(self, changes: Changes) -> None:
+    def _watch_progress(self, changes: Changes) -> None:
+        recorder = self.world.recorder
+        progress = recorder.output_tokens + sum(recorder.ended)
+        if progress != self._progress[0] or not self._fed:
+            self._progress = (progress, self.clock.now_s)
+        elif self.clock.now_s - self._progress[1] > _STALLED_S:
+            waiting = len(self._in_flight)
+            raise PolicyError(self.asking.blame(f"no token in a simulated day while {waiting} requests wait"))
         only_woken = changes.woken and not (changes.arrived or changes.finished or changes.loaded or changes.freed)
         self._wakes = self._wakes + 1 if only_woken else 0
         if self._wakes > _IDLE_WAKES:
             raise PolicyError(
-                self._blame(f"it asked to be woken {_IDLE_WAKES} times in a row while nothing else happened")
+                self.asking.blame(f"it asked to be woken {_IDLE_WAKES} times in a row while nothing else happened")
             )
 
     def _check_laws(self) -> None:
@@ -286,7 +276,7 @@ class Engine:
 
     def run(self) -> None:
         """Until every request has ended, or the horizon. What has not ended then is unfinished."""
-        self._decide(self.policy.start, Changes())
+        self.asking.ask(self.policy.start, Changes())
         self.serving.plan()
         self._feed()
         if self.scenario.horizon_s is not None:
@@ -298,19 +288,20 @@ class Engine:
         for request in list(self._in_flight.values()):
             if request.outcome < 0:
                 self.world.recorder.end(request, UNFINISHED, now_s)
+        self._assert_trace_was_kept()
         self.transfers.close()
         self.loading.close()
         for gpu in self.world.cluster.gpus:
             gpu.account(now_s)
             gpu.take(0, now_s)
 
-
-def _place(error: Exception) -> str:
-    """File and line of a policy's mistake."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "no place"
+    def _assert_trace_was_kept(self) -> None:
+        """Requests are as their clients sent them; only a policy that reached behind its views changes them."""
+        columns = self.world.recorder.columns
+        rows = np.asarray(columns["request"])
+        for name, truth in (("prompt_tokens", self._trace.prompt_tokens), ("output_tokens", self._trace.output_tokens)):
+            if not np.array_equal(np.asarray(columns[name]), truth[rows]):
+                raise PolicyError(self.asking.blame(f"it changed {name} of requests behind its views"))
 
 
 @contextmanager

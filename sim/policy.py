@@ -81,7 +81,7 @@ class Policy:
 
     def decide(self, view: View) -> Iterable[Action]:
         """At the end of every instant in which something happened that a policy may see."""
-        raise NotImplementedError
+        raise NotImplementedError("a policy needs a method decide(self, view)")
 
 
 def _folder() -> Path:
@@ -127,7 +127,7 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing beside the user's own file
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a policy file may fail in any way; that is its author's to mend
+    except (Exception, SystemExit) as error:  # a policy file may fail in any way; that is its author's to mend
         raise PolicyError(f"{path}: cannot import the policy ({type(error).__name__}: {error})") from error
     finally:
         sys.dont_write_bytecode = writes_bytecode

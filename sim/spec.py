@@ -105,7 +105,7 @@ class ServiceClass(_Frozen):
     ttft_s: Positive | None = None
     tpot_s: Positive | None = None
     e2e_s: Positive | None = None
-    patience_s: Positive | None = None  # the client leaves if no token came by then
+    patience_s: Positive | None = None  # the client leaves if its prompt is not even being computed by then
     weight: Positive = 1.0
 
 

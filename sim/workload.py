@@ -18,6 +18,7 @@ from sim.generate import assign_models, generate
 from sim.importers import import_trace
 from sim.spec import Scenario, TraceWorkload
 from sim.trace import DEFAULT_CLASS, Trace
+from sim.trace_columns import FURTHEST_S
 
 
 def build_trace(scenario: Scenario) -> Trace:
@@ -58,8 +59,11 @@ def _from_file(workload: TraceWorkload) -> Trace:
         return trace
     with np.errstate(over="ignore"):
         arrival_s = trace.arrival_s / workload.time_scale
-    if not np.isfinite(arrival_s).all():
-        raise ConfigError(f"time_scale {workload.time_scale:g}: arrival times become infinite; raise it")
+    if len(arrival_s) and not arrival_s[-1] <= FURTHEST_S:
+        raise ConfigError(
+            f"time_scale {workload.time_scale:g}: the last arrival comes at {arrival_s[-1]:.3g} s, after "
+            f"{FURTHEST_S:g} s seconds lose their decimals; raise it"
+        )
     return replace(trace, arrival_s=arrival_s)
 
 

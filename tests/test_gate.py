@@ -191,5 +191,5 @@ def test_a_policy_that_fails_is_named_with_the_place() -> None:
 
 def test_what_is_no_iterable_of_actions_is_named() -> None:
     of = scenario()
-    with pytest.raises(PolicyError, match="TypeError: 'int' object is not iterable"):
+    with pytest.raises(PolicyError, match="its decision is 7; yield actions"):
         play(of, Script(lambda view: 7), trace(of, [(0, "a", 10, 5)]))  # type: ignore[arg-type, return-value]

@@ -22,7 +22,7 @@ ORDER = [
     "state", "cluster", "estimates", "room", "metrics", "world", "facade", "machine_views", "views", "actions",
     "knapsack", "decision", "costs", "prices", "policy", "catalogue", "tables", "catalogue_tables", "trace_files",
     "trace_columns", "trace", "importers", "generate", "workload", "build", "transfers", "resizing", "kv", "sharing",
-    "preemption", "serving", "loading", "gate", "engine", "summary", "results", "runner", "cli", "__main__",
+    "preemption", "serving", "loading", "gate", "asking", "engine", "summary", "results", "runner", "cli", "__main__",
 ]
 # fmt: on
 # The only homes of these imports.

@@ -244,3 +244,48 @@ def test_a_load_of_no_bytes_can_be_cancelled_while_it_waits_for_its_link() -> No
 
     engine = play(of, Script(decide, start), trace(of, [(1, "a", 10, 5)]))
     assert engine.world.recorder.counts["loads"] == 1
+
+
+def test_a_policy_that_exits_or_loops_or_reaches_behind_its_views_is_named() -> None:
+    of = scenario(models={"a": "two"})
+
+    def leaves(view: View) -> Iterator[Action]:
+        raise SystemExit(0)
+
+    def cheats(view: View) -> Iterator[Action]:
+        for request in view.arrived:
+            request._of.output_tokens = 1
+        yield from serve_on_demand(view)
+
+    def swaps(view: View) -> Iterator[Action]:
+        for instance in view.instances:
+            if instance.ready:
+                yield Stop(instance)
+        if not view.instances:
+            yield Load(view.models[0], view.gpus[0], view.models[0].layers)
+
+    for decide, words in ((leaves, "SystemExit"), (cheats, "behind its views"), (swaps, "no token in a simulated day")):
+        with pytest.raises(PolicyError, match=words):
+            play(of, Script(decide), trace(of, [(0, "a", 10, 5)]))
+
+
+def test_who_leaves_a_queue_lets_the_next_in_at_once() -> None:
+    # The first runs, the second does not fit beside it, the third would: it waits for the second alone.
+    of = scenario(models={"a": "two"}, profiles=synthetic(FREE_OF_COST))
+    asked = []
+
+    def decide(view: View) -> Iterator[Action]:
+        for instance in view.instances:
+            for request in list(instance.requests):
+                if request.number == 1 and view.now_s >= 3.0 and not asked:
+                    asked.append(view.now_s)
+                    yield Reject(request, "in the way")
+        yield from serve_on_demand(view)
+        if view.now_s < 3.0:
+            yield Wake(3.0)
+
+    engine = play(of, Script(decide), trace(of, [(0, "a", 100, 800), (1.0, "a", 900, 20), (2.0, "a", 20, 20)]))
+    seen = columns(engine)
+    third = list(seen["request"]).index(2)
+    assert asked == [3.0]
+    assert 3.0 < seen["first_token_s"][third] < 3.2

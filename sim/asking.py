@@ -1,0 +1,71 @@
+"""Asks a policy for a decision and has its actions carried out one by one; whatever it does wrong is named as its own.
+
+A policy is somebody else's code: it may raise, exit, return nonsense or never come to an end. Each of these is a
+PolicyError with the policy's name, the time and the place, so that the user knows whose mistake it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sim.decision import View
+from sim.errors import PolicyError, SimError
+from sim.gate import Gate
+from sim.views import Views
+from sim.world import Changes, World
+
+# A decision with so many actions has lost itself.
+_MOST_ACTIONS = 1_000_000
+_NO_MORE = object()
+
+
+class Asking:
+    """The engine's way to its policy."""
+
+    def __init__(self, world: World, views: Views, gate: Gate, policy_name: str) -> None:
+        self.world = world
+        self.views = views
+        self.gate = gate
+        self.policy_name = policy_name
+
+    def ask(self, method: Callable[[View], Any], changes: Changes) -> None:
+        """One decision. Each action is carried out before the policy is asked for the next, so a policy that is written
+        as a generator sees what its earlier actions did. Raises PolicyError."""
+        view = View(self.world, self.views, changes)
+        self.gate.open()
+        actions = self._guarded(lambda: _actions(method(view)))
+        taken = 0
+        while (action := self._guarded(lambda: next(actions, _NO_MORE))) is not _NO_MORE:
+            self.gate.apply(action)
+            taken += 1
+            if taken == _MOST_ACTIONS:
+                raise PolicyError(self.blame(f"it took {_MOST_ACTIONS} actions in one decision without an end"))
+        view.expire()
+
+    def blame(self, what: str) -> str:
+        """An error message for something that the policy did."""
+        return f"policy '{self.policy_name}' failed at t={self.world.clock.now_s:.6f} s: {what}"
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except SimError as error:
+            raise PolicyError(self.blame(str(error))) from error
+        except (Exception, SystemExit) as error:
+            raise PolicyError(self.blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
+
+
+def _actions(answer: Any) -> Iterator[Any]:
+    if not isinstance(answer, Iterable):
+        raise PolicyError(f"its decision is {answer!r}; yield actions, or return them in a list (or () for none)")
+    return iter(answer)
+
+
+def _place(error: BaseException) -> str:
+    """File and line of a policy's mistake."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "no place"
