@@ -108,6 +108,7 @@ class Outcome:
     trace: Trace
     cluster: Cluster
     recorder: Recorder
+    link_bytes: dict[str, dict[str, float]]  # by link, then by cause
     events: int
     end_s: float
     wall_s: float
@@ -355,6 +356,7 @@ def simulate(
         trace=trace,
         cluster=built,
         recorder=engine.world.recorder,
+        link_bytes=engine.transfers.bytes_by_link(),
         events=engine.clock.events,
         end_s=engine.clock.now_s,
         wall_s=perf_counter() - begin_s,

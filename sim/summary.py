@@ -192,6 +192,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
         "fairness_jain": _jain([_service_rate(part) for part in models if (part.outcome != IMPOSSIBLE).any()]),
         "longest_wait_s": float(table.wait_s.max(initial=0.0)),
         "gpus": [_gpu(gpu, end_s) for gpu in outcome.cluster.gpus],
+        "links": outcome.link_bytes,
         "cost": _cost(outcome),
         "engine": {
             "events": outcome.events,

@@ -53,6 +53,23 @@ class Transfers:
     def between(self, source: Node, target: Node) -> tuple[Link, ...]:
         return self.links[source.index].network, self.links[target.index].network
 
+    def bytes_by_link(self) -> dict[str, dict[str, float]]:
+        """What crossed each link, by cause; links and causes that moved nothing are left out."""
+        found = {}
+        for links in self.links:
+            for link in (
+                links.disk,
+                links.network,
+                links.h2d_cap,
+                links.d2h_cap,
+                *links.h2d.values(),
+                *links.d2h.values(),
+            ):
+                moved = {cause: size for cause, size in link.bytes_by_cause.items() if size > 0}
+                if moved:
+                    found[link.name] = moved
+        return found
+
     def start(
         self, size: float, links: tuple[Link, ...], limit: float, cause: str, on_done: Callable[[], None]
     ) -> Transfer:

@@ -13,8 +13,9 @@ from cli_cases import scenario_data
 from sim.build import build_cluster
 from sim.engine import Outcome, simulate
 from sim.library import Library
+from sim.locate import data_folder
 from sim.metrics import REQUEST_COLUMNS, Recorder
-from sim.spec import parse_scenario
+from sim.spec import load_scenario, parse_scenario
 from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
 from sim.summary import summarize
 from sim.workload import build_trace
@@ -43,7 +44,19 @@ def outcome_of(rows: list[dict[str, Any]], end_s: float = 100.0, **changes: Any)
         recorder.output_tokens += row["produced_tokens"]
     recorder.arrived = len(rows)
     cluster = build_cluster(scenario, Library())
-    return Outcome(scenario, "0" * 16, "hand", "", build_trace(scenario), cluster, recorder, 7, end_s, 0.5)
+    return Outcome(
+        scenario,
+        "0" * 16,
+        "hand",
+        "",
+        build_trace(scenario),
+        cluster,
+        recorder,
+        {"box.h2d": {"weights": 5.0}},
+        7,
+        end_s,
+        0.5,
+    )
 
 
 def test_latencies_by_hand() -> None:
@@ -259,3 +272,12 @@ def test_a_model_that_fits_nowhere_is_noticed_with_numbers() -> None:
     assert counts["impossible"] == counts["arrived"] > 0
     assert summary["models"]["chat"]["requests"]["impossible"] == 0
     assert any("code fits nowhere" in notice and "GiB" in notice for notice in summary["notices"])
+
+
+def test_bytes_by_link_and_cause_add_up() -> None:
+    summary = summarize(simulate(load_scenario(data_folder("traces") / "scenarios" / "desktop.yaml")))
+    for cause, size in summary["switching"]["bytes_by_cause"].items():
+        over_gpus = sum(moved.get(cause, 0.0) for name, moved in summary["links"].items() if "/" in name)
+        over_nodes = sum(moved.get(cause, 0.0) for name, moved in summary["links"].items() if "/" not in name)
+        assert over_gpus == over_nodes == size
+    assert summary["links"]["desktop/rtx-4090-0.h2d"]["weights"] > 0
