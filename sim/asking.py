@@ -18,7 +18,6 @@ from sim.world import Changes, World
 
 # A decision with so many actions has lost itself.
 _MOST_ACTIONS = 1_000_000
-_NO_MORE = object()
 
 
 class Asking:
@@ -35,26 +34,26 @@ class Asking:
         as a generator sees what its earlier actions did. Raises PolicyError."""
         view = View(self.world, self.views, changes)
         self.gate.open()
-        actions = self._guarded(lambda: _actions(method(view)))
-        taken = 0
-        while (action := self._guarded(lambda: next(actions, _NO_MORE))) is not _NO_MORE:
-            self.gate.apply(action)
-            taken += 1
-            if taken == _MOST_ACTIONS:
-                raise PolicyError(self.blame(f"it took {_MOST_ACTIONS} actions in one decision without an end"))
+        ours: BaseException | None = None
+        try:
+            for taken, action in enumerate(_actions(method(view)), start=1):
+                try:
+                    self.gate.apply(action)
+                except BaseException as error:
+                    ours = error  # the gate's refusal, or a fault of the engine: not the policy's code that failed
+                    raise
+                if taken == _MOST_ACTIONS:
+                    raise PolicyError(f"it took {_MOST_ACTIONS} actions in one decision without an end")
+        except (Exception, SystemExit) as error:
+            if error is ours:
+                raise
+            what = str(error) if isinstance(error, SimError) else f"{type(error).__name__}: {error} ({_place(error)})"
+            raise PolicyError(self.blame(what)) from error
         view.expire()
 
     def blame(self, what: str) -> str:
         """An error message for something that the policy did."""
         return f"policy '{self.policy_name}' failed at t={self.world.clock.now_s:.6f} s: {what}"
-
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except SimError as error:
-            raise PolicyError(self.blame(str(error))) from error
-        except (Exception, SystemExit) as error:
-            raise PolicyError(self.blame(f"{type(error).__name__}: {error} ({_place(error)})")) from error
 
 
 def _actions(answer: Any) -> Iterator[Any]:
