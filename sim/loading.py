@@ -61,7 +61,8 @@ class Loading:
         self.serving = serving
         self._number = 0
         self._loads: dict[int, Load] = {}
-        self._arriving: dict[tuple[int, tuple[str, str]], bool] = {}  # have a place there, not yet read
+        # Weights that have their place in a node's host memory, but have not been read from disk yet.
+        self._arriving: dict[tuple[int, tuple[str, str]], bool] = {}
         self.resizing = Resizing(world, transfers, self)
         serving.takes_over = self._take_over
 
@@ -103,11 +104,11 @@ class Loading:
     def pin(self, instance: Instance) -> None:
         """Keep a host copy of the weights for as long as the instance lives."""
         weights, node = instance.model.weights, instance.gpu.node
-        key = weights.key
-        if key not in node.memory.cached:
-            self._arriving[node.index, key] = True
-        assert node.memory.cache(key, weights.total_bytes), "the gate checks host memory"
-        node.memory.pin(key)
+        if weights.key not in node.memory.cached:
+            self._arriving[node.index, weights.key] = True
+        cached = node.memory.cache(weights.key, weights.total_bytes)
+        assert cached, "the gate checks host memory"
+        node.memory.pin(weights.key)
         instance.pins_weights = True
 
     def wait_for_memory(self, instance: Instance, load: Load) -> None:

@@ -33,7 +33,6 @@ class Transfers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.links = [NodeLinks(node) for node in world.cluster.nodes]
-        self._dram_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
         self._number = 0
         self._open: dict[int, Transfer] = {}
         self._node_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
