@@ -9,6 +9,7 @@ of the models with the fewest copies. `placement` replaces it by hand.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 
 from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, View
 
@@ -41,21 +42,27 @@ class LeastLoaded(Policy):
             layers = model.layers_within(gpu.available_bytes)
             if gpu.takes(model, layers):
                 yield Load(model, gpu, layers)
-        while self.parameters.replicas:
-            copies = [(len(model.instances), -model.total_bytes, model) for model in models]
-            places = [(n, size, model, self._roomiest(view, model)) for n, size, model in copies]
-            fitting = [place for place in places if place[3] is not None and place[0] < len(view.gpus)]
-            if not fitting:
-                return
-            _, _, model, gpu = min(fitting, key=lambda place: place[:2])
-            assert gpu is not None
-            yield Load(model, gpu, model.layers)
+        if self.parameters.replicas:
+            yield from self._replicas(view, models)
+
+    def _replicas(self, view: View, models: list[ModelView]) -> Iterator[Action]:
+        """One more copy of the model with the fewest, the larger first, until nothing fits any more."""
+        queue = [(len(model.instances), -model.total_bytes, place, model) for place, model in enumerate(models)]
+        heapify(queue)
+        while queue:
+            copies, size, place, model = heappop(queue)
+            gpu = self._roomiest(view, model)
+            if gpu is not None:
+                yield Load(model, gpu, model.layers)
+                heappush(queue, (copies + 1, size, place, model))
 
     def _roomiest(self, view: View, model: ModelView) -> GpuView | None:
-        """The GPU without a copy of the model that has the most free memory, if it takes the whole model."""
-        free = [gpu for gpu in view.gpus if all(i.model is not model for i in gpu.instances)]
-        fitting = [gpu for gpu in free if gpu.takes(model, model.layers)]
-        return max(fitting, key=lambda gpu: gpu.available_bytes, default=None)
+        """The GPU without a copy of the model that has the most available memory, if it takes the whole model."""
+        for gpus in (view.shortlist(64), view.gpus):
+            fitting = [gpu for gpu in gpus if model not in gpu.models and gpu.takes(model, model.layers)]
+            if fitting:
+                return max(fitting, key=lambda gpu: gpu.available_bytes)
+        return None
 
     def _as_given(self, view: View) -> Iterator[Action]:
         gpus = {gpu.name: gpu for gpu in view.gpus}
@@ -72,7 +79,8 @@ class LeastLoaded(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         for model in view.waiting_models:
             for request in model.waiting:
-                if model.instances:
-                    yield Route(request, min(model.instances, key=lambda i: (i.load, -i.layers, i.number)))
-                else:
+                instance = model.least_loaded
+                if instance is None:
                     yield Reject(request, "its model has no place in the static placement")
+                else:
+                    yield Route(request, instance)

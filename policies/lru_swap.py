@@ -10,7 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, GpuView, InstanceView, Load, ModelView, Policy, Route, Stop, View, costs
+from sim.policy import (
+    Action,
+    GpuView,
+    InstanceView,
+    Load,
+    ModelView,
+    Policy,
+    PolicyParameters,
+    Route,
+    Stop,
+    View,
+    costs,
+)
+
+_LOOKED_AT = 24  # GPUs, in a cluster that has more
 
 
 class LruSwap(Policy):
@@ -18,12 +32,19 @@ class LruSwap(Policy):
 
     follows_every_finish = False
 
+    def __init__(self, parameters: PolicyParameters | None = None) -> None:
+        super().__init__(parameters)
+        self._stuck: dict[ModelView, bool] = {}  # those without a place, until something falls idle or is freed
+
     def decide(self, view: View) -> Iterator[Action]:
+        if view.freed or view.idled or view.loaded:
+            self._stuck.clear()
         for model in sorted(view.waiting_models, key=_oldest):
             target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
-            if target is None and not model.instances:
+            if target is None and not model.instances and model not in self._stuck:
                 place = self._place(view, model)
                 if place is None:
+                    self._stuck[model] = True
                     relief = costs.host_relief(view, model)
                     if relief is not None:
                         yield Stop(relief)
@@ -41,7 +62,7 @@ class LruSwap(Policy):
         """The GPU whose idle victims were used longest ago; none at all is best."""
         best: tuple[GpuView, int, list[InstanceView]] | None = None
         best_rank = (0, 0.0)
-        for gpu in view.gpus:
+        for gpu in view.shortlist(_LOOKED_AT):
             layers = model.layers_within(gpu.capacity_bytes)
             needed = model.gpu_bytes(layers)
             idle = sorted((i for i in gpu.instances if i.idle), key=lambda i: (i.last_used_s, i.number))

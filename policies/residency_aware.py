@@ -34,6 +34,8 @@ from sim.policy import (
     costs,
 )
 
+_LOOKED_AT = 8  # instances of a model, and three times as many GPUs, where there are more: the quietest, the roomiest
+
 
 class ResidencyAware(Policy):
     """Cheapest of join, load, evict, shrink, preempt and wait, priced in seconds of delay."""
@@ -106,7 +108,7 @@ class ResidencyAware(Policy):
 
     def _free_lane(self, view: View, model: ModelView) -> InstanceView | None:
         """An instance that nothing can beat: whole, alone on its GPU, with a batch that is hardly slower for them."""
-        for instance in model.instances:
+        for instance in model.quietest(_LOOKED_AT):
             if instance.ready and instance.alone and instance.accepts and instance.layers == model.layers:
                 batch = instance.load + model.waiting_count
                 if batch <= view.max_sequences and not instance.waiting_count:
@@ -118,7 +120,7 @@ class ResidencyAware(Policy):
     def _index(self, view: View, queue: Queue) -> float:
         """Requests finished per second and byte if it got a GPU now, set-up included (5.3)."""
         model = queue.model
-        gpu = max(view.gpus, key=lambda gpu: gpu.capacity_bytes)
+        gpu = view.largest_gpu
         layers = model.layers_within(gpu.capacity_bytes)
         setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
         work_s = costs.service_s(model, gpu, layers, queue.batch, queue.tokens, (0.0, 0.0))
@@ -128,14 +130,14 @@ class ResidencyAware(Policy):
         model = queue.model
         target: InstanceView | None = None
         join_price, slowed = inf, inf
-        for instance in model.instances:
+        for instance in model.quietest(_LOOKED_AT):
             if instance.accepts:
-                price, slower = self.prices.join(view, queue, instance)
+                price, slower = self.prices.join(view, queue, instance, join_price)
                 if price < join_price:
                     join_price, target, slowed = price, instance, slower
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
-            places = view.gpus if target is None else self._better_places(view, target)
+            places = view.shortlist(3 * _LOOKED_AT) if target is None else self._better_places(view, target)
             best = self.prices.best_load(view, queue, places, limit)
             if best is not None and not best.wait:
                 grown = target if view.resize == "elastic" and target in best.victims else None
@@ -164,13 +166,13 @@ class ResidencyAware(Policy):
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
         if instance.layers < instance.model.layers:
-            return view.gpus
+            return view.shortlist(3 * _LOOKED_AT)
         crowd = instance.gpu.crowd(instance)[0]
-        return [gpu for gpu in view.gpus if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
+        return [gpu for gpu in view.shortlist(3 * _LOOKED_AT) if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time."""
-        if not self.parameters.replicate or any(instance.loading for instance in model.instances):
+        if not self.parameters.replicate or model.loading:
             return False
         return view.now_s - self._thought_s.get(model, -inf) >= float(self.parameters.reconsider_s)
 

@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sim.engine import simulate
 from sim.errors import SimError
 from sim.locate import data_folder
+from sim.request import COMPLETED, UNFINISHED
 from sim.spec import load_scenario
-from sim.state import COMPLETED, UNFINISHED
-from sim.summary import request_columns
 
 Row = tuple[float, float, float, int, int]
 
@@ -33,7 +32,7 @@ def play(scenario: str, settings: list[str], policy: str, seed: int) -> Row:
     """One run: mean and p99 end-to-end seconds over all that arrived, mean TTFT, loads, unfinished."""
     named = [*settings, f"policy={policy}" if policy.startswith("{") else f"policy.name={policy}", f"seed={seed}"]
     outcome = simulate(load_scenario(Path(scenario), named))
-    columns = request_columns(outcome)
+    columns = outcome.recorder.columns
     ended = np.asarray(columns["outcome"])
     e2e_s = (np.asarray(columns["end_s"]) - np.asarray(columns["arrival_s"]))[np.isin(ended, (COMPLETED, UNFINISHED))]
     ttft_s = np.asarray(columns["first_token_s"]) - np.asarray(columns["arrival_s"])

@@ -20,30 +20,41 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sim.compiled import use_compiled
+
 if TYPE_CHECKING:
     from sim.engine import Outcome, simulate
     from sim.errors import ConfigError, PolicyError, ProfileError, SimError, TraceError
     from sim.library import Library
     from sim.policy import Policy, PolicyParameters, load_policy, policy_names
+    from sim.request_table import request_table
     from sim.results import finished_run, write_run
     from sim.runner import RunOptions, compose
     from sim.spec import Scenario, load_scenario, parse_scenario
-    from sim.summary import request_table, summarize
-    from sim.trace import Trace, describe, read_trace, write_trace
+    from sim.summary import summarize
+    from sim.traces.facts import describe
+    from sim.traces.stream import read_trace
+    from sim.traces.trace import Trace
+    from sim.traces.write import write_trace
     from sim.workload import build_trace
 
 __version__ = "0.1.0"
+COMPILED = use_compiled(__path__)  # before any module of the engine is imported
 
 _HOMES = {
     "sim.engine": ("Outcome", "simulate"),
     "sim.errors": ("ConfigError", "PolicyError", "ProfileError", "SimError", "TraceError"),
     "sim.policy": ("Policy", "PolicyParameters", "load_policy", "policy_names"),
     "sim.library": ("Library",),
+    "sim.request_table": ("request_table",),
     "sim.results": ("finished_run", "write_run"),
     "sim.runner": ("RunOptions", "compose"),
     "sim.spec": ("Scenario", "load_scenario", "parse_scenario"),
-    "sim.summary": ("request_table", "summarize"),
-    "sim.trace": ("Trace", "describe", "read_trace", "write_trace"),
+    "sim.summary": ("summarize",),
+    "sim.traces.trace": ("Trace",),
+    "sim.traces.facts": ("describe",),
+    "sim.traces.stream": ("read_trace",),
+    "sim.traces.write": ("write_trace",),
     "sim.workload": ("build_trace",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

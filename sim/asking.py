@@ -6,7 +6,7 @@ PolicyError with the policy's name, the time and the place, so that the user kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ class Asking:
         view = View(self.world, self.views, changes)
         self.gate.open()
         ours: BaseException | None = None
+        taken = 0
         try:
-            for taken, action in enumerate(_actions(method(view)), start=1):
+            for action in _actions(method(view)):
+                taken += 1
                 try:
                     self.gate.apply(action)
                 except BaseException as error:
@@ -57,9 +59,12 @@ class Asking:
 
 
 def _actions(answer: Any) -> Iterator[Any]:
-    if not isinstance(answer, Iterable):
-        raise PolicyError(f"its decision is {answer!r}; yield actions, or return them in a list (or () for none)")
-    return iter(answer)
+    try:
+        return iter(answer)
+    except TypeError:
+        raise PolicyError(
+            f"its decision is {answer!r}; yield actions, or return them in a list (or () for none)"
+        ) from None
 
 
 def _place(error: BaseException) -> str:

@@ -8,6 +8,7 @@ that stretches by contention may change at any time. Nothing here knows requests
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import floor, sqrt
 from typing import NamedTuple
@@ -85,9 +86,9 @@ class DecodeLeap:
         runs: list[Steps] = []
         self._known, self._known_for = runs, asked_for
         context = self.context
-        for upper, gpu, gpu_slope, host, host_slope in self.curve.segments:
-            if context + first > upper:
-                continue
+        segments = self.curve.segments
+        for place in range(bisect_left(self.curve.knots, context + first), len(segments)):
+            upper, gpu, gpu_slope, host, host_slope = segments[place]
             last = min(self.steps, floor(upper - context) + 1)
             start_s = gpu_stretch * gpu + host_stretch * host
             slope_s = gpu_stretch * gpu_slope + host_stretch * host_slope

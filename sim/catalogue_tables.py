@@ -1,47 +1,19 @@
-"""Rich tables of what there is to choose from: traces, policies and profiles.
+"""Rich tables of what there is to choose from: policies and profiles.
 
-Only formatting: the numbers come from trace.describe and catalogue.py. The command line calls it.
+Only formatting: the numbers come from catalogue.py. The command line calls it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from sim.catalogue import BATCHES, PolicyFacts, ProfileFacts, TableFacts
-from sim.tables import MOST_ROWS, facts, gib, grid, number, seconds, share, show, shown
+from sim.tables import facts, gib, grid, number, seconds, share, show
 
 _MOST_FULL = 3  # so many profiles are shown in full
-
-
-def print_trace(found: dict[str, Any], console: Console) -> None:
-    """What trace.describe found."""
-    slope, minute = found["popularity_slope"], found["per_minute"]
-    pairs = [
-        ("requests", number(found["rows"])),
-        ("span", f"{seconds(found['span_s'])}, {number(found['rate_per_s'])} requests/s on average"),
-        ("burstiness", f"{number(found['iat_cv'])} (deviation / mean of the gaps; 1 is Poisson)"),
-    ]
-    if slope is not None:
-        pairs.append(("popularity", f"log share falls by {-slope:.3g} per log rank (Zipf exponent)"))
-    if minute is not None:
-        pairs.append(
-            (
-                "per minute",
-                f"{number(minute['mean'])} on average, at most {number(minute['max'])}, "
-                f"none in {share(minute['empty_share'])} of the minutes",
-            )
-        )
-    tokens = grid("Tokens", "", "mean", "p50", "p90", "p99", "min", "max")
-    for key, label in (("prompt_tokens", "prompt"), ("output_tokens", "output")):
-        tokens.add_row(label, *(number(found[key][name]) for name in ("mean", "p50", "p90", "p99", "min", "max")))
-    models = grid(shown("Models", found["models"]), "", "requests", "share")
-    for name, row in list(found["models"].items())[:MOST_ROWS]:
-        models.add_row(name, number(row["requests"]), share(row["share"]))
-    show(console, facts("Trace", pairs), tokens, models)
 
 
 def print_policies(policies: Sequence[PolicyFacts], console: Console) -> None:

@@ -6,16 +6,49 @@ instant (model.md section 10). Nothing here knows SimPy.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from sim.batch import sequence_blocks
 from sim.memory import HostMemory
 from sim.profiles import GpuKind, HostKind
+from sim.ranking import Rank, Ranking
+from sim.request import Request
 from sim.spec import ServiceClass
-from sim.state import ASLEEP, GONE, PENDING, Instance, Model, Request
+from sim.state import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
+
+if TYPE_CHECKING:
+    from sim.machine_views import GpuView, NodeView
+
+
+class Peers:
+    """The GPUs of one kind in hosts of one kind, ranked for those who must not look at all of them."""
+
+    def __init__(self) -> None:
+        self.gpus: list[Gpu] = []
+        self.roomy = Ranking(_room_rank)  # the most available memory first
+        self.quiet = Ranking(_crowd_rank)  # the fewest instances that compute first
+        self.idle = Ranking(_idle_rank)  # idle instances on them, the longest unused first
+
+    def add(self, gpu: Gpu) -> None:
+        self.gpus.append(gpu)
+        gpu.peers = self
+        gpu.changed()
+
+    def shortlist(self, count: int) -> dict[int, Gpu]:
+        """Of each ranking the first `count`, by index."""
+        if len(self.gpus) <= 3 * count:
+            return {gpu.index: gpu for gpu in self.gpus}
+        found = {gpu.index: gpu for gpu in self.roomy.first(count)}
+        found.update((gpu.index, gpu) for gpu in self.quiet.first(count))
+        found.update((instance.gpu.index, instance.gpu) for instance in self.idle.first(count))
+        return found
 
 
 class Gpu:
     """A GPU: its memory account, and who computes on it."""
 
     def __init__(self, index: int, name: str, kind: GpuKind, node: Node, reserve_bytes: int) -> None:
+        self.peers = Peers()  # until it is in a cluster
         self.index = index
         self.name = name
         self.kind = kind
@@ -37,18 +70,29 @@ class Gpu:
         self.byte_seconds = 0.0
         self.memory_since_s = 0.0
         self.peak_bytes = 0
-        self.view: object = None
+        self.view: GpuView | None = None
 
     @property
     def available_bytes(self) -> int:
         """What a load may ask for now: free memory and memory being given back, less what others wait for."""
         return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
 
+    def changed(self) -> None:
+        """What it has available, or how many compute on it, changed: who ranks GPUs by these must look again."""
+        self.peers.roomy.mark(self.index, self)
+        self.peers.quiet.mark(self.index, self)
+
+    def release_later(self, size: int) -> None:
+        """So many bytes more (or with a negative size: less) are on their way out."""
+        self.releasing_bytes += size
+        self.changed()
+
     def take(self, size: int, now_s: float) -> None:
         """Take (or with a negative size give back) bytes."""
         self.byte_seconds += self.used_bytes * (now_s - self.memory_since_s)
         self.memory_since_s = now_s
         self.used_bytes += size
+        self.changed()
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         assert 0 <= self.used_bytes <= self.capacity_bytes, (self.name, self.used_bytes, self.capacity_bytes)
 
@@ -65,7 +109,7 @@ class Gpu:
         elapsed_s = now_s - self.activity_since_s
         self.activity_s[name] += elapsed_s
         if self.active:
-            self.work_s += elapsed_s * min(1.0, sum(instance.gpu_share for instance in self.active.values()))
+            self.work_s += elapsed_s * min(1.0, sum([instance.gpu_share for instance in self.active.values()], 0.0))
         self.activity_since_s = now_s
 
 
@@ -81,7 +125,7 @@ class Node:
         self.stretch = 1.0  # of CPU parts, while several instances use the CPU
         self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
         self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
-        self.view: object = None
+        self.view: NodeView | None = None
 
 
 class Cluster:
@@ -90,10 +134,25 @@ class Cluster:
     def __init__(self, nodes: list[Node], models: list[Model], service_classes: tuple[ServiceClass, ...]) -> None:
         self.nodes = nodes
         self.gpus = [gpu for node in nodes for gpu in node.gpus]
+        self.largest_gpu = max(self.gpus, key=lambda gpu: gpu.capacity_bytes)
+        self.peers: dict[tuple[str, str], Peers] = {}
+        for gpu in self.gpus:
+            self.peers.setdefault((gpu.kind.gpu, gpu.node.kind.host), Peers()).add(gpu)
         self.models = models
         self.service_classes = service_classes
         self.waiting_models: dict[int, Model] = {}  # with requests that are not routed
         self.instances: dict[int, Instance] = {}
+
+    def shortlist(self, count: int) -> list[Gpu]:
+        """All GPUs when there are at most `count`; else about so many, of every kind those that a load might go to: the
+        roomiest, the quietest, and those of the instances that have been idle for longest."""
+        if len(self.gpus) <= count:
+            return self.gpus
+        each = max(2, count // (3 * len(self.peers)))
+        found: dict[int, Gpu] = {}
+        for peers in self.peers.values():
+            found.update(peers.shortlist(each))
+        return [found[index] for index in sorted(found)]
 
     def wait(self, request: Request) -> None:
         """Into the cluster's queue, which is read in order of arrival also where some came back."""
@@ -123,4 +182,32 @@ class Cluster:
         for node in self.nodes:
             node.memory.check()
         for instance in self.instances.values():
-            instance.check()
+            _check_instance(instance)
+
+
+def _check_instance(instance: Instance) -> None:
+    """Laws 2 and 3 within an instance: blocks, contexts and tokens add up."""
+    groups = (instance.decoding, instance.prefilling, instance.restoring, instance.joining, instance.saving)
+    assert instance.sequences == sum(len(group) for group in groups), (instance.sequences, [len(g) for g in groups])
+    contexts = [request.prompt_tokens + instance.tokens_of(request) for request in instance.decoding.values()]
+    assert instance.context_sum == sum(contexts), (instance.context_sum, contexts)
+    held = sum(sequence_blocks(context, instance.block_tokens) for context in contexts)
+    others = [*instance.prefilling, *instance.restoring.values(), *instance.joining, *instance.saving.values()]
+    held += sum(sequence_blocks(request.context, instance.block_tokens) for request in others)
+    assert instance.blocks_used == held, (instance.blocks_used, held)
+    fits = instance.blocks_used <= instance.kv_blocks
+    assert fits or instance.leap is None, (instance.blocks_used, instance.kv_blocks)
+    assert instance.status in (READY, DRAINING, STOPPING) or not instance.sequences, STATUSES[instance.status]
+    assert instance.leap is None or instance.status in (READY, DRAINING, STOPPING), STATUSES[instance.status]
+
+
+def _room_rank(gpu: Gpu) -> Rank | None:
+    return -gpu.available_bytes, 0, gpu.index
+
+
+def _crowd_rank(gpu: Gpu) -> Rank | None:
+    return len(gpu.active), -gpu.available_bytes, gpu.index
+
+
+def _idle_rank(instance: Instance) -> Rank | None:
+    return (instance.last_used_s, 0, instance.number) if instance.idle else None

@@ -36,11 +36,6 @@ class ArrivalRates:
         return count * exp((since_s - now_s) / self.memory_s) / known_s
 
 
-def parts_s(model: ModelView, gpu: GpuView, layers: int, batch: int, context: float) -> tuple[float, float]:
-    """(GPU seconds, host seconds) of one decode iteration with nobody else there."""
-    return model.profile(gpu).decode_curve(layers, batch).at(min(context, model.max_context))
-
-
 def service_s(
     model: ModelView, gpu: GpuView, layers: int, batch: int, tokens: tuple[float, float], others: tuple[float, float]
 ) -> float:
@@ -68,9 +63,10 @@ def drain_s(instance: InstanceView, layers: int | None = None) -> float:
         return 0.0
     batch = max(1, instance.running_count)
     held = instance.layers if layers is None else layers
-    gpu_s, host_s = parts_s(instance.model, instance.gpu, held, batch, TYPICAL_CONTEXT)
+    model = instance.model
+    step_s = model.profile(instance.gpu).known_step_s(held, batch, min(TYPICAL_CONTEXT, model.max_context))
     rounds = 0.5 + instance.waiting_count / batch
-    return rounds * instance.model.expected_output_tokens * (gpu_s + host_s)
+    return rounds * model.expected_output_tokens * step_s
 
 
 def save_s(instance: InstanceView) -> float:
@@ -91,7 +87,7 @@ def host_relief(view: View, model: ModelView) -> InstanceView | None:
     one takes time, so its room is there at a later decision. None: something else is in the way.
     """
     candidates: list[InstanceView] = []
-    for gpu in view.gpus:
+    for gpu in view.shortlist(24):
         idle = [instance for instance in gpu.instances if instance.idle]
         layers = model.layers_within(gpu.available_bytes + sum(instance.gpu_bytes for instance in idle))
         if layers < model.profile(gpu).fewest_layers:

@@ -11,7 +11,7 @@ from heapq import merge
 
 from sim.errors import PolicyError
 from sim.machine_views import GpuView, NodeView
-from sim.state import Request
+from sim.request import Request
 from sim.views import InstanceView, ModelView, RequestView, Views
 from sim.world import Changes, World
 
@@ -60,6 +60,17 @@ class View:
     def gpus(self) -> list[GpuView]:
         views = self._check()
         return [views.gpu(gpu) for gpu in self._world.cluster.gpus]
+
+    def shortlist(self, count: int) -> list[GpuView]:
+        """All GPUs when there are at most `count`; else about so many that a load might go to: of every kind the
+        roomiest, the quietest, and those of the instances that have been idle for longest. In order of index."""
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._world.cluster.shortlist(count)]
+
+    @property
+    def largest_gpu(self) -> GpuView:
+        """The first of those with the most memory."""
+        return self._check().gpu(self._world.cluster.largest_gpu)
 
     @property
     def nodes(self) -> list[NodeView]:

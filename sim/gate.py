@@ -15,13 +15,12 @@ from sim.cluster import Gpu
 from sim.errors import PolicyError
 from sim.loading import Loading
 from sim.machine_views import GpuView
+from sim.request import LOAD_WAIT, QUEUED, REJECTED, Request
 from sim.room import gib, host_missing, need, status_word, why_not_layers, why_not_resize
 from sim.serving import Serving
-from sim.state import ASLEEP, LOAD_WAIT, LOADING, PENDING, QUEUED, READY, REJECTED, STARTING, Instance, Model, Request
+from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
 from sim.views import InstanceView, ModelView, RequestView
 from sim.world import World
-
-_CANCELLABLE = (PENDING, STARTING, LOADING)
 
 
 class Gate:
@@ -109,7 +108,7 @@ class Gate:
         instance = self._target(action)
         if request.model is not instance.model:
             raise self._refuse(action, f"the instance serves {instance.model.name}")
-        if instance.status not in (*_CANCELLABLE, READY) or instance.stop_mode is not None:
+        if not instance.accepts:
             raise self._refuse(action, f"the instance is {status_word(instance)}")
         self._take_waiting(action, request)
         if action.recompute:
@@ -167,7 +166,11 @@ class Gate:
         instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
         if action.mode not in ("drain", "preempt", "abort"):
             raise self._refuse(action, "mode must be drain, preempt or abort")
-        if instance.status not in (*_CANCELLABLE, READY, ASLEEP) or instance.stop_mode or instance.resizing:
+        if (
+            instance.status not in (PENDING, STARTING, LOADING, READY, ASLEEP)
+            or instance.stop_mode
+            or instance.resizing
+        ):
             raise self._refuse(action, f"the instance is {status_word(instance)}")
         self.loading.stop(instance, action.mode)
 

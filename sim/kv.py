@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sim.state import Instance, Request
+from sim.request import Request
+from sim.state import Instance
 from sim.transfers import Transfers
 from sim.world import World
 
@@ -92,7 +93,7 @@ class KvMoves:
             nonlocal left
             left -= 1
             if left == 0:
-                self._end(instance, "kv_restore", sum(size for size, _ in ways))
+                self._end(instance, "kv_restore", sum([size for size, _ in ways], 0.0))
                 self._restored(instance, request)
 
         instance.restores[request.index] = [

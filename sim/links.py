@@ -28,7 +28,19 @@ class Link:
 class Transfer:
     """`size` bytes over `links`, at most at `limit` bytes per second."""
 
-    __slots__ = ("cause", "limit", "links", "number", "on_done", "rate", "remaining", "settled_s", "size", "version")
+    __slots__ = (
+        "cause",
+        "end_s",
+        "limit",
+        "links",
+        "number",
+        "on_done",
+        "rate",
+        "remaining",
+        "settled_s",
+        "size",
+        "timer_s",
+    )
 
     def __init__(self, number: int, size: float, links: tuple[Link, ...], limit: float, cause: str) -> None:
         assert links
@@ -41,7 +53,8 @@ class Transfer:
         self.cause = cause
         self.rate = 0.0
         self.settled_s = 0.0
-        self.version = 0
+        self.end_s = 0.0  # when it is through at its present rate; 0 before it has one
+        self.timer_s = -1.0  # when it is looked at
         self.on_done: object = None
 
     def join(self) -> None:

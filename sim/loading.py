@@ -13,26 +13,10 @@ from typing import Any
 
 from sim.cluster import Gpu
 from sim.links import Link, Transfer
+from sim.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
 from sim.resizing import Resizing
 from sim.serving import Serving
-from sim.state import (
-    ASLEEP,
-    DRAINING,
-    FREEING,
-    GONE,
-    KV_TRANSFER,
-    LOAD_WAIT,
-    LOADING,
-    PENDING,
-    PREEMPTED,
-    QUEUED,
-    READY,
-    STARTING,
-    STOPPING,
-    Instance,
-    Model,
-    Request,
-)
+from sim.state import ASLEEP, DRAINING, FREEING, GONE, LOADING, PENDING, READY, STARTING, STOPPING, Instance, Model
 from sim.transfers import Transfers
 from sim.world import World
 
@@ -113,6 +97,8 @@ class Loading:
 
     def wait_for_memory(self, instance: Instance, load: Load) -> None:
         instance.status = PENDING
+        instance.changed()
+        instance.model.loading[instance.number] = instance
         self._loads[instance.number] = load
         instance.gpu.pending.append(instance)
         instance.claim(instance.gpu_bytes)
@@ -143,7 +129,7 @@ class Loading:
         load = self._loads[instance.number]
         weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
         key = weights.key
-        load.size = weights.gpu_bytes(instance.layers)
+        load.size = float(weights.gpu_bytes(instance.layers))
         load.from_disk = not node.memory.touch(key) or (node.index, key) in self._arriving
         links = self.transfers.to_gpu(gpu)
         sizes: list[tuple[float, tuple[Link, ...]]] = [(load.size, links)]
@@ -174,6 +160,8 @@ class Loading:
         gpu.loads -= 1
         instance.status = READY
         instance.ready_s = instance.last_used_s = now_s
+        del instance.model.loading[instance.number]
+        instance.changed()
         self.world.recorder.counts["loads"] += 1
         self.world.recorder.switch(
             now_s,
@@ -207,7 +195,7 @@ class Loading:
         if instance.status in (PENDING, STARTING, LOADING):
             self._cancel_load(instance)
             return
-        instance.gpu.releasing_bytes += instance.gpu_bytes if instance.status != ASLEEP else 0
+        instance.gpu.release_later(instance.gpu_bytes if instance.status != ASLEEP else 0)
         if instance.status == ASLEEP:
             self._vanish(instance)
             return
@@ -216,6 +204,7 @@ class Loading:
         else:
             instance.status = STOPPING
             instance.stop_mode = mode
+        instance.changed()
         if instance.leap is None and not instance.sequences:
             self._free(instance)
         else:
@@ -232,6 +221,7 @@ class Loading:
     def _cancel_load(self, instance: Instance) -> None:
         gpu = instance.gpu
         load = self._loads.pop(instance.number)
+        del instance.model.loading[instance.number]
         instance.version += 1
         if instance.status == PENDING:
             gpu.pending.remove(instance)
@@ -249,7 +239,7 @@ class Loading:
     def _record_broken_off(self, instance: Instance, load: Load) -> None:
         """What a load that never ended has cost so far."""
         spent_s = self._now_s - load.begun_s
-        moved = sum(transfer.size - transfer.remaining for transfer in load.transfers or [])
+        moved = sum([transfer.size - transfer.remaining for transfer in load.transfers or []], 0.0)
         self.world.recorder.switch(
             self._now_s,
             "broken-off load",
@@ -298,6 +288,7 @@ class Loading:
                 instance.leave_decoding(request, PREEMPTED, self._now_s)
                 leaving.append(request)
             instance.release(request.context)
+            instance.sequences -= 1
         instance.composition += 1
         self._send_back(instance, leaving, mode)
         instance.stop_mode = None
@@ -327,6 +318,7 @@ class Loading:
             instance.release(request.context)
             leaving.append(request)
         instance.restoring = {}
+        instance.sequences -= len(leaving)
         for request in leaving:
             request.enter(PREEMPTED, self._now_s)
         return leaving
@@ -364,7 +356,7 @@ class Loading:
     def _freed(self, instance: Instance) -> None:
         gpu = instance.gpu
         gpu.take(-instance.gpu_bytes, self._now_s)
-        gpu.releasing_bytes -= instance.gpu_bytes
+        gpu.release_later(-instance.gpu_bytes)
         self._vanish(instance)
 
     def _vanish(self, instance: Instance) -> None:
@@ -376,6 +368,7 @@ class Loading:
             weights = instance.model.weights
             memory.unpin(weights.key)
         instance.status = GONE
+        instance.changed()
         instance.version += 1
         del gpu.instances[instance.number]
         del instance.model.instances[instance.number]

@@ -19,7 +19,7 @@ def data_folder(name: str) -> Path:
 def code_digest() -> str:
     """The hash of the simulator's own source: results of another version are results of another model."""
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.glob("*.py")):
-        digest.update(path.name.encode())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

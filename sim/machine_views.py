@@ -75,6 +75,11 @@ class GpuView(Facade):
         return [self._views.instance(instance) for instance in self._of.instances.values()]
 
     @property
+    def models(self) -> list[ModelView]:
+        """The models of its instances, each as often as it has one here."""
+        return [self._views.model(instance.model) for instance in self._of.instances.values()]
+
+    @property
     def running(self) -> list[InstanceView]:
         """The instances that compute on it now."""
         return [self._views.instance(instance) for instance in self._of.active.values()]
@@ -82,8 +87,8 @@ class GpuView(Facade):
     def crowd(self, but: InstanceView | None = None) -> tuple[float, float]:
         """How much of this GPU and of its node's CPU the running instances (but one) ask for, as shares of one each."""
         spared = None if but is None else but._of
-        gpu_share = sum(i.gpu_share for i in self._of.active.values() if i is not spared)
-        return gpu_share, sum(i.host_share for i in self._of.node.active.values() if i is not spared)
+        gpu_share = sum([i.gpu_share for i in self._of.active.values() if i is not spared], 0.0)
+        return gpu_share, sum([i.host_share for i in self._of.node.active.values() if i is not spared], 0.0)
 
     @property
     def loading(self) -> bool:

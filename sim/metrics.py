@@ -1,4 +1,5 @@
 """What was seen: columns that only grow while the run lasts, one row a request and one a switch, and a few counters.
+What does not fit in memory lies on disk until the run is over (columns.py).
 
 Serving and loading write here; summary.py reads it afterwards. Inter-token latencies go into a histogram with bins
 0.5 % wide (their mean and maximum are exact): a leap adds a whole arithmetic series at once.
@@ -8,13 +9,16 @@ from __future__ import annotations
 
 from array import array
 from math import exp, log1p
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.columns import ROWS_IN_MEMORY, ColumnStore, rows_checksum
 from sim.links import CAUSES
-from sim.state import LOAD_WAIT, OUTCOMES, PHASES, Instance, Request
+from sim.request import LOAD_WAIT, OUTCOMES, PHASES, Request
+from sim.state import Instance
 
 BIN_WIDTH = 0.005
 _LOWEST_S = 1e-6
@@ -32,7 +36,7 @@ class TokenLatencies:
         self.tokens = 0
         self.max_s = 0.0
 
-    def add(self, sequences: int, number: int, first_s: float, last_s: float) -> None:
+    def add(self, sequences: float, number: float, first_s: float, last_s: float) -> None:
         """`sequences` sequences saw `number` latencies each, rising (or falling) linearly from first_s to last_s."""
         self._rows.extend((sequences, number, first_s, last_s))
         if len(self._rows) >= 1 << 18:
@@ -95,55 +99,66 @@ def _number_below(
     return np.asarray(np.clip(count, 0, number))
 
 
+# Names, and how wide the numbers are (columns.ColumnStore). Token counts and priorities are at most 1e9 by the trace.
 REQUEST_COLUMNS = {
-    "request": "q",
-    "model": "q",
-    "service_class": "q",
-    "priority": "q",
-    "prompt_tokens": "q",
-    "output_tokens": "q",
-    "produced_tokens": "q",
-    "outcome": "q",
-    "reason": "q",
+    "request": "i",
+    "model": "i",
+    "service_class": "i",
+    "priority": "i",
+    "prompt_tokens": "i",
+    "output_tokens": "i",
+    "produced_tokens": "i",
+    "outcome": "i",
+    "reason": "i",
     "arrival_s": "d",
+    "deadline_s": "d",
     "first_token_s": "d",
     "end_s": "d",
     **{f"{phase}_s": "d" for phase in PHASES},
     "mean_residency": "d",
-    "sequence_preemptions": "q",
-    "model_preemptions": "q",
-    "cold": "q",
+    "sequence_preemptions": "i",
+    "model_preemptions": "i",
+    "cold": "?",
 }
-SWITCH_COLUMNS = (
-    "time_s",
-    "kind",
-    "model",
-    "gpu",
-    "layers",
-    "mode",
-    "wait_s",
-    "start_s",
-    "reload_s",
-    "kv_save_s",
-    "kv_restore_s",
-    "free_s",
-    "bytes",
-    "from_disk",
-    "instance",
-)
+SWITCH_COLUMNS = {
+    "time_s": "d",
+    "kind": "i",
+    "model": "i",
+    "gpu": "i",
+    "layers": "i",
+    "mode": "i",
+    "wait_s": "d",
+    "start_s": "d",
+    "reload_s": "d",
+    "kv_save_s": "d",
+    "kv_restore_s": "d",
+    "free_s": "d",
+    "bytes": "d",
+    "from_disk": "?",
+    "instance": "q",
+}
+SWITCH_TEXTS = ("kind", "model", "gpu", "mode")  # columns of codes, whose names are in Recorder.switch_texts
 
 
 class Recorder:
-    """Everything that a run leaves behind."""
+    """Everything that a run leaves behind.
 
-    def __init__(self) -> None:
-        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in REQUEST_COLUMNS.items()}
+    scratch: the folder for what is too much for memory; None: the system's temporary one. most_rows: so many requests
+    (and as many switches) stay in memory.
+    """
+
+    def __init__(self, scratch: Path | None = None, most_rows: int = ROWS_IN_MEMORY) -> None:
+        self._requests = ColumnStore(REQUEST_COLUMNS, "request", scratch, most_rows)
         self._rows: list[tuple[float, ...]] = []  # of requests, not yet in the columns
+        self._digest_sum = 0
         self.reasons: dict[str, int] = {"": 0}
         self.arrived = 0
         self.ended = [0] * len(OUTCOMES)
+        self.all_ended = 0
         self.latencies = TokenLatencies()
-        self.switches: list[tuple[Any, ...]] = []
+        self._switches = ColumnStore(SWITCH_COLUMNS, None, scratch, most_rows)
+        self._switch_rows: list[tuple[Any, ...]] = []
+        self.switch_texts: dict[str, dict[str, int]] = {name: {} for name in SWITCH_TEXTS}
         self.bytes_by_cause = dict.fromkeys(CAUSES, 0.0)
         self.counts = {
             "loads": 0,
@@ -181,15 +196,20 @@ class Recorder:
             **parts,
         }
         assert len(row) == len(SWITCH_COLUMNS), parts
-        self.switches.append(tuple(row.values()))
         for name in self.seconds:
             self.seconds[name] += row[name]
+        for name, codes in self.switch_texts.items():
+            row[name] = codes.setdefault(row[name], len(codes))
+        self._switch_rows.append(tuple(row.values()))
+        if len(self._switch_rows) >= _ROWS:
+            self._turn_switches()
 
     def end(self, request: Request, outcome: int, now_s: float) -> None:
         """The request's last instant: its row."""
         request.enter(request.phase, now_s)
         request.outcome = outcome
         self.ended[outcome] += 1
+        self.all_ended += 1
         produced = request.produced
         values = (
             request.index,
@@ -202,6 +222,7 @@ class Recorder:
             outcome,
             self.reasons.setdefault(request.reason, len(self.reasons)),
             request.arrival_s,
+            request.deadline_s,
             request.first_token_s if produced else np.nan,
             now_s,
             *request.budget_s,
@@ -215,13 +236,43 @@ class Recorder:
             self._turn_rows()
 
     @property
-    def columns(self) -> dict[str, array[Any]]:
-        """One array a column of REQUEST_COLUMNS, one row a request that has ended, in the order in which they did."""
+    def columns(self) -> ColumnStore:
+        """The columns of REQUEST_COLUMNS, one row a request that has ended, in the order in which they did."""
         self._turn_rows()
-        return self._columns
+        return self._requests
+
+    @property
+    def digest_sum(self) -> int:
+        """columns.rows_checksum of (request, prompt_tokens, output_tokens) of all requests that have ended."""
+        self._turn_rows()
+        return self._digest_sum
+
+    @property
+    def switch_columns(self) -> ColumnStore:
+        """The columns of SWITCH_COLUMNS, one row a switch, in the order in which they happened."""
+        self._turn_switches()
+        return self._switches
+
+    @property
+    def switches(self) -> list[tuple[Any, ...]]:
+        """Every switch with its texts, all in memory: for runs with few."""
+        store = self.switch_columns
+        columns = {name: store[name].tolist() for name in store}
+        for name, codes in self.switch_texts.items():
+            texts = list(codes)
+            columns[name] = [texts[code] for code in columns[name]]
+        return list(zip(*columns.values(), strict=True))
 
     def _turn_rows(self) -> None:
         """Rows become columns: many at once, which is cheaper than one by one."""
-        for column, values in zip(self._columns.values(), zip(*self._rows, strict=True), strict=False):
-            column.extend(values)
-        self._rows = []
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        block = self._requests.add(rows)
+        added = rows_checksum(block["request"], block["prompt_tokens"], block["output_tokens"])
+        self._digest_sum = (self._digest_sum + added) % 2**64
+
+    def _turn_switches(self) -> None:
+        rows, self._switch_rows = self._switch_rows, []
+        if rows:
+            self._switches.add(rows)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from sim.batch import sequence_blocks
 from sim.kv import KvMoves
-from sim.state import KV_TRANSFER, PREEMPTED, READY, Instance, Request
+from sim.request import KV_TRANSFER, PREEMPTED, Request
+from sim.state import READY, Instance
 from sim.world import World
 
 
@@ -27,6 +28,8 @@ class Preemption:
 
     def make_room(self, instance: Instance) -> None:
         """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
+        if instance.free_blocks >= 0:
+            return
         size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
         while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
             self._preempt(instance, self._victim(instance), None)
@@ -59,6 +62,7 @@ class Preemption:
         instance.composition += 1
         if request.index not in instance.decoding:
             instance.prefilling.remove(request)
+            instance.sequences -= 1
             request.computed_tokens = 0
             request.enter(PREEMPTED, now_s)
         elif save and self.kv.hold(instance, request):
@@ -68,6 +72,7 @@ class Preemption:
             return
         else:
             instance.leave_decoding(request, PREEMPTED, now_s)
+            instance.sequences -= 1
         instance.release(request.context)
         self._line_up_again(request, instance, asked)
 
@@ -80,6 +85,7 @@ class Preemption:
 
     def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
         del instance.saving[request.index]
+        instance.sequences -= 1
         instance.release(request.context)
         request.enter(PREEMPTED, self.clock.now_s)
         self._line_up_again(request, instance, asked)

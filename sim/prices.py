@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 
 from sim import costs
 from sim.costs import ArrivalRates
@@ -91,24 +91,28 @@ class Prices:
         """Requests expected within the horizon."""
         return self.rates.per_s(model, view.now_s) * self.horizon_s
 
-    def join(self, view: View, queue: Queue, instance: InstanceView) -> tuple[float, float]:
-        """What joining costs, and by what factor batch, crowd, offload and waiting slow those who join."""
+    def join(self, view: View, queue: Queue, instance: InstanceView, limit: float) -> tuple[float, float]:
+        """What joining costs, and by what factor batch, crowd, offload and waiting slow those who join; infinite where
+        it costs `limit` or more."""
         model, gpu = queue.model, instance.gpu
         load = instance.load + queue.length
         batch = min(load, view.max_sequences)
-        ideal_s = costs.service_s(model, gpu, model.layers, queue.batch, queue.tokens, (0.0, 0.0))
         served_s = costs.service_s(model, gpu, instance.layers, batch, queue.tokens, gpu.crowd(instance))
         if instance.loading:
             wait_s = costs.reload_s(instance) + served_s * max(0, load - view.max_sequences) / view.max_sequences
         else:  # who waits there already waits for a place or for KV memory
             beyond = max(instance.waiting_count, load - view.max_sequences)
             wait_s = served_s * beyond / max(1, instance.running_count)
+        price = queue.delay_s(wait_s, served_s)
+        if price >= limit:
+            return inf, inf
         lost_s = 0.0 if instance.running_count else self._neighbours_lose(gpu, served_s)
-        return queue.delay_s(wait_s, served_s) + lost_s, (wait_s + served_s) / ideal_s
+        ideal_s = costs.service_s(model, gpu, model.layers, queue.batch, queue.tokens, (0.0, 0.0))
+        return price + lost_s, (wait_s + served_s) / ideal_s
 
     def _neighbours_lose(self, gpu: GpuView, busy_s: float) -> float:
         """Whoever runs on the GPU is held up while both run."""
-        return sum(i.running_count * min(busy_s, costs.drain_s(i)) for i in gpu.running)
+        return sum([i.running_count * min(busy_s, costs.drain_s(i)) for i in gpu.running], 0.0)
 
     def best_load(self, view: View, queue: Queue, places: list[GpuView], limit: float) -> Option | None:
         """The cheapest load on any of these GPUs, if it costs less than `limit`.
@@ -157,7 +161,7 @@ class Prices:
             if worth and gpu.takes(model, layers, freed_bytes=freed):
                 served_s = costs.service_s(model, gpu, layers, queue.batch, queue.tokens, crowd)
                 gone = [victim.instance for victim in victims]
-                lost_s = sum(count * min(served_s, drain_s) for i, count, drain_s in staying if i not in gone)
+                lost_s = sum([count * min(served_s, drain_s) for i, count, drain_s in staying if i not in gone], 0.0)
                 # An elastic instance goes on while its other layers come.
                 setup_s = 0.0 if own and view.resize == "elastic" else model.load_s(gpu, layers)
                 for price, wait in self._ways(queue, victims, own, layers, setup_s, served_s):
@@ -179,12 +183,12 @@ class Prices:
         if not running or self.preempt:
             out_s = setup_s + max((victim.save_s for victim in running), default=0.0)
             away_s = out_s + queue.length * served_s / queue.batch
-            lost_s = sum(victim.price + victim.load * away_s for victim in victims)
-            lost_s += sum(i.load * (out_s - self._hastened_s(i, layers)) for i in own)
+            lost_s = sum([victim.price + victim.load * away_s for victim in victims], 0.0)
+            lost_s += sum([i.load * (out_s - self._hastened_s(i, layers)) for i in own], 0.0)
             yield queue.delay_s(out_s, served_s) + lost_s, False
         if running:
             wait_s = setup_s + max(victim.drain_s for victim in running)
-            yield queue.delay_s(wait_s, served_s) + sum(victim.idle_price for victim in victims), True
+            yield queue.delay_s(wait_s, served_s) + sum([victim.idle_price for victim in victims], 0.0), True
 
     def _victim(self, view: View, instance: InstanceView) -> Victim:
         load, size, idle_price = instance.load, instance.gpu_bytes, self._idle_price(view, instance)
@@ -208,7 +212,7 @@ class Prices:
     def _idle_price(self, view: View, instance: InstanceView) -> float:
         """The reload, as likely as a request comes within the horizon, for all who come while it lasts."""
         reload_s, future = costs.reload_s(instance), self.future(view, instance.model)
-        copies = sum(1 for other in instance.model.instances if other.accepts)
+        copies = sum(1 for other in instance.model.quietest(2) if other.accepts)
         wanted = (1.0 - exp(-future)) * (1.0 if copies == 1 else COPY_DISCOUNT)
         queued = 1.0 + future * reload_s / self.horizon_s
         return self.hysteresis * wanted * reload_s * queued

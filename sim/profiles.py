@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from functools import cached_property
 
 from sim.errors import ProfileError
 
@@ -84,40 +83,30 @@ class SwitchCosts:
     source: str
 
 
-@dataclass(frozen=True)
 class Curve:
     """Seconds against one variable, linear between `knots` and split into a GPU part and a host part.
 
-    Below the first knot a time is the first knot's; above the last it is an error of the caller.
+    Below the first knot a time is the first knot's; above the last it is an error of the caller. `segments`: the upper
+    end, GPU intercept, GPU slope, host intercept and host slope of each. `origin`: (GPU seconds, host seconds) at 0; of
+    a prefill curve that is the cost of an iteration that computes no prompt.
     """
 
-    knots: tuple[float, ...]
-    gpu_s: tuple[float, ...]
-    host_s: tuple[float, ...]
+    __slots__ = ("gpu_s", "host_s", "knots", "origin", "segments")
 
-    @cached_property
-    def segments(self) -> tuple[tuple[float, float, float, float, float], ...]:
-        """Per segment: (upper end, GPU intercept, GPU slope, host intercept, host slope)."""
-        found = [(self.knots[0], self.gpu_s[0], 0.0, self.host_s[0], 0.0)]
-        for low in range(len(self.knots) - 1):
-            left, right = self.knots[low], self.knots[low + 1]
-            gpu_slope = (self.gpu_s[low + 1] - self.gpu_s[low]) / (right - left)
-            host_slope = (self.host_s[low + 1] - self.host_s[low]) / (right - left)
-            found.append(
-                (
-                    right,
-                    self.gpu_s[low] - gpu_slope * left,
-                    gpu_slope,
-                    self.host_s[low] - host_slope * left,
-                    host_slope,
-                )
+    def __init__(self, knots: tuple[float, ...], gpu_s: tuple[float, ...], host_s: tuple[float, ...]) -> None:
+        self.knots = knots
+        self.gpu_s = gpu_s
+        self.host_s = host_s
+        segments = [(knots[0], gpu_s[0], 0.0, host_s[0], 0.0)]
+        for low in range(len(knots) - 1):
+            left, right = knots[low], knots[low + 1]
+            gpu_slope = (gpu_s[low + 1] - gpu_s[low]) / (right - left)
+            host_slope = (host_s[low + 1] - host_s[low]) / (right - left)
+            segments.append(
+                (right, gpu_s[low] - gpu_slope * left, gpu_slope, host_s[low] - host_slope * left, host_slope)
             )
-        return tuple(found)
-
-    @cached_property
-    def origin(self) -> tuple[float, float]:
-        """(GPU seconds, host seconds) at 0: of a prefill curve, the cost of an iteration that computes no prompt."""
-        return self.at(0.0)
+        self.segments = tuple(segments)
+        self.origin = self.at(0.0)
 
     def at(self, value: float) -> tuple[float, float]:
         """(GPU seconds, host seconds) at `value`, which is at most the last knot."""
@@ -146,7 +135,8 @@ class Grid:
             ]
         width = len(self.axes[-1])
         return tuple(
-            sum(share * self.seconds[start * width + column] for start, share in corners) for column in range(width)
+            sum([share * self.seconds[start * width + column] for start, share in corners], 0.0)
+            for column in range(width)
         )
 
 
@@ -179,6 +169,7 @@ class Profile:
         self._prefill = prefill
         self._decode_curves: dict[tuple[int, int], Curve] = {}
         self._prefill_curves: dict[int, Curve] = {}
+        self._known_steps: dict[tuple[int, int, float], float] = {}
         self._check_reach()
 
     def _check_reach(self) -> None:
@@ -243,6 +234,13 @@ class Profile:
         """Seconds of one decode iteration with nobody else on the GPU or the CPU."""
         gpu_s, host_s = self.decode_curve(layers, batch).at(context)
         return gpu_s + host_s
+
+    def known_step_s(self, layers: int, batch: int, context: float) -> float:
+        """`step_s` for who asks for the same few contexts over and over: looked up once."""
+        seconds = self._known_steps.get((layers, batch, context))
+        if seconds is None:
+            seconds = self._known_steps[layers, batch, context] = self.step_s(layers, batch, context)
+        return seconds
 
     def prefill_s(self, layers: int, prompt_tokens: float) -> float:
         """Seconds to compute a prompt alone in one iteration."""

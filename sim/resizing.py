@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sim.state import ASLEEP, LOAD_WAIT, QUEUED, Instance
+from sim.request import LOAD_WAIT, QUEUED
+from sim.state import ASLEEP, Instance
 from sim.transfers import Transfers
 from sim.world import World
 
@@ -49,9 +50,11 @@ class Resizing:
             return
         if self.world.options.resize == "sleep":
             instance.stop_mode = "sleep"
-            instance.gpu.releasing_bytes += instance.gpu_bytes
+            instance.changed()
+            instance.gpu.release_later(instance.gpu_bytes)
         else:
             instance.stop_mode = "restart"
+            instance.changed()
             instance.next_layers = layers
             instance.claim(max(0, instance.gpu_bytes_at(layers) - instance.gpu_bytes))
             self._hold_host_kv(instance, layers)
@@ -85,9 +88,10 @@ class Resizing:
         """Only the process and the host copy of the weights stay."""
         gpu = instance.gpu
         gpu.take(-instance.gpu_bytes, self._now_s)
-        gpu.releasing_bytes -= instance.gpu_bytes
+        gpu.release_later(-instance.gpu_bytes)
         self.loading.take_host_kv(instance, -instance.host_kv_bytes_at(instance.layers))
         instance.status = ASLEEP
+        instance.changed()
         self.loading.send_back_waiting(instance)
         self.world.changes.freed.append(gpu)
         self.loading.start_pending(gpu)
@@ -109,7 +113,7 @@ class Resizing:
         if grow:
             gpu.take(resize.extra_gpu_bytes, self._now_s)
         else:
-            gpu.releasing_bytes -= delta_bytes
+            gpu.release_later(-delta_bytes)
             self.loading.take_host_kv(instance, resize.extra_host_bytes)
         used_bytes = instance.model.kv_layer_bytes(instance.blocks_used * instance.block_tokens) * moved_layers
         size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
@@ -145,12 +149,13 @@ class Resizing:
         if grew:
             memory.take_instance_kv(-(resize.layers - instance.layers) * instance.kv_layer_bytes)
         instance.layers = resize.layers
+        instance.changed()
         instance.resizing = None
         instance.composition += 1
         if not grew:
             freed = before_bytes - instance.gpu_bytes
             gpu.take(-freed, self._now_s)
-            gpu.releasing_bytes -= freed
+            gpu.release_later(-freed)
             self.world.changes.freed.append(gpu)
             self.loading.start_pending(gpu)
         self.world.recorder.switch(

@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from sim.errors import ConfigError
-from sim.metrics import SWITCH_COLUMNS
+from sim.metrics import REQUEST_COLUMNS
+from sim.request import OUTCOMES
+from sim.request_table import RequestTable
 from sim.spec import resolved
-from sim.state import OUTCOMES
-from sim.summary import request_columns, request_table
 
 if TYPE_CHECKING:
     from sim.engine import Outcome
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet", SUMMARY)
 _PROBE_BYTES = 1 << 16
+_BLOCK_ROWS = 1 << 19  # of a row group; the file does not depend on how much of the run lay in memory
+_DERIVED = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained")
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -89,9 +90,14 @@ def _is_partial(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
+def home_of(folder: Path) -> Path:
+    """Where on its file system things may lie that are not its own: inside it (it may be a mount), or beside."""
+    return folder if folder.is_dir() else folder.absolute().parent
+
+
 def _make_partial(folder: Path) -> Path:
-    """A fresh hidden folder on the same file system: inside an existing folder (which may be a mount), else beside."""
-    home = folder if folder.is_dir() else folder.absolute().parent
+    """A fresh hidden folder on the same file system."""
+    home = home_of(folder)
     home.mkdir(parents=True, exist_ok=True)
     partial = home / f".{folder.absolute().name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,12 +119,12 @@ def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
         partial = _make_partial(folder)
         try:
             _write(partial / "scenario.yaml", _scenario_text(outcome).encode())
-            for name, columns in (
-                ("requests", _request_columns(outcome)),
-                ("gpus", _gpu_columns(outcome, summary)),
-                ("switches", _switch_columns(outcome)),
+            for name, blocks in (
+                ("requests", _request_blocks(outcome)),
+                ("gpus", iter([_gpu_columns(outcome, summary)])),
+                ("switches", _switch_blocks(outcome)),
             ):
-                _write_parquet(partial / f"{name}.parquet", columns)
+                _write_parquet(partial / f"{name}.parquet", blocks)
             _write(partial / SUMMARY, summary_text(summary).encode())
             _sync(partial)
             _move(partial, folder)
@@ -165,43 +171,49 @@ def _scenario_text(outcome: Outcome) -> str:
     return head + yaml.safe_dump(resolved(outcome.scenario), sort_keys=False, allow_unicode=True)
 
 
-def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
+def _write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
+    """A file with a row group for each block of columns; there is at least one block."""
     import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by a run that keeps nothing
     from pyarrow import parquet  # noqa: PLC0415
 
+    tables = (pa.table({name: _arrow(values) for name, values in columns.items()}) for columns in blocks)
     try:
-        table = pa.table({name: _arrow(values) for name, values in columns.items()})
-        parquet.write_table(table, path)
+        first = next(tables)
+        coded = [field.name for field in first.schema if not pa.types.is_floating(field.type)]
+        with parquet.ParquetWriter(path, first.schema, compression="zstd", use_dictionary=coded) as writer:
+            writer.write_table(first)
+            del first
+            for table in tables:
+                writer.write_table(table)
+                del table
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
     _sync(path)
 
 
 def _arrow(values: Any) -> Any:
-    """An array; numbers that are NaN become nulls, (codes, names) become text."""
+    """An array; numbers that are NaN become nulls, (codes, names) become text, all whole numbers have 64 bits."""
     import pyarrow as pa  # noqa: PLC0415
 
     if isinstance(values, tuple):
         codes, names = values
         return pa.array(list(names), pa.string()).take(pa.array(codes))
-    return pa.array(values, from_pandas=True)
+    array = pa.array(values, from_pandas=True)
+    return array.cast(pa.int64()) if pa.types.is_integer(array.type) else array
 
 
-def _request_columns(outcome: Outcome) -> dict[str, Any]:
+def _request_blocks(outcome: Outcome) -> Iterator[dict[str, Any]]:
     """The recorder's columns in order of arrival, with names for codes, and the latencies that follow from them."""
-    columns: dict[str, Any] = dict(request_columns(outcome))
-    order = np.argsort(columns["request"], kind="stable")
     names = {
         "model": [model.name for model in outcome.cluster.models],
         "service_class": [service_class.name for service_class in outcome.scenario.service_classes],
         "outcome": list(OUTCOMES),
         "reason": list(outcome.recorder.reasons),
     }
-    table = request_table(outcome)
-    for name in ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained"):
-        columns[name] = getattr(table, name)
-    columns["cold"] = columns["cold"].astype(bool)
-    return {name: (values[order], names[name]) if name in names else values[order] for name, values in columns.items()}
+    for block in outcome.recorder.columns.blocks(_BLOCK_ROWS):
+        table = RequestTable([block], outcome.scenario.service_classes)
+        columns = {name: table[name] for name in (*REQUEST_COLUMNS, *_DERIVED)}
+        yield {name: (values, names[name]) if name in names else values for name, values in columns.items()}
 
 
 def _gpu_columns(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
@@ -212,13 +224,8 @@ def _gpu_columns(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _switch_columns(outcome: Outcome) -> dict[str, Any]:
-    import pyarrow as pa  # noqa: PLC0415
-
-    kinds = {"kind": pa.string(), "model": pa.string(), "gpu": pa.string(), "mode": pa.string()}
-    kinds |= {"layers": pa.int64(), "from_disk": pa.bool_()}
-    rows = outcome.recorder.switches
-    return {
-        name: pa.array([row[index] for row in rows], kinds.get(name, pa.float64()))
-        for index, name in enumerate(SWITCH_COLUMNS)
-    }
+def _switch_blocks(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    recorder = outcome.recorder
+    texts = {name: list(codes) for name, codes in recorder.switch_texts.items()}
+    for block in recorder.switch_columns.blocks(_BLOCK_ROWS):
+        yield {name: (values, texts[name]) if name in texts else values for name, values in block.items()}

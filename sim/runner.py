@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.engine import prepare, simulate
-from sim.errors import ConfigError, TraceError
-from sim.importers import import_trace
+from sim.engine import identify, simulate
+from sim.errors import ConfigError
 from sim.locate import data_folder
 from sim.policy import load_policy
-from sim.results import check_target, write_run
+from sim.results import check_target, home_of, write_run
 from sim.spec import PolicySpec, Scenario, load_scenario
 from sim.summary import summarize
-from sim.trace import write_trace
-from sim.workload import build_trace
+from sim.workload import open_workload
 from sim.yamlfile import read_yaml
 
 
@@ -81,38 +79,27 @@ def _assignment(path: str, value: Any) -> str:
     return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 
-def run(options: RunOptions, on_progress: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
+def run(options: RunOptions, on_progress: Callable[[int, int | None, float], None] | None = None) -> dict[str, Any]:
     """Run what was asked, keep it in `options.out` if given, and return its summary.
 
     `on_progress(ended, arriving, now_s)` is called now and then. Raises SimError; nothing is kept then.
     """
     scenario = compose(options)
     load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
-    trace = build_trace(scenario)
+    workload = open_workload(scenario)
     if options.out is not None:
-        check_target(options.out, lambda: prepare(scenario, trace)[0])
+        check_target(options.out, lambda: identify(scenario, workload))
 
     def report(ended: int, now_s: float) -> None:
         if on_progress is not None:
-            on_progress(ended, len(trace), now_s)
+            on_progress(ended, workload.rows, now_s)
 
-    outcome = simulate(scenario, check=options.check, trace=trace, on_progress=report)
+    scratch = None if options.out is None else home_of(options.out)
+    outcome = simulate(scenario, check=options.check, workload=workload, on_progress=report, scratch=scratch)
     summary = summarize(outcome, peak_rss_bytes())
     if options.out is not None:
         write_run(options.out, outcome, summary)
     return summary
-
-
-def convert_trace(source: Path, target: Path, format_name: str | None, strict: bool) -> int:
-    """Write a trace of any known format in the native one, and return its number of requests.
-
-    Raises TraceError: a source that cannot be read, a target that exists or cannot be written.
-    """
-    if target.exists():
-        raise TraceError(f"--out {target}: exists already; choose another name or remove it")
-    trace = import_trace(source, format_name, strict)
-    write_trace(trace, target)
-    return len(trace)
 
 
 def peak_rss_bytes() -> int | None:

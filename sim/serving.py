@@ -22,18 +22,9 @@ from sim.batch import (
 )
 from sim.kv import KvMoves
 from sim.preemption import Preemption
+from sim.request import COMPLETED, DECODE, KV_TRANSFER, PREFILL, QUEUED, RECOMPUTE, Request
 from sim.sharing import Sharing
-from sim.state import (
-    COMPLETED,
-    DECODE,
-    KV_TRANSFER,
-    PREFILL,
-    QUEUED,
-    READY,
-    RECOMPUTE,
-    Instance,
-    Request,
-)
+from sim.state import READY, Instance
 from sim.transfers import Transfers
 from sim.world import World
 
@@ -59,7 +50,7 @@ class Serving:
         request.instance = instance
         urgency = request.priority if self.options.sequence_order == "priority" else 0
         instance.push_waiting(request, urgency)
-        self.world.touch(instance)
+        self.world.touched[instance.number] = instance
 
     def withdraw(self, request: Request) -> None:
         """Take a waiting request out of its instance's queue."""
@@ -67,6 +58,7 @@ class Serving:
         assert instance is not None
         instance.waiting = [entry for entry in instance.waiting if entry[3] is not request]
         heapify(instance.waiting)
+        instance.changed()
         request.instance = None
         self.world.touch(instance)  # it may have kept out others that fit
 
@@ -130,7 +122,7 @@ class Serving:
             self.sharing.deactivate(instance)
             return
         preempted = instance.preempted_s == self.clock.now_s
-        if instance.status == READY and not preempted:
+        if instance.waiting and instance.status == READY and not preempted:
             self._admit(instance)
         self._start_leap(instance)
         if preempted and instance.leap is not None:
@@ -168,6 +160,7 @@ class Serving:
     def _enter(self, instance: Instance, request: Request) -> None:
         self._order += 1
         request.order = self._order
+        instance.sequences += 1
         instance.hold(request.context)
         now_s = self.clock.now_s
         if request.kv_node is None:
@@ -235,16 +228,32 @@ class Serving:
         """Set the timer for the end of the leap under the present stretches."""
         leap = instance.leap
         assert leap is not None
-        instance.version += 1
-        end_s = instance.settled_s + leap.seconds_left(instance.gpu_stretch, instance.host_stretch)
-        self.clock.at(end_s, self._on_end, instance, instance.version)
+        instance.end_s = instance.settled_s + leap.seconds_left(instance.gpu_stretch, instance.host_stretch)
+        self._wait_for_end(instance)
 
-    def _on_end(self, subject: Any, version: int) -> None:
+    def _wait_for_end(self, instance: Instance) -> None:
+        """See that a call comes by the end of the leap. One that comes too early, since the end has moved, looks again:
+        a batch that is cut short or slowed down over and over makes few calls."""
+        end_s, timers = instance.end_s, instance.timers
+        for timer_s in timers:
+            if timer_s <= end_s:
+                return
+        timers.append(end_s)
+        self.clock.at(end_s, self._on_timer, instance, 0)
+
+    def _on_timer(self, subject: Any, _: int) -> None:
         instance: Instance = subject
-        if version == instance.version and instance.leap is not None:
-            self._account(instance, instance.leap.finish(instance.gpu_stretch, instance.host_stretch))
-            self._end_leap(instance)
-            self.world.touch(instance)
+        instance.timers.remove(self.clock.now_s)
+        leap = instance.leap
+        if leap is None or instance.begun:
+            return
+        if instance.end_s > self.clock.now_s:
+            self._wait_for_end(instance)
+            return
+        assert instance.end_s == self.clock.now_s, (instance.end_s, self.clock.now_s)
+        self._account(instance, leap.finish(instance.gpu_stretch, instance.host_stretch))
+        self._end_leap(instance)
+        self.world.touched[instance.number] = instance
 
     def _settle(self, instance: Instance) -> None:
         """Bring the leap's position to now."""
@@ -288,7 +297,6 @@ class Serving:
         """The leap is over: finished prompts give their token, finished sequences leave."""
         now_s = self.clock.now_s
         instance.leap = None
-        instance.version += 1
         while instance.decoding and instance.next_finish() == 0:
             request = heappop(instance.finishes)[3]
             instance.leave_decoding(request, QUEUED, now_s)
@@ -322,6 +330,8 @@ class Serving:
 
     def _complete(self, instance: Instance, request: Request) -> None:
         instance.release(request.context)
+        instance.sequences -= 1
+        instance.changed()
         instance.composition += 1
         instance.last_used_s = self.clock.now_s
         request.instance = None
@@ -338,3 +348,4 @@ class Serving:
             instance.stalled_s += now_s - instance.blocked_since_s
         for request in list(instance.decoding.values()):
             instance.leave_decoding(request, DECODE, now_s)
+            instance.sequences -= 1

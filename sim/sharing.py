@@ -36,6 +36,7 @@ class Sharing:
         if instance.number not in gpu.active:
             gpu.account(self.world.clock.now_s)
             gpu.active[instance.number] = instance
+            gpu.changed()
             self._shake(instance, host_share)
         elif gpu_share != instance.gpu_share or host_share != instance.host_share:
             gpu.account(self.world.clock.now_s)
@@ -53,6 +54,7 @@ class Sharing:
         if instance.number in gpu.active:
             gpu.account(self.world.clock.now_s)
             del gpu.active[instance.number]
+            gpu.changed()
             self._shake(instance, 0.0)
             gpu.node.active.pop(instance.number, None)
             instance.gpu_share = instance.host_share = 0.0
@@ -99,15 +101,15 @@ class Sharing:
     def _gpu_stretch(self, gpu: Gpu) -> float:
         if self.world.sharing.contention == "time_slice":
             return float(max(1, sum(1 for instance in gpu.active.values() if instance.gpu_share > 0)))
-        return max(1.0, sum(instance.gpu_share for instance in gpu.active.values()))
+        return max(1.0, sum([instance.gpu_share for instance in gpu.active.values()], 0.0))
 
     def _cpu_stretch(self, node: Node) -> float:
         """Running loads read the same DRAM: they count with their share of its bandwidth, and are not slowed."""
-        demand = sum(node.load_rates.values()) / node.kind.cpu_bytes_per_s
+        demand = sum(node.load_rates.values(), 0.0) / node.kind.cpu_bytes_per_s
         computing = [i for i in node.active.values() if i.profile.offload == "cpu"]
         if self.world.sharing.contention == "time_slice":
             return max(1.0, len(computing) + demand)
-        return max(1.0, sum(instance.host_share for instance in computing) + demand)
+        return max(1.0, sum([instance.host_share for instance in computing], 0.0) + demand)
 
     def _host_stretch(self, instance: Instance) -> float:
         return instance.gpu.node.stretch if instance.profile.offload == "cpu" else self._link_stretch(instance)
@@ -115,7 +117,7 @@ class Sharing:
     def _link_stretch(self, instance: Instance) -> float:
         """Streamed weights share their GPU's link with one another and with the loads that run on the node."""
         streaming = [i for i in instance.gpu.active.values() if i.profile.offload == "stream" and i.host_share > 0]
-        demand = sum(instance.gpu.link_rates.values()) / instance.gpu.kind.h2d_bytes_per_s
+        demand = sum(instance.gpu.link_rates.values(), 0.0) / instance.gpu.kind.h2d_bytes_per_s
         if self.world.sharing.contention == "time_slice":
             return max(1.0, len(streaming) + demand)
-        return max(1.0, sum(other.host_share for other in streaming) + demand)
+        return max(1.0, sum([other.host_share for other in streaming], 0.0) + demand)

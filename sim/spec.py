@@ -9,46 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sim.errors import ConfigError, did_you_mean
+from sim.workloads.fields import Count, Frozen, Name, NonNegative, Positive, first_problem
+from sim.workloads.spec import GenerateWorkload, ModelTraffic, TraceWorkload
 from sim.yamlfile import parse_value, read_yaml
 
 GIB = 2**30
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
+__all__ = ["GenerateWorkload", "ModelTraffic", "TraceWorkload"]  # besides what is defined here: for whoever needs both
 
 
-def _plain_name(name: str) -> str:
-    """Names end up in file names and tables, so they are kept to characters that are safe in both."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,99}", name):
-        raise ValueError("use letters, digits and . _ : + - only, at most 100, the first a letter or a digit")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_plain_name)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GpuGroup(_Frozen):
+class GpuGroup(Frozen):
     """`count` equal GPUs of one kind (a name in profiles/gpus.csv) in a node."""
 
     gpu: str
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
 
 
-class NodeSpec(_Frozen):
+class NodeSpec(Frozen):
     """A host (a name in profiles/nodes.csv) with GPUs; `count` of them. None: the value of the host's table."""
 
     host: str
@@ -66,7 +51,7 @@ class NodeSpec(_Frozen):
         return self
 
 
-class ClusterSpec(_Frozen):
+class ClusterSpec(Frozen):
     nodes: tuple[NodeSpec, ...]
     gpu_reserve_gib: Annotated[NonNegative, Field(le=1e9)] = 0.5  # per GPU, for the driver and the engine's own buffers
 
@@ -80,7 +65,7 @@ class ClusterSpec(_Frozen):
         return self
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(Frozen):
     """One served model. `max_context` bounds prompt + output tokens, as vLLM's max-model-len: longer ones are
     refused as impossible. `kv_tokens` is the KV pool that a load gets when the policy does not say (at least
     `max_context`). `engine` picks the profile tables."""
@@ -98,7 +83,7 @@ class ModelSpec(_Frozen):
         return self.engine or ("hf-transformers" if self.quantization == "FP16" else "llama.cpp")
 
 
-class ServiceClass(_Frozen):
+class ServiceClass(Frozen):
     """What a class of requests is promised. A request attains its SLO when every limit that is given holds."""
 
     name: Name
@@ -109,63 +94,7 @@ class ServiceClass(_Frozen):
     weight: Positive = 1.0
 
 
-class TraceWorkload(_Frozen):
-    """Requests from a file. A single-service trace gets its models by `assign` (for example zipf:1.0)."""
-
-    kind: Literal["trace"] = "trace"
-    file: str
-    format: str | None = None  # None: the native format
-    assign: str | None = None
-    time_scale: Positive = 1.0  # arrival times are divided by this: 2 doubles the rate
-    limit: Count | None = None
-    strict: bool = False
-
-
-class ModelTraffic(_Frozen):
-    """One model's generated traffic: bursts at `rate_per_s` on average, log-normal prompt and output lengths.
-
-    A two-state on/off process: in bursts (mean length `burst_s`) requests come as Poisson arrivals at
-    `burst_factor` times the mean rate, in between at the rate that keeps the mean. burst_factor 1 is plain Poisson.
-    Lengths: log-normal with the given median and mean (mean >= median), cut to 1..max.
-    """
-
-    model: Name
-    rate_per_s: Positive
-    burst_factor: Annotated[float, Field(ge=1, le=1000)] = 1.0
-    burst_s: Positive = 30.0
-    idle_share: NonNegative = 0.1  # rate outside bursts, as a share of the mean rate (below 1)
-    prompt_median: Positive = 512
-    prompt_mean: Positive = 800
-    prompt_max: Count = 8192
-    output_median: Positive = 128
-    output_mean: Positive = 200
-    output_max: Count = 2048
-    service_class: Name = "default"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelTraffic:
-        if self.prompt_mean < self.prompt_median or self.output_mean < self.output_median:
-            raise ValueError("a log-normal length has a mean of at least its median")
-        if self.idle_share >= 1:
-            raise ValueError("idle_share must be below 1")
-        return self
-
-
-class GenerateWorkload(_Frozen):
-    """Requests drawn from the scenario's seed."""
-
-    kind: Literal["generate"] = "generate"
-    duration_s: Positive
-    traffic: tuple[ModelTraffic, ...]
-
-    @model_validator(mode="after")
-    def _has_traffic(self) -> GenerateWorkload:
-        if not self.traffic:
-            raise ValueError("give at least one model's traffic")
-        return self
-
-
-class EngineOptions(_Frozen):
+class EngineOptions(Frozen):
     """How every instance runs (model.md sections 4 to 6).
 
     `prefill`: `first` runs prompts alone before decoding goes on, up to `prefill_tokens` in an iteration;
@@ -191,14 +120,14 @@ class EngineOptions(_Frozen):
         return self
 
 
-class SharingOptions(_Frozen):
+class SharingOptions(Frozen):
     """How instances share GPUs and CPUs, and transfers share links (model.md section 5)."""
 
     contention: Literal["proportional", "time_slice"] = "proportional"
     links: Literal["fair", "serial"] = "fair"
 
 
-class PredictorOptions(_Frozen):
+class PredictorOptions(Frozen):
     """Where a policy's estimates of output length come from (model.md section 3)."""
 
     kind: Literal["running-mean", "oracle", "noisy-oracle"] = "running-mean"
@@ -217,7 +146,7 @@ class PolicySpec(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Scenario(_Frozen):
+class Scenario(Frozen):
     """A whole experiment: everything that affects a run but the code and the data files themselves."""
 
     name: Name
@@ -249,17 +178,12 @@ class Scenario(_Frozen):
                 raise ValueError(f"{what} '{twice[0]}' is listed twice")
         if isinstance(self.workload, GenerateWorkload):
             classes = [c.name for c in self.service_classes]
-            for traffic in self.workload.traffic:
-                if traffic.model not in model_names:
-                    raise ValueError(
-                        f"workload.traffic: unknown model '{traffic.model}'; "
-                        + did_you_mean(traffic.model, model_names)
-                    )
-                if traffic.service_class not in classes:
-                    raise ValueError(
-                        f"workload.traffic: unknown service class '{traffic.service_class}'; "
-                        + did_you_mean(traffic.service_class, classes)
-                    )
+            for field, name in self.workload.models_named():
+                if name not in model_names:
+                    raise ValueError(f"{field}: unknown model '{name}'; {did_you_mean(name, model_names)}")
+            for field, name in self.workload.classes_named():
+                if name not in classes:
+                    raise ValueError(f"{field}: unknown service class '{name}'; {did_you_mean(name, classes)}")
         return self
 
 
@@ -271,7 +195,7 @@ def parse_scenario(data: Any, where: str) -> Scenario:
     try:
         return Scenario.model_validate(_long_form(data, where))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from None
+        raise ConfigError(f"{where}: {first_problem(error, Scenario, 'scenario')}") from None
 
 
 def _long_form(data: Any, where: str) -> dict[str, Any]:
@@ -284,40 +208,6 @@ def _long_form(data: Any, where: str) -> dict[str, Any]:
     if isinstance(data.get("policy"), str):
         data = {**data, "policy": {"name": data["policy"]}}
     return dict(data)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    steps = [str(step) for step in problem["loc"] if step not in ("trace", "generate")]
-    field = ".".join(steps) or "scenario"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field '{field}'; " + did_you_mean(steps[-1], _known_fields(steps[:-1]))
-    if problem["type"] == "missing":
-        return f"field '{field}' is missing; add it"
-    text = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"field '{field}': {text[:1].lower()}{text[1:]}{shown}"
-
-
-def _known_fields(steps: Iterable[str]) -> list[str]:
-    """The field names that the mapping at this path may have."""
-    models: list[type[BaseModel]] = [Scenario]
-    for step in steps:
-        if step.isdigit():
-            continue
-        found: list[type[BaseModel]] = []
-        for model in models:
-            if step in model.model_fields:
-                found += _models_in(model.model_fields[step].annotation)
-        models = found
-    return [name for model in models for name in model.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

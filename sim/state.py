@@ -10,106 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sim.batch import Leap, sequence_blocks
 from sim.links import Link, Transfer
 from sim.profiles import Profile, Weights
+from sim.ranking import Rank, Ranking
+from sim.request import DECODE, STALLED, Request
 from sim.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from sim.cluster import Gpu, Node
-
-# A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
-QUEUED, LOAD_WAIT, PREFILL, DECODE, STALLED, PREEMPTED, KV_TRANSFER, RECOMPUTE = range(8)
-# STALLED: its batch was held up, by another's prompt or while another's KV is saved to make room.
-PHASES = ("queued", "load_wait", "prefill", "decode", "stalled", "preempted", "kv_transfer", "recompute")
-
-COMPLETED, REJECTED, IMPOSSIBLE, TIMED_OUT, FAILED, UNFINISHED = range(6)
-OUTCOMES = ("completed", "rejected", "impossible", "timed_out", "failed", "unfinished")
+    from sim.cluster import Gpu
+    from sim.views import InstanceView, ModelView
 
 # An instance's life. PENDING waits for memory that others are giving back; STARTING pays the fixed costs.
-PENDING, STARTING, LOADING, READY, DRAINING, STOPPING, FREEING, ASLEEP, GONE = range(9)
+PENDING: Final = 0
+STARTING: Final = 1
+LOADING: Final = 2
+READY: Final = 3
+DRAINING: Final = 4
+STOPPING: Final = 5
+FREEING: Final = 6
+ASLEEP: Final = 7
+GONE: Final = 8
 STATUSES = ("pending", "starting", "loading", "ready", "draining", "stopping", "freeing", "asleep", "gone")
-
-
-class Request:
-    """One request and the sequence that serves it."""
-
-    __slots__ = (
-        "arrival_s",
-        "budget_s",
-        "cold",
-        "computed_tokens",
-        "entry_iteration",
-        "first_token_s",
-        "index",
-        "instance",
-        "kv_node",
-        "kv_tokens",
-        "last_token_s",
-        "model",
-        "model_preemptions",
-        "order",
-        "outcome",
-        "output_tokens",
-        "phase",
-        "priority",
-        "produced",
-        "prompt_tokens",
-        "reason",
-        "residency_tokens",
-        "sequence_preemptions",
-        "service_class",
-        "since_s",
-        "stalled_mark_s",
-        "view",
-    )
-
-    def __init__(self, index: int, model: Model, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
-        self.index = index
-        self.model = model
-        self.arrival_s = arrival_s
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.service_class = 0
-        self.priority = 0
-        self.phase = QUEUED
-        self.since_s = arrival_s
-        self.budget_s = [0.0] * len(PHASES)
-        self.produced = 0
-        self.computed_tokens = 0  # of the prompt (or of a recompute) while chunks are under way
-        self.instance: Instance | None = None
-        self.kv_node: Node | None = None  # where saved KV lies; None: on its instance, or nowhere
-        self.kv_tokens = 0  # tokens of the saved KV
-        self.entry_iteration = 0
-        self.order = 0
-        self.stalled_mark_s = 0.0
-        self.first_token_s = -1.0
-        self.last_token_s = -1.0
-        self.residency_tokens = 0.0
-        self.sequence_preemptions = 0
-        self.model_preemptions = 0
-        self.cold = False
-        self.outcome = -1
-        self.reason = ""
-        self.view: object = None
-
-    def enter(self, phase: int, now_s: float) -> None:
-        """Close the running part of the time budget and open the next."""
-        self.budget_s[self.phase] += now_s - self.since_s
-        self.phase = phase
-        self.since_s = now_s
-
-    @property
-    def started(self) -> bool:
-        """Has it produced a token?"""
-        return self.produced > 0
-
-    @property
-    def context(self) -> int:
-        """Prompt and produced tokens; while it decodes, ask its instance for the tokens of the running leap."""
-        return self.prompt_tokens + self.produced
 
 
 class Model:
@@ -120,9 +44,11 @@ class Model:
         "in_order",
         "index",
         "instances",
+        "loading",
         "max_context",
         "name",
         "profiles",
+        "ranking",
         "spec",
         "view",
         "waiting",
@@ -140,7 +66,9 @@ class Model:
         self.waiting: dict[int, Request] = {}  # not routed; read them through `queue`
         self.in_order = True
         self.instances: dict[int, Instance] = {}
-        self.view: object = None
+        self.loading: dict[int, Instance] = {}  # those of them that are not ready yet
+        self.ranking = Ranking(_load_rank)  # instances that take requests, those with the fewest first
+        self.view: ModelView | None = None
 
     def queue(self) -> dict[int, Request]:
         """Who waits to be routed, in order of arrival."""
@@ -166,8 +94,8 @@ class Instance:
         self.kv_blocks = kv_blocks
         self.block_tokens = block_tokens
         self.status = PENDING
-        self.version = 0  # of its timer: a timer with another version is stale
-        self.view: object = None
+        self.version = 0  # of the timer of a load or a stop: a timer with another version is stale
+        self.view: InstanceView | None = None
         # The batch.
         self.waiting: list[tuple[int, int, int, Request]] = []  # a heap of (urgency, arrival order, number, request)
         self.prefilling: list[Request] = []
@@ -181,6 +109,7 @@ class Instance:
         }
         self.kv_moves = {"kv_save": (0, 0.0, 0.0), "kv_restore": (0, 0.0, 0.0)}  # transfers, since when, bytes done
         self.joining: list[Request] = []  # restored, to decode from the next boundary on
+        self.sequences = 0  # that hold a place in the batch: prefilling, restoring, joining, decoding, saving
         self.saving: dict[int, Request] = {}
         self.decoding: dict[int, Request] = {}  # in order of admission
         self.fresh: dict[int, float] = {}  # decoding, but no decode iteration yet: when they got their last token
@@ -200,6 +129,8 @@ class Instance:
         self.blocked_since_s = -1.0
         self.preempted_s = -1.0  # the last boundary at which somebody was preempted: it admits nobody
         self.begun = False  # a leap that has no stretch and no timer yet
+        self.end_s = 0.0  # when the leap ends, as things are
+        self.timers: list[float] = []  # calls to come: one of them is not after end_s
         self.settled_s = 0.0
         self.gpu_stretch = 1.0
         self.host_stretch = 1.0
@@ -241,14 +172,30 @@ class Instance:
     def claim(self, size: int) -> None:
         """Have `size` bytes of the GPU's memory set aside, in place of what was set aside before."""
         self.gpu.claimed_bytes += size - self.claimed_bytes
+        self.gpu.changed()
         self.claimed_bytes = size
 
     # --- the batch
 
     @property
-    def sequences(self) -> int:
-        """Sequences that hold a place in the batch."""
-        return len(self.decoding) + len(self.prefilling) + len(self.restoring) + len(self.joining) + len(self.saving)
+    def load(self) -> int:
+        """Requests that run or wait here."""
+        return self.sequences + len(self.waiting)
+
+    @property
+    def accepts(self) -> bool:
+        """May requests be routed here, now or for when it is loaded?"""
+        return self.status in (PENDING, STARTING, LOADING, READY) and self.stop_mode is None
+
+    def changed(self) -> None:
+        """Its load, its layers or its status changed: who ranks instances by these must look again."""
+        self.model.ranking.mark(self.number, self)
+        self.gpu.peers.idle.mark(self.number, self)
+
+    @property
+    def idle(self) -> bool:
+        """Ready, and nobody runs or waits here."""
+        return self.status == READY and not self.sequences and not self.waiting
 
     @property
     def free_blocks(self) -> int:
@@ -346,6 +293,7 @@ class Instance:
 
     def push_waiting(self, request: Request, urgency: int) -> None:
         heappush(self.waiting, (urgency, request.index, self.number, request))
+        self.changed()
 
     def requests(self) -> Iterator[Request]:
         """Everyone routed here: waiting, in prefill, decoding, and on the way in or out."""
@@ -356,14 +304,7 @@ class Instance:
         for group in (self.restoring, self.decoding, self.saving):
             yield from group.values()
 
-    def check(self) -> None:
-        """Law 2 and 3 within the instance: blocks, contexts and tokens add up."""
-        contexts = [request.prompt_tokens + self.tokens_of(request) for request in self.decoding.values()]
-        assert self.context_sum == sum(contexts), (self.context_sum, contexts)
-        held = sum(sequence_blocks(context, self.block_tokens) for context in contexts)
-        others = [*self.prefilling, *self.restoring.values(), *self.joining, *self.saving.values()]
-        held += sum(sequence_blocks(request.context, self.block_tokens) for request in others)
-        assert self.blocks_used == held, (self.blocks_used, held)
-        assert self.blocks_used <= self.kv_blocks or self.leap is None, (self.blocks_used, self.kv_blocks)
-        assert self.status in (READY, DRAINING, STOPPING) or not self.sequences, STATUSES[self.status]
-        assert self.leap is None or self.status in (READY, DRAINING, STOPPING), STATUSES[self.status]
+
+def _load_rank(instance: Instance) -> Rank | None:
+    """Fewest requests first, then most layers, then the oldest."""
+    return (instance.load, -instance.layers, instance.number) if instance.accepts else None

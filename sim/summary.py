@@ -1,15 +1,15 @@
 """Pure: a finished run (engine.Outcome) -> one plain dict of numbers, ready for JSON, tables and sweeps.
 
-`request_table` derives each request's latencies and whether it kept its promise; `summarize` makes every number that a
-person is shown. It reads no files and no clocks, prints nothing, and knows nothing of how a run came about.
-Averages are over completed requests unless stated; the counts of all other outcomes stand beside them.
+`summarize` makes every number that a person is shown. It goes through the requests column by column, with a few whole
+columns in memory at a time. It reads no clocks, prints nothing, and knows nothing of how a run came about. Averages are
+over completed requests unless stated; the counts of all other outcomes stand beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cluster import Gpu
-from sim.metrics import SWITCH_COLUMNS, TokenLatencies
-from sim.spec import Scenario, ServiceClass, TraceWorkload
-from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, UNFINISHED
-from sim.trace import check_trace
+from sim.metrics import TokenLatencies
+from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, UNFINISHED
+from sim.request_table import RequestTable, request_table
+from sim.spec import Scenario
 
 if TYPE_CHECKING:
     from sim.engine import Outcome
@@ -28,78 +28,68 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "normalised_s_per_token")
+_PARTS = _LATENCIES[:3]  # what is reported of each model and class
 _MOST_REASONS = 20  # a policy may write a number into each of its reasons
 
 
 @dataclass(frozen=True)
-class RequestTable:
-    """Requests as arrays of n entries, in the order in which they ended; NaN where a request has no such number.
+class Figures:
+    """What is reported of a group of requests: all of them, or those of one model or class.
 
-    ttft_s: those with a first token. e2e_s, queue_s: completed. tpot_s: completed with at least 2 tokens.
-    wait_s: until the first token, or until the end without one. attained: completed within every limit of its class.
+    counts: how many arrived, and of these by outcome. spreads: of each latency.
     """
 
-    model: NDArray[np.int64]
-    service_class: NDArray[np.int64]
-    outcome: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    produced_tokens: NDArray[np.int64]
-    mean_residency: Floats
-    ttft_s: Floats
-    tpot_s: Floats
-    e2e_s: Floats
-    queue_s: Floats
-    wait_s: Floats
-    attained: NDArray[np.bool_]
+    counts: dict[str, int]
+    attained: int
+    produced_tokens: int
+    residency_tokens: float
+    spreads: dict[str, dict[str, float | int | None]]
 
-    def __len__(self) -> int:
-        return len(self.outcome)
+    @property
+    def arrived(self) -> int:
+        return self.counts["arrived"]
 
-    def part(self, rows: NDArray[Any]) -> RequestTable:
-        """The requests at these positions."""
-        return RequestTable(*(getattr(self, field.name)[rows] for field in fields(self)))
+    @property
+    def possible(self) -> int:
+        """Requests that could have been served at all."""
+        return self.arrived - self.counts[OUTCOMES[IMPOSSIBLE]]
 
 
-def request_columns(outcome: Outcome) -> dict[str, NDArray[Any]]:
-    """The recorder's columns as arrays, without a copy."""
-    return {name: np.asarray(column) for name, column in outcome.recorder.columns.items()}
+class Groups:
+    """The requests of each code 0 to number - 1."""
+
+    def __init__(self, codes: NDArray[Any], number: int) -> None:
+        # numpy sorts short numbers much faster
+        codes = codes.astype(np.int16 if number < 1 << 15 else np.int32, copy=False)
+        self._order = np.argsort(codes, kind="stable") if number > 1 else None
+        ends = np.searchsorted(codes, np.arange(number + 1).astype(codes.dtype), sorter=self._order)
+        self._bounds = list(pairwise(ends.tolist()))
+
+    def split(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """A column's entries by group, in their order."""
+        values = values if self._order is None else values[self._order]
+        return [values[low:high] for low, high in self._bounds]
 
 
-def request_table(outcome: Outcome) -> RequestTable:
-    """What the recorder saw of each request, with the latencies that follow from it."""
-    columns = request_columns(outcome)
-    arrival_s, first_token_s, end_s = columns["arrival_s"], columns["first_token_s"], columns["end_s"]
-    completed = columns["outcome"] == COMPLETED
-    ttft_s = first_token_s - arrival_s
-    e2e_s = np.where(completed, end_s - arrival_s, np.nan)
-    gaps = columns["output_tokens"] - 1
-    tpot_s = np.where(completed & (gaps > 0), (end_s - first_token_s) / np.maximum(gaps, 1), np.nan)
-    attained = completed & _within(outcome.scenario.service_classes, columns["service_class"], (ttft_s, tpot_s, e2e_s))
-    return RequestTable(
-        model=columns["model"],
-        service_class=columns["service_class"],
-        outcome=columns["outcome"],
-        output_tokens=columns["output_tokens"],
-        produced_tokens=columns["produced_tokens"],
-        mean_residency=columns["mean_residency"],
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
-        e2e_s=e2e_s,
-        queue_s=np.where(completed, columns["queued_s"] + columns["load_wait_s"], np.nan),
-        wait_s=np.where(np.isnan(ttft_s), end_s - arrival_s, ttft_s),
-        attained=attained,
-    )
+def figures(table: RequestTable, groupings: Sequence[Groups]) -> list[list[Figures]]:
+    """The figures of each group of each grouping. Every column is read once."""
 
+    def split(values: NDArray[Any], number: Callable[[NDArray[Any]], Any]) -> list[list[Any]]:
+        return [[number(part) for part in groups.split(values)] for groups in groupings]
 
-def _within(
-    classes: Iterable[ServiceClass], class_of: NDArray[np.int64], latencies: tuple[Floats, Floats, Floats]
-) -> NDArray[np.bool_]:
-    """Does every limit of a request's class hold? A single token has no TPOT, so that limit holds for it."""
-    limits_s = np.array([[math.inf if x is None else x for x in (c.ttft_s, c.tpot_s, c.e2e_s)] for c in classes])
-    holds = np.ones(len(class_of), dtype=bool)
-    for column, latency_s in enumerate(latencies):
-        holds &= ~(latency_s > limits_s[class_of, column])
-    return holds
+    counts = split(table["outcome"], _counts)
+    attained = split(table["attained"], lambda part: int(part.sum()))
+    produced = split(table["produced_tokens"], lambda part: int(part.sum(dtype=np.int64)))
+    residency = split(table["mean_residency"] * table["produced_tokens"], lambda part: float(np.nansum(part)))
+    spreads = {name: split(table[name], spread) for name in _LATENCIES}
+    return [
+        [
+            Figures(*numbers, {name: found[at][group] for name, found in spreads.items()})
+            for group, numbers in enumerate(zip(counts[at], attained[at], produced[at], residency[at], strict=True))
+        ]
+        for at in range(len(groupings))
+    ]
 
 
 def spread(values: Floats) -> dict[str, float | int | None]:
@@ -107,9 +97,10 @@ def spread(values: Floats) -> dict[str, float | int | None]:
     known = values[~np.isnan(values)]
     if not len(known):
         return {"count": 0, "mean": None, **dict.fromkeys(_SHARES), "max": None}
-    quantiles = np.quantile(known, list(_SHARES.values())).tolist()
+    mean, most = float(known.mean()), float(known.max())
+    quantiles = np.quantile(known, list(_SHARES.values()), overwrite_input=True).tolist()
     ends = dict(zip(_SHARES, quantiles, strict=True))
-    return {"count": len(known), "mean": float(known.mean()), **ends, "max": float(known.max())}
+    return {"count": len(known), "mean": mean, **ends, "max": most}
 
 
 def _token_spread(latencies: TokenLatencies) -> dict[str, float | int | None]:
@@ -126,30 +117,17 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _counts(table: RequestTable) -> dict[str, int]:
-    counts = np.bincount(table.outcome, minlength=len(OUTCOMES)).tolist()
-    return {"arrived": len(table), **dict(zip(OUTCOMES, counts, strict=True))}
+def _counts(outcomes: NDArray[Any]) -> dict[str, int]:
+    counts = np.bincount(outcomes, minlength=len(OUTCOMES)).tolist()
+    return {"arrived": len(outcomes), **dict(zip(OUTCOMES, counts, strict=True))}
 
 
-def _slo(table: RequestTable, end_s: float) -> dict[str, float | int | None]:
-    attained = int(table.attained.sum())
+def _slo(group: Figures, end_s: float) -> dict[str, float | int | None]:
     return {
-        "attained": attained,
-        "attainment": _ratio(attained, len(table)),
-        "goodput_rps": _ratio(attained, end_s),
+        "attained": group.attained,
+        "attainment": _ratio(group.attained, group.arrived),
+        "goodput_rps": _ratio(group.attained, end_s),
     }
-
-
-def _normalised(table: RequestTable) -> Floats:
-    """End-to-end seconds per output token."""
-    return np.asarray(table.e2e_s / table.output_tokens)
-
-
-def _by_code(table: RequestTable, codes: NDArray[np.int64], number: int) -> list[RequestTable]:
-    """The requests of each code 0 to number - 1."""
-    order = np.argsort(codes, kind="stable")
-    ends = np.searchsorted(codes[order], np.arange(number + 1)).tolist()
-    return [table.part(order[low:high]) for low, high in pairwise(ends)]
 
 
 def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, Any]:
@@ -161,11 +139,13 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
     """
     recorder, end_s = outcome.recorder, outcome.end_s
     table = request_table(outcome)
-    models = _by_code(table, table.model, len(outcome.cluster.models))
-    prompts = int(request_columns(outcome)["prompt_tokens"][table.produced_tokens > 0].sum())
-    assert len(table) == recorder.arrived, (len(table), recorder.arrived)
-    assert int(table.produced_tokens.sum()) == recorder.output_tokens, "tokens are not conserved"
-    starved = int((table.wait_s > outcome.scenario.starvation_s).sum())
+    assert table.rows == recorder.arrived, (table.rows, recorder.arrived)
+    by_model = Groups(table["model"], len(outcome.cluster.models))
+    by_class = Groups(table["service_class"], len(outcome.scenario.service_classes))
+    (whole,), models, classes = figures(table, [Groups(np.zeros(table.rows, dtype=np.int16), 1), by_model, by_class])
+    assert whole.produced_tokens == recorder.output_tokens, "tokens are not conserved"
+    prompts = int(table["prompt_tokens"][table["produced_tokens"] > 0].sum(dtype=np.int64))
+    longest_wait_s, starved = _waits(table, outcome.scenario.starvation_s)
     completed = recorder.ended[COMPLETED]
     summary: dict[str, Any] = {
         "run_id": outcome.run_id,
@@ -173,24 +153,22 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
         "policy": outcome.policy_name,
         "oracle": outcome.oracle or None,
         "seed": outcome.scenario.seed,
-        "requests": _counts(table),
-        "reasons": _reasons(outcome),
+        "requests": whole.counts,
+        "reasons": _reasons(table, list(recorder.reasons)),
         "tokens": {"prompt": prompts, "output": recorder.output_tokens},
-        "ttft_s": spread(table.ttft_s),
-        "tpot_s": spread(table.tpot_s),
+        "ttft_s": whole.spreads["ttft_s"],
+        "tpot_s": whole.spreads["tpot_s"],
         "itl_s": _token_spread(recorder.latencies),
-        "e2e_s": spread(table.e2e_s),
-        "queue_s": spread(table.queue_s),
-        "normalised_s_per_token": spread(_normalised(table)),
-        "slo": _slo(table, end_s),
+        **{name: whole.spreads[name] for name in _LATENCIES[2:]},
+        "slo": _slo(whole, end_s),
         "throughput": {
             "requests_per_s": _ratio(completed, end_s),
             "output_tokens_per_s": _ratio(recorder.output_tokens, end_s),
         },
         "switching": _switching(outcome, starved),
-        "time_budget_s": {name: float(request_columns(outcome)[f"{name}_s"].sum()) for name in PHASES},
-        "fairness_jain": _jain([_service_rate(part) for part in models if (part.outcome != IMPOSSIBLE).any()]),
-        "longest_wait_s": float(table.wait_s.max(initial=0.0)),
+        "time_budget_s": {name: float(table[f"{name}_s"].sum()) for name in PHASES},
+        "fairness_jain": _jain([_service_rate(group) for group in models if group.possible]),
+        "longest_wait_s": longest_wait_s,
         "gpus": [_gpu(gpu, end_s) for gpu in outcome.cluster.gpus],
         "links": outcome.link_bytes,
         "cost": _cost(outcome),
@@ -202,7 +180,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
             "peak_rss_bytes": peak_rss_bytes,
         },
         "models": _models(outcome, models),
-        "classes": _classes(outcome, table),
+        "classes": _classes(outcome, classes),
         "factors": factors(outcome.scenario),
     }
     summary["notices"] = _notices(outcome, summary)
@@ -244,9 +222,15 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
     }
 
 
-def _service_rate(table: RequestTable) -> float:
+def _waits(table: RequestTable, starvation_s: float) -> tuple[float, int]:
+    """The longest wait for a first token, and how many were longer than starvation_s."""
+    wait_s = table["wait_s"]
+    return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
+
+
+def _service_rate(group: Figures) -> float:
     """Output tokens per second that a model's requests see: 1 / mean normalised latency; 0 if none completed."""
-    mean_s = spread(_normalised(table))["mean"]
+    mean_s = group.spreads["normalised_s_per_token"]["mean"]
     return 1.0 / mean_s if mean_s else 0.0
 
 
@@ -281,59 +265,60 @@ def _cost(outcome: Outcome) -> dict[str, float | None]:
     return {"usd": usd, "output_tokens_per_usd": _ratio(outcome.recorder.output_tokens, usd) if usd else None}
 
 
-def _models(outcome: Outcome, parts: list[RequestTable]) -> dict[str, Any]:
-    kind, name = SWITCH_COLUMNS.index("kind"), SWITCH_COLUMNS.index("model")
-    loads = dict.fromkeys((model.name for model in outcome.cluster.models), 0)
-    for row in outcome.recorder.switches:
-        loads[row[name]] += row[kind] in ("load", "wake")
-    found: dict[str, Any] = {}
-    for model, part in zip(outcome.cluster.models, parts, strict=True):
-        tokens = int(part.produced_tokens.sum())
-        found[model.name] = {
-            "requests": _counts(part),
-            "ttft_s": spread(part.ttft_s),
-            "tpot_s": spread(part.tpot_s),
-            "e2e_s": spread(part.e2e_s),
-            "slo": _slo(part, outcome.end_s),
-            "output_tokens": tokens,
-            "mean_residency": _ratio(float(np.nansum(part.mean_residency * part.produced_tokens)), tokens),
+def _models(outcome: Outcome, groups: list[Figures]) -> dict[str, Any]:
+    loads = _loads(outcome)
+    return {
+        model.name: {
+            "requests": group.counts,
+            **{name: group.spreads[name] for name in _PARTS},
+            "slo": _slo(group, outcome.end_s),
+            "output_tokens": group.produced_tokens,
+            "mean_residency": _ratio(group.residency_tokens, group.produced_tokens),
             "loads": loads[model.name],
         }
-    return found
-
-
-def _classes(outcome: Outcome, table: RequestTable) -> dict[str, Any]:
-    classes = outcome.scenario.service_classes
-    return {
-        service_class.name: {
-            "limits": {name: getattr(service_class, name) for name in ("ttft_s", "tpot_s", "e2e_s", "patience_s")},
-            "requests": _counts(part),
-            "ttft_s": spread(part.ttft_s),
-            "tpot_s": spread(part.tpot_s),
-            "e2e_s": spread(part.e2e_s),
-            "slo": _slo(part, outcome.end_s),
-        }
-        for service_class, part in zip(classes, _by_code(table, table.service_class, len(classes)), strict=True)
+        for model, group in zip(outcome.cluster.models, groups, strict=True)
     }
 
 
-def _reasons(outcome: Outcome) -> list[dict[str, Any]]:
+def _loads(outcome: Outcome) -> dict[str, int]:
+    """Loads and wake-ups of each model."""
+    recorder = outcome.recorder
+    names, kinds = recorder.switch_texts["model"], recorder.switch_texts["kind"]
+    columns = recorder.switch_columns
+    loading = np.isin(columns["kind"], [code for kind, code in kinds.items() if kind in ("load", "wake")])
+    counts = np.bincount(columns["model"][loading], minlength=len(names)).tolist()
+    return {model.name: counts[names[model.name]] if model.name in names else 0 for model in outcome.cluster.models}
+
+
+def _classes(outcome: Outcome, groups: list[Figures]) -> dict[str, Any]:
+    return {
+        service_class.name: {
+            "limits": {name: getattr(service_class, name) for name in ("ttft_s", "tpot_s", "e2e_s", "patience_s")},
+            "requests": group.counts,
+            **{name: group.spreads[name] for name in _PARTS},
+            "slo": _slo(group, outcome.end_s),
+        }
+        for service_class, group in zip(outcome.scenario.service_classes, groups, strict=True)
+    }
+
+
+def _reasons(table: RequestTable, texts: list[str]) -> list[dict[str, Any]]:
     """Why requests did not complete, the most frequent reasons first: outcome, reason, requests."""
-    columns = request_columns(outcome)
-    texts = list(outcome.recorder.reasons)
-    pairs, counts = np.unique(columns["reason"] * len(OUTCOMES) + columns["outcome"], return_counts=True)
+    reasons = table["reason"]
+    given = np.flatnonzero(reasons)
+    codes = reasons[given].astype(np.int64) * len(OUTCOMES) + table["outcome"][given]
+    pairs, counts = np.unique(codes, return_counts=True)
     found = [
         {"outcome": OUTCOMES[pair % len(OUTCOMES)], "reason": texts[pair // len(OUTCOMES)], "requests": count}
         for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)
-        if pair // len(OUTCOMES)
     ]
     return sorted(found, key=lambda row: (-row["requests"], row["outcome"], row["reason"]))[:_MOST_REASONS]
 
 
 def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers, one line each."""
-    scenario, trace = outcome.scenario, outcome.trace
-    notices = list(check_trace(trace) if isinstance(scenario.workload, TraceWorkload) else trace.notices)
+    scenario = outcome.scenario
+    notices = list(outcome.notices)
     if outcome.oracle:
         notices.append(f"policy {outcome.policy_name} is an oracle, no real scheduler can do it: {outcome.oracle}")
     refused = [row["reason"] for row in summary["reasons"]]

@@ -1,12 +1,13 @@
 """Moves bytes: keeps the running transfers of all links, and calls back when one is done.
 
-Rates come from links.py and change only when a transfer starts or ends; one timer a transfer. Loads also take their
-share of the node's DRAM bandwidth, which serving reads as `Node.load_rates`.
+Rates come from links.py and change only when a transfer starts or ends; only the first end is timed. Loads also take
+their share of the node's DRAM bandwidth, which serving reads as `Node.load_rates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from sim.cluster import Gpu, Node
@@ -91,7 +92,6 @@ class Transfers:
     def cancel(self, transfer: Transfer) -> None:
         """Stop a transfer; it never calls back. The bytes that did not move are taken off the record."""
         self._settle(transfer)
-        transfer.version += 1
         self.world.recorder.moved(transfer.cause, -transfer.remaining)
         for link in transfer.links:
             link.bytes_by_cause[transfer.cause] -= transfer.remaining
@@ -114,18 +114,31 @@ class Transfers:
         transfer.settled_s = now_s
 
     def _change_rates(self, links: tuple[Link, ...]) -> None:
-        affected = neighbours(links)
-        new_rates = rates(affected, self.world.sharing.links)
-        for transfer in affected:
+        """Set the rates of all who are connected over these links anew; without a transfer, links may part company."""
+        seen: dict[int, bool] = {}
+        for link in links:
+            number = next(iter(link.transfers), None)
+            if number is not None and number not in seen:
+                connected = neighbours((link,))
+                seen.update((transfer.number, True) for transfer in connected)
+                self._change_rates_of(connected)
+
+    def _change_rates_of(self, connected: list[Transfer]) -> None:
+        """Who is connected has one timer, that of the first to end: its end sets the rates of the others anew."""
+        new_rates = rates(connected, self.world.sharing.links)
+        first = connected[0]
+        for transfer in connected:
             rate = new_rates[transfer.number]
-            if rate == transfer.rate and transfer.version:
-                continue
-            self._settle(transfer)
-            self._set_rate(transfer, rate)
-            transfer.version += 1
-            if rate > 0:
-                end_s = transfer.settled_s + transfer.remaining / rate
-                self.world.clock.at(end_s, self._on_end, transfer, transfer.version)
+            if rate != transfer.rate or not transfer.end_s:
+                self._settle(transfer)
+                self._set_rate(transfer, rate)
+                transfer.end_s = transfer.settled_s + transfer.remaining / rate if rate > 0 else inf
+            if transfer.end_s < first.end_s:
+                first = transfer
+        if first.end_s != first.timer_s:
+            assert first.end_s < inf, "nothing moves on these links"
+            first.timer_s = first.end_s
+            self.world.clock.at(first.end_s, self._on_timer, first, 0)
 
     def _set_rate(self, transfer: Transfer, rate: float) -> None:
         transfer.rate = rate
@@ -138,13 +151,13 @@ class Transfers:
                 _note_rate(gpu.link_rates, transfer)
                 self.world.shaken_gpus[gpu.index] = gpu
 
-    def _on_end(self, subject: Any, version: int) -> None:
+    def _on_timer(self, subject: Any, _: int) -> None:
         transfer: Transfer = subject
-        if version != transfer.version:
-            return
+        if not transfer.under_way or transfer.end_s != self.world.clock.now_s:
+            transfer.timer_s = -1.0
+            return  # cancelled, or its end has moved
         transfer.remaining = 0.0
         transfer.settled_s = self.world.clock.now_s
-        transfer.version += 1
         self._leave(transfer)
         on_done: Any = transfer.on_done
         on_done()

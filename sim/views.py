@@ -7,28 +7,16 @@ and requests stay the same objects for a whole run, so that a policy may keep th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from math import isnan
 
 from sim.cluster import Cluster, Gpu, Node
 from sim.estimates import Estimates
 from sim.facade import Facade
 from sim.machine_views import GpuView, NodeView
 from sim.profiles import Profile
+from sim.request import DECODE, PREFILL, RECOMPUTE, Request
 from sim.room import need, why_not_resize
-from sim.state import (
-    ASLEEP,
-    DECODE,
-    LOADING,
-    PENDING,
-    PREFILL,
-    READY,
-    RECOMPUTE,
-    STARTING,
-    STATUSES,
-    Instance,
-    Model,
-    Request,
-)
+from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, STATUSES, Instance, Model
 from sim.world import World
 
 
@@ -62,6 +50,11 @@ class RequestView(Facade):
     def priority(self) -> int:
         """Smaller is more urgent."""
         return self._of.priority
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds after its arrival by which its client needs the whole answer."""
+        return None if isnan(self._of.deadline_s) else self._of.deadline_s
 
     @property
     def service_class(self) -> str:
@@ -181,6 +174,24 @@ class ModelView(Facade):
         """In order of their loads."""
         return [self._views.instance(instance) for instance in self._of.instances.values()]
 
+    def quietest(self, count: int) -> list[InstanceView]:
+        """All its instances when there are at most `count`; else those that take requests and have the fewest, the
+        fewest first."""
+        if len(self._of.instances) <= count:
+            return self.instances
+        return [self._views.instance(instance) for instance in self._of.ranking.first(count)]
+
+    @property
+    def least_loaded(self) -> InstanceView | None:
+        """Of the instances that take requests the one with the fewest, then the most layers, then the oldest."""
+        instance = self._of.ranking.least()
+        return None if instance is None else self._views.instance(instance)
+
+    @property
+    def loading(self) -> bool:
+        """Is one of its instances not ready yet?"""
+        return bool(self._of.loading)
+
     @property
     def expected_output_tokens(self) -> float:
         """Mean output of its finished requests; the predictor's prior before the first."""
@@ -245,7 +256,7 @@ class InstanceView(Facade):
     @property
     def accepts(self) -> bool:
         """May requests be routed here, now or for when it is loaded?"""
-        return self._of.status in (PENDING, STARTING, LOADING, READY) and self._of.stop_mode is None
+        return self._of.accepts
 
     @property
     def loading(self) -> bool:
@@ -262,7 +273,7 @@ class InstanceView(Facade):
     @property
     def idle(self) -> bool:
         """Ready, and nobody runs or waits here."""
-        return self._of.status == READY and not self._of.sequences and not self._of.waiting
+        return self._of.idle
 
     @property
     def running_count(self) -> int:
@@ -282,7 +293,7 @@ class InstanceView(Facade):
     @property
     def load(self) -> int:
         """Requests that run or wait here."""
-        return self._of.sequences + len(self._of.waiting)
+        return self._of.load
 
     @property
     def requests(self) -> Iterator[RequestView]:
@@ -311,9 +322,6 @@ class InstanceView(Facade):
         return self._of.last_used_s
 
 
-_Kind = TypeVar("_Kind", bound=Facade)
-
-
 class Views:
     """Makes one facade an object, once."""
 
@@ -324,22 +332,31 @@ class Views:
         self.estimates = estimates
 
     def request(self, of: Request) -> RequestView:
-        return self._once(of, RequestView)
+        view = of.view
+        if view is None:
+            view = of.view = RequestView(of, self)
+        return view
 
     def model(self, of: Model) -> ModelView:
-        return self._once(of, ModelView)
+        view = of.view
+        if view is None:
+            view = of.view = ModelView(of, self)
+        return view
 
     def instance(self, of: Instance) -> InstanceView:
-        return self._once(of, InstanceView)
+        view = of.view
+        if view is None:
+            view = of.view = InstanceView(of, self)
+        return view
 
     def gpu(self, of: Gpu) -> GpuView:
-        return self._once(of, GpuView)
+        view = of.view
+        if view is None:
+            view = of.view = GpuView(of, self)
+        return view
 
     def node(self, of: Node) -> NodeView:
-        return self._once(of, NodeView)
-
-    def _once(self, of: Any, kind: type[_Kind]) -> _Kind:
-        if of.view is None:
-            of.view = kind(of, self)
-        view: _Kind = of.view
+        view = of.view
+        if view is None:
+            view = of.view = NodeView(of, self)
         return view

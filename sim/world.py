@@ -5,23 +5,14 @@ Serving, loading and transfers each get the one World; engine.py builds it. It h
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+from sim.clock import SimClock
 from sim.cluster import Cluster, Gpu, Node
 from sim.metrics import Recorder
+from sim.request import Request
 from sim.spec import EngineOptions, SharingOptions
-from sim.state import Instance, Request
-
-
-class Clock(Protocol):
-    """Simulated seconds, and calls at a later time. Calls of one instant come in the order in which they were asked."""
-
-    now_s: float
-
-    def at(self, time_s: float, action: Callable[[Any, int], None], subject: Any, version: int) -> None:
-        """Call action(subject, version) at `time_s`; the callee ignores a version that is no longer its own."""
+from sim.state import Instance
 
 
 class Changes:
@@ -38,6 +29,22 @@ class Changes:
         self.freed: list[Gpu] = []
         self.woken = False
 
+    def clear(self) -> None:
+        """Nothing happened. Lists that hold something are left to who has them."""
+        if self.arrived:
+            self.arrived = []
+        if self.requeued:
+            self.requeued = []
+        if self.finished:
+            self.finished = []
+        if self.loaded:
+            self.loaded = []
+        if self.idled:
+            self.idled = []
+        if self.freed:
+            self.freed = []
+        self.woken = False
+
     def any(self) -> bool:
         return bool(self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken)
 
@@ -46,7 +53,7 @@ class Changes:
 class World:
     """One run's world."""
 
-    clock: Clock
+    clock: SimClock
     cluster: Cluster
     options: EngineOptions
     sharing: SharingOptions
@@ -67,6 +74,8 @@ class World:
 
     def requeue(self, request: Request) -> None:
         """Back to the cluster's queue: the policy must route it again."""
+        if request.instance is not None:
+            request.instance.changed()
         request.instance = None
         self.cluster.wait(request)
         self.changes.requeued.append(request)

@@ -10,7 +10,8 @@ import numpy as np
 from scenarios import columns
 
 from sim.engine import Engine
-from sim.state import ASLEEP, COMPLETED, DRAINING, PHASES, READY, UNFINISHED
+from sim.request import COMPLETED, PHASES, UNFINISHED
+from sim.state import ASLEEP, DRAINING, READY
 
 ROUNDING = 1e-9
 

@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sim.spec import Scenario, parse_scenario
-from sim.trace import Trace
+from sim.traces.trace import Trace
 
 
 @dataclass

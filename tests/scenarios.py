@@ -23,7 +23,7 @@ from sim.engine import Engine
 from sim.library import Library
 from sim.policy import Action, InstanceView, Load, ModelView, Policy, Route, View
 from sim.spec import Scenario, parse_scenario, resolved
-from sim.trace import Trace
+from sim.traces.trace import Trace
 
 GB = 10**9
 
@@ -221,7 +221,7 @@ def _library(profiles: str | None) -> Library:
 def play(of: Scenario, policy: Policy, requests: Trace, check: bool = True) -> Engine:
     """Run to the end with a policy object; the laws are checked at every instant."""
     library = _library(of.profiles)
-    engine = Engine(of, requests, build_cluster(of, library), policy, check)
+    engine = Engine(of, iter([requests]), build_cluster(of, library), policy, check)
     engine.run()
     return engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 import sim
-from sim import catalogue, cli
+from sim import catalogue, terminal
 from sim.engine import simulate
 from sim.errors import PolicyError
 from sim.policy import policy_names
@@ -241,21 +242,33 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
 def test_progress_shows_only_at_a_terminal_and_only_when_it_takes_long(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    progress = cli.Progress()
+    progress = terminal.RunProgress()
     progress(1, 10, 5.0)
-    monkeypatch.setattr(cli, "_LONG_RUN_S", -1.0)
+    monkeypatch.setattr(terminal, "LONG_S", -1.0)
     progress(2, 10, 6.0)
     progress.close()
     assert capsys.readouterr().err == ""
     assert str(progress) == "interrupted at t = 6 s after 2 of 10 requests"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    progress = cli.Progress()
+    progress = terminal.RunProgress()
     progress(3, 10, 7.0)
     progress.close()
     seen = capsys.readouterr()
     assert "t = 7 s" in seen.err
     assert seen.out == ""
+
+
+def test_a_long_run_without_a_terminal_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(terminal, "QUIET_S", -1.0)
+    progress = terminal.RunProgress()
+    progress(30, 120, 7.0)
+    progress(40, None, 8.0)
+    known, unknown = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"30 requests after 0 s, [0-9,]+/s, t = 7 s; 0 s left for 90", known), known
+    assert re.fullmatch(r"40 requests after 0 s, [0-9,]+/s, t = 8 s", unknown), unknown
 
 
 # --- the other verbs
@@ -351,7 +364,9 @@ def test_profiles_are_listed_and_shown() -> None:
 
 def test_the_version_is_the_projects() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert invoke("--version").stdout == f"residency-sim {declared}\n"
+    assert invoke("--version").stdout in [
+        f"residency-sim {declared} (engine {kind})\n" for kind in ("compiled", "interpreted")
+    ]
 
 
 def test_every_public_name_is_there() -> None:

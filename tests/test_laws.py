@@ -36,8 +36,8 @@ from scenarios import (
 
 from sim.engine import Engine
 from sim.policy import Load, Policy, View, load_policy, policy_names
+from sim.request import COMPLETED, IMPOSSIBLE, REJECTED
 from sim.spec import Scenario
-from sim.state import COMPLETED, IMPOSSIBLE, REJECTED
 
 QUICK = settings(
     derandomize=True,

@@ -20,8 +20,8 @@ from scenarios import GB, Row, as_yaml, columns, nodes, play, scenario, trace
 from sim.engine import Engine
 from sim.errors import PolicyError
 from sim.policy import Action, GpuView, InstanceView, ModelView, Policy, RequestView, View, load_policy, policy_names
+from sim.request import COMPLETED, UNFINISHED
 from sim.spec import Scenario
-from sim.state import COMPLETED, UNFINISHED
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for path in (ROOT / "policies").glob("*.py") if not path.stem.startswith("_"))

@@ -10,17 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from cli_cases import scenario_data, write_scenario
+from pyarrow import parquet
 
-from sim import results
-from sim.engine import Outcome, prepare, simulate
+from sim import columns, engine, metrics, results
+from sim.engine import Outcome, identify, simulate
 from sim.errors import ConfigError
 from sim.results import FILES, check_target, finished_run, write_run
 from sim.runner import RunOptions, compose, run
 from sim.spec import load_scenario, parse_scenario
 from sim.summary import summarize
+from sim.workload import build_trace, open_workload
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +89,65 @@ def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int, block_rows: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A run's summary and files, with so many rows in memory, handed over in odd blocks, and so many in a row group."""
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "_ROWS", 37)
+        patch.setattr(results, "_BLOCK_ROWS", block_rows)
+        patch.setattr(engine, "Recorder", lambda scratch: metrics.Recorder(scratch, most_rows))
+        workload = scenario_data()["workload"] | {"duration_s": 400}
+        data = scenario_data(workload=workload, horizon_s=350, cluster=SMALL_GPU, policy={"name": "lru-swap"})
+        played = simulate(parse_scenario(data, "test"), scratch=folder.parent)
+        summary = summarize(played) | {"engine": None}
+        write_run(folder, played, summary)
+    spilled = sum(type(part).__name__ == "_Spilled" for part in played.recorder.columns.parts())
+    assert (spilled > 1) == (most_rows < played.recorder.arrived / 2), spilled
+    return summary, {name: (folder / name).read_bytes() for name in FILES}
+
+
+SMALL_GPU = {"nodes": [{"host": "tr-pro-5995wx", "gpus": [{"gpu": "rtx-4090"}]}], "gpu_reserve_gib": 2}
+
+
+@pytest.mark.parametrize("block_rows", [1 << 19, 16])
+def test_what_is_kept_does_not_depend_on_what_fitted_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
+) -> None:
+    whole = kept(tmp_path / "whole", monkeypatch, 1 << 19, block_rows)
+    assert whole[0]["requests"]["arrived"] > 60
+    assert whole[0]["switching"]["loads"] > 4
+    for most_rows in (0, 40):
+        assert kept(tmp_path / f"limit {most_rows}", monkeypatch, most_rows, block_rows) == whole
+    requests = parquet.ParquetFile(tmp_path / "whole" / "requests.parquet")
+    assert requests.num_row_groups == -(-whole[0]["requests"]["arrived"] // block_rows)
+    assert list(pd.read_parquet(tmp_path / "whole" / "requests.parquet")["request"]) == list(
+        range(requests.metadata.num_rows)
+    )
+
+
+def test_what_the_recorder_saw_is_what_was_asked(outcome: Outcome) -> None:
+    arrived = outcome.recorder.arrived
+    asked = build_trace(outcome.scenario).select(slice(0, arrived))
+    checksum = columns.rows_checksum(np.arange(arrived), asked.prompt_tokens, asked.output_tokens)
+    assert outcome.recorder.digest_sum == checksum
+
+
+def test_a_run_without_requests_has_empty_tables(tmp_path: Path) -> None:
+    played = simulate(parse_scenario(scenario_data(horizon_s=0.001), "test"))
+    assert played.recorder.arrived == 0
+    write_run(tmp_path / "run", played, summarize(played))
+    for name in ("requests", "switches"):
+        table = parquet.read_table(tmp_path / "run" / f"{name}.parquet")
+        assert table.num_rows == 0 or name == "switches"
+        assert table.schema.field("model").type == "string"
+
+
 @pytest.mark.parametrize("policy", ["lru-swap", "static-split"])
 def test_a_run_is_identified_before_it_happens(tmp_path: Path, policy: str) -> None:
     scenario = compose(RunOptions(scenario=write_scenario(tmp_path), policy=policy))
     outcome = simulate(scenario)
-    assert prepare(scenario, outcome.trace)[0] == outcome.run_id
+    assert identify(scenario, open_workload(scenario)) == outcome.run_id
 
 
 def test_a_second_run_with_the_same_id_replaces_the_first(tmp_path: Path) -> None:

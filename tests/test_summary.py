@@ -15,10 +15,9 @@ from sim.engine import Outcome, simulate
 from sim.library import Library
 from sim.locate import data_folder
 from sim.metrics import REQUEST_COLUMNS, Recorder
+from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
 from sim.spec import load_scenario, parse_scenario
-from sim.state import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
 from sim.summary import summarize
-from sim.workload import build_trace
 
 NAN = math.nan
 
@@ -28,7 +27,7 @@ def request(outcome: int, arrival_s: float, first_token_s: float, end_s: float, 
     row = dict.fromkeys(REQUEST_COLUMNS, 0)
     done = outcome == COMPLETED
     row |= {"outcome": outcome, "arrival_s": arrival_s, "first_token_s": first_token_s, "end_s": end_s}
-    row |= {"prompt_tokens": 100, "output_tokens": 10, "produced_tokens": 10 if done else 0}
+    row |= {"deadline_s": NAN, "prompt_tokens": 100, "output_tokens": 10, "produced_tokens": 10 if done else 0}
     row |= {"mean_residency": 1.0 if done else NAN}
     return row | values
 
@@ -38,8 +37,7 @@ def outcome_of(rows: list[dict[str, Any]], end_s: float = 100.0, **changes: Any)
     scenario = parse_scenario(scenario_data(**changes), "test")
     recorder = Recorder()
     for index, row in enumerate(rows):
-        for name, column in recorder.columns.items():
-            column.append(index if name == "request" else row[name])
+        recorder.columns.add([tuple((row | {"request": index}).values())])
         recorder.ended[row["outcome"]] += 1
         recorder.output_tokens += row["produced_tokens"]
     recorder.arrived = len(rows)
@@ -49,7 +47,7 @@ def outcome_of(rows: list[dict[str, Any]], end_s: float = 100.0, **changes: Any)
         "0" * 16,
         "hand",
         "",
-        build_trace(scenario),
+        (),
         cluster,
         recorder,
         {"box.h2d": {"weights": 5.0}},
@@ -109,6 +107,16 @@ def test_attainment_counts_everyone_who_arrived() -> None:
     rows[0]["end_s"] = 5.0 + 9 * 0.1 * (1 - 1e-12)
     slo = summarize(outcome_of(rows, end_s=10.0))["slo"]
     assert slo == {"attained": 3, "attainment": 3 / 8, "goodput_rps": 0.3}
+
+
+def test_a_deadline_is_a_limit_of_one_request() -> None:
+    rows = [
+        request(COMPLETED, 10.0, 10.5, 10.9, deadline_s=0.9 + 1e-12),
+        request(COMPLETED, 10.0, 10.5, 10.9, deadline_s=0.8),
+        request(COMPLETED, 10.0, 10.5, 10.9),
+        request(TIMED_OUT, 10.0, NAN, 10.1, deadline_s=5.0),
+    ]
+    assert summarize(outcome_of(rows))["slo"]["attained"] == 2
 
 
 def test_each_class_has_its_own_limits() -> None:

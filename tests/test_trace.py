@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sim.errors import TraceError
-from sim.trace import Trace, check_trace, describe, read_trace, write_trace
-from sim.trace_files import SUFFIXES
+from sim.traces.facts import describe
+from sim.traces.files import SUFFIXES
+from sim.traces.stream import read_trace
+from sim.traces.trace import Signs, Trace
+from sim.traces.write import write_trace
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 
@@ -54,9 +59,7 @@ def plain(trace: Trace) -> list[tuple[Any, ...]]:
             None if session < 0 else trace.sessions[session],
             priority,
         )
-        for (arrival, model, prompt, output, service_class, priority), session in zip(
-            trace.rows(), trace.session.tolist(), strict=True
-        )
+        for arrival, model, prompt, output, service_class, priority, session, _, _ in trace.rows()
     ]
 
 
@@ -226,8 +229,11 @@ def test_out_of_order_arrivals_are_a_fault_of_the_maker() -> None:
 def test_rows_are_plain_python_whatever_the_chunk(chunk: int) -> None:
     trace = make_trace([(float(n), "ab"[n % 2], n + 1, n + 2, "default", None, -n) for n in range(7)])
     rows = list(trace.rows(chunk))
-    assert rows == [(float(n), n % 2, n + 1, n + 2, 0, -n) for n in range(7)]
-    assert [type(value) for value in rows[0]] == [float, int, int, int, int, int]
+    assert [row[:7] for row in rows] == [(float(n), n % 2, n + 1, n + 2, 0, -n, -1) for n in range(7)]
+    assert all(math.isnan(value) for row in rows for value in row[7:])
+    assert [type(value) for value in rows[0]] == [float, int, int, int, int, int, int, float, float]
+    trace = replace(trace, think_s=np.arange(7.0), deadline_s=np.arange(7.0) + 0.5)
+    assert [row[7:] for row in trace.rows(chunk)] == [(float(n), n + 0.5) for n in range(7)]
 
 
 def test_describe_by_hand() -> None:
@@ -264,6 +270,13 @@ def test_describe_of_one_request_has_no_rates() -> None:
     assert numbers["popularity_slope"] is None
 
 
+def remarks(trace: Trace) -> tuple[str, ...]:
+    signs = Signs()
+    for start in range(0, len(trace), 7):
+        signs.add(trace.select(slice(start, start + 7)))
+    return signs.remarks()
+
+
 @pytest.mark.parametrize(
     ("arrival", "remark"),
     [
@@ -273,10 +286,10 @@ def test_describe_of_one_request_has_no_rates() -> None:
         (lambda n: n * 5000.0, "is arrival_s in milliseconds?"),
     ],
 )
-def test_check_trace_remarks(arrival: Callable[[int], float], remark: str) -> None:
+def test_signs_of_a_wrong_clock(arrival: Callable[[int], float], remark: str) -> None:
     trace = make_trace([(arrival(n), "a", 1, 1, "default", None, 0) for n in range(24)])
-    assert [remark in text for text in check_trace(trace)] == [True]
+    assert [remark in text for text in remarks(trace)] == [True]
 
 
-def test_check_trace_is_silent_about_an_ordinary_trace() -> None:
-    assert check_trace(make_trace([(n * 0.7, "a", 1, 1, "default", None, 0) for n in range(24)])) == ()
+def test_signs_are_silent_about_an_ordinary_trace() -> None:
+    assert remarks(make_trace([(n * 0.7, "a", 1, 1, "default", None, 0) for n in range(24)])) == ()

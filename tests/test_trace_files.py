@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sim.errors import TraceError
-from sim.importers import AZURE_2023, import_trace
-from sim.trace import Trace, read_trace, write_trace
+from sim.formats import import_trace
+from sim.traces.stream import read_trace
+from sim.traces.trace import Trace
+from sim.traces.write import write_trace
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 GOOD = "0,a,1,1\n"
@@ -79,7 +81,7 @@ def test_any_edit_gives_a_trace_or_one_line(
         data = data[:start] + added + data[start + gone :]
     path = tmp_path / (name + ".gz" if zipped else name)
     path.write_bytes(gzip.compress(data) if zipped else data)
-    trace = trace_or_problem(path, AZURE_2023 if name == "azure.csv" else None)
+    trace = trace_or_problem(path, "azure-llm-2023" if name == "azure.csv" else None)
     if isinstance(trace, str):
         assert trace.startswith(f"{path}: ")
         assert len(trace.splitlines()) == 1

@@ -22,7 +22,7 @@ from scenarios import (
 
 from sim.errors import PolicyError
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
-from sim.state import OUTCOMES
+from sim.request import OUTCOMES
 
 
 def serve_on_demand(view: View) -> Iterator[Action]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ import numpy as np
 import pytest
 
 from sim.errors import ConfigError, SimError, TraceError
-from sim.generate import assign_models, generate
 from sim.spec import GenerateWorkload, Scenario, parse_scenario
-from sim.trace import read_trace
-from sim.workload import build_trace
+from sim.traces import blocks as trace_blocks
+from sim.traces import order as trace_order
+from sim.traces.assign import assign_models
+from sim.traces.stream import read_trace
+from sim.traces.trace import join
+from sim.traces.write import write_trace
+from sim.workload import build_trace, open_workload
+from sim.workloads.generate import generate
 
 TEXT = """arrival_s,model,prompt_tokens,output_tokens,service_class
 0,b,10,1,fast
@@ -135,3 +141,97 @@ def test_generated_workloads_are_numbered_by_the_scenario() -> None:
     assert trace.digest() == generate(whole.workload, 5, ["default", "fast"]).digest()
     pairs = set(zip(trace.model.tolist(), trace.service_class.tolist(), strict=True))
     assert pairs == {(0, 0), (1, 1)}
+
+
+# --- streams
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Sets the bytes that are read at a time, and the rows that may be held."""
+
+    def set_sizes(size: int, held: int) -> None:
+        monkeypatch.setattr(trace_blocks, "BLOCK_BYTES", size)
+        monkeypatch.setattr(trace_order, "MOST_ROWS_HELD", held)
+
+    return set_sizes
+
+
+LONG = "arrival_s,model,prompt_tokens,output_tokens,session,think_s\n" + "".join(
+    f"{n / 2},{'ab'[n % 3 % 2]},{n + 1},{n % 7 + 1},s{n % 10},{0.5 if n >= 10 and n % 2 else ''}\n" for n in range(300)
+)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"limit": 77, "time_scale": 3}, {"assign": "zipf:0.7"}, {"assign": "round-robin"}]
+)
+def test_the_same_requests_whatever_is_held(
+    tmp_path: Path, pieces: Callable[[int, int], None], more: dict[str, Any]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(LONG, encoding="utf-8")
+    asked = scenario({"file": str(path), **more}, classes="only", seed=4)
+    whole = build_trace(asked)
+    digests = {open_workload(asked).digest(), whole.digest()}
+    for held in (0, 50, 1000):
+        pieces(100, held)
+        workload = open_workload(asked)
+        assert workload.rows == (len(whole) if held == 1000 else None)
+        first = list(workload.chunks())
+        assert len(first) > 5
+        assert all(chunk.models == ("a", "b") and chunk.service_classes == ("only",) for chunk in first)
+        assert workload.rows == len(whole)
+        digests |= {workload.digest(), join(first).digest(), open_workload(asked).digest()}
+        assert join(list(workload.chunks())).digest() in digests, "a second pass"
+        together = build_trace(asked)
+        assert together.think_s is not None
+        np.testing.assert_array_equal(together.think_s, whole.think_s)
+    assert digests == {whole.digest()}
+    assert len(whole) == more.get("limit", 300)
+    expected = 0.5 / float(more.get("time_scale", 1))
+    assert whole.think_s is not None
+    assert np.nanmax(whole.think_s) == np.nanmin(whole.think_s) == expected
+
+
+def test_parquet_says_how_many_will_come(tmp_path: Path, pieces: Callable[[int, int], None]) -> None:
+    (tmp_path / "t.csv").write_text(LONG, encoding="utf-8")
+    path = tmp_path / "t.parquet"
+    write_trace(read_trace(tmp_path / "t.csv"), path)
+    pieces(100, 0)
+    assert open_workload(scenario({"file": str(path)})).rows == 300
+    assert open_workload(scenario({"file": str(path), "limit": 20})).rows == 20
+    assert open_workload(scenario({"file": str(path), "limit": 2000})).rows == 300
+
+
+def test_mistakes_far_down_a_long_file(tmp_path: Path, pieces: Callable[[int, int], None]) -> None:
+    path = tmp_path / "t.csv"
+    pieces(100, 20)
+
+    def refused(text: str, problem: str, **changes: Any) -> None:
+        path.write_text(text, encoding="utf-8")
+        workload = open_workload(scenario({"file": str(path)}, **changes))
+        with pytest.raises(TraceError, match=problem) as caught:
+            workload.digest()
+        assert str(caught.value).startswith(f"{path}: row ")
+
+    refused(LONG + "999,c,1,1,,\n", "row 302: unknown model 'c'")
+    refused(LONG + "1,a,1,1,,\n", r"row 302: arrives at 1\.0 s, before the row above it.*trace import")
+    refused(LONG + "999,a,1,1,new,2\n", "row 302: column 'think_s' is 2, but the request is the first")
+    with_class = (
+        LONG.replace("think_s\n", "think_s,service_class\n").replace("\n", ",\n").replace("class,\n", "class\n")
+    )
+    refused(with_class + "999,a,1,1,,,fast\n", "row 302: unknown service class 'fast'", classes="default")
+    refused(with_class + "999,a,1,1,,,only\n", "row 2: unknown service class 'default'", classes="only")
+
+
+def test_notices_are_complete_after_a_pass(tmp_path: Path, pieces: Callable[[int, int], None]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(LONG + "\n\n", encoding="utf-8")
+    expected = ["left out 2 blank rows"]
+    assert open_workload(scenario({"file": str(path)})).notices == expected
+    pieces(100, 20)
+    workload = open_workload(scenario({"file": str(path)}))
+    assert workload.notices == []
+    workload.digest()
+    assert workload.notices == expected
+    assert list(build_trace(scenario({"file": str(path)})).notices) == expected

@@ -2,21 +2,21 @@
 
 Each kind of value has one plain definition (`_whole`, `_seconds`, `_text`); a vectorised path accepts columns
 that are good throughout, and anything else goes through the definition row by row to find the first bad one.
-Called by `trace` and `importers`.
+Called by `traces.stream` and the importers.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError, did_you_mean
-from sim.trace_files import Table
+from sim.traces.files import Table, arrow_or_list
 
 MOST_TOKENS = 10**9
 FURTHEST_S = 1e12  # beyond it a float64 clock has less than 0.1 ms resolution
@@ -38,12 +38,42 @@ def name_problem(name: str, what: str) -> str | None:
 
 def by_appearance(codes: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Codes and names renumbered by first appearance, unused names left out; -1 stays -1."""
-    present, first = np.unique(codes, return_index=True)
-    order = np.argsort(first[present >= 0], kind="stable")
-    used = present[present >= 0][order]
-    remap = np.full(len(names) + 1, -1, dtype=np.int64)  # the last entry serves -1
-    remap[used] = np.arange(len(used))
-    return remap[codes], tuple(names[code] for code in used.tolist())
+    numbering = Appearance()
+    return numbering.codes(codes, names), numbering.table()
+
+
+class Appearance:
+    """Renumbers the codes of one column by first appearance, piece by piece; -1 stays -1.
+
+    From piece to piece the names may only grow at their end.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._new_code = np.array([-1], dtype=np.int64)  # by old code + 1; -2: not seen yet
+        self._table: tuple[str, ...] = ()
+
+    def codes(self, codes: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
+        """The new codes of a piece; `names` are all that its codes may mean."""
+        if len(self._new_code) <= len(names):
+            room = np.full(max(len(names) + 1, 2 * len(self._new_code)), -2, dtype=np.int64)
+            room[: len(self._new_code)] = self._new_code
+            self._new_code = room
+        renumbered: NDArray[np.int64] = self._new_code[codes + 1]
+        unseen = renumbered == -2
+        if unseen.any():
+            present, first = np.unique(codes[unseen], return_index=True)
+            fresh = present[np.argsort(first, kind="stable")].tolist()
+            self._new_code[np.array(fresh) + 1] = np.arange(len(self.names), len(self.names) + len(fresh))
+            self.names += [names[code] for code in fresh]
+            renumbered = self._new_code[codes + 1]
+        return renumbered
+
+    def table(self) -> tuple[str, ...]:
+        """The names so far; a new code is a position in here."""
+        if len(self._table) != len(self.names):
+            self._table = tuple(self.names)
+        return self._table
 
 
 class ColumnChecks:
@@ -93,11 +123,30 @@ class ColumnChecks:
         expected = f"give seconds from 0 to {FURTHEST_S:.0e}"
         return self._one_by_one(name, _seconds, expected)
 
-    def names(self, name: str, what: str, blank: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    def optional_seconds(self, name: str, above_zero: bool = False) -> NDArray[np.float64] | None:
+        """Times as `seconds`, NaN for an empty cell, or None where no row has one; `above_zero`: 0 is too short."""
+        column = self.table.columns.get(name)
+        if column is None:
+            return None
+        least = 5e-324 if above_zero else 0.0
+        numbers = _fast_seconds(column, least, empty_is_nan=True)
+        if numbers is None:
+            expected = f"give seconds from 0 to {FURTHEST_S:.0e}, or nothing"
+            expected = expected.replace("from 0", "above 0") if above_zero else expected
+
+            def convert(cell: Any) -> float | None:
+                return math.nan if _is_nothing(cell) else _seconds(cell, least)
+
+            numbers = self._one_by_one(name, convert, expected)
+        return None if np.isnan(numbers).all() else numbers
+
+    def names(
+        self, name: str, what: str, blank: str | None, known: Container[str] = ()
+    ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Codes int64[n] and the names they stand for.
 
         `blank` is the name of an empty cell, or of every row when the column is absent; "" means code -1, and
-        None that it must not be empty.
+        None that it must not be empty. `known` names have been checked before.
         """
         column = self.table.columns.get(name)
         if column is None:
@@ -113,12 +162,20 @@ class ColumnChecks:
                 text = blank
             if not text and blank == "":
                 continue
-            problem = name_problem(text, what)
+            problem = None if text in known else name_problem(text, what)
             if problem:
                 self._problems.append((int(np.argmax(codes == code)), f"column '{name}' {problem}"))
                 break
             remap[code] = found.setdefault(text, len(found))
         return remap[codes], tuple(found)
+
+    def problem(self, index: int, text: str) -> None:
+        """Remember what is wrong with entry `index`."""
+        self._problems.append((index, text))
+
+    def unfit(self, index: int, name: str, value: Any, expected: str) -> None:
+        """Remember a cell that is not what was expected."""
+        self.problem(index, f"column '{name}' is {_shown(value)}; {expected}")
 
     def finish(self) -> None:
         """Raises TraceError for the earliest row that has a problem."""
@@ -130,6 +187,8 @@ class ColumnChecks:
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.compute as pc  # noqa: PLC0415
 
+        if isinstance(column, list):
+            column = _texts_or_list(column)
         if not isinstance(column, list):
             if what == "session" and pa.types.is_integer(column.type):
                 column = column.cast(pa.string())
@@ -155,7 +214,7 @@ class ColumnChecks:
         for index, value in enumerate(values):
             number = convert(value)
             if number is None:
-                self._problems.append((index, f"column '{name}' is {_shown(value)}; {expected}"))
+                self.unfit(index, name, value, expected)
                 break
             numbers[index] = number
         return numbers
@@ -190,9 +249,16 @@ def _whole(value: Any, low: int, high: int, default: int | None) -> int | None:
     return int(number)
 
 
-def _seconds(value: Any) -> float | None:
+def _is_nothing(cell: Any) -> bool:
+    """An empty cell; NaN is how a column of numbers has none."""
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _seconds(value: Any, least: float = 0.0) -> float | None:
     number = _number(value)
-    if number is None or not 0 <= number <= FURTHEST_S or math.isnan(number):
+    if number is None or not least <= number <= FURTHEST_S or math.isnan(number):
         return None
     return float(number) + 0.0  # -0.0 becomes 0.0
 
@@ -212,6 +278,7 @@ def _fast_whole(column: Any, low: int, high: int, default: int | None) -> NDArra
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
 
+    column = arrow_or_list(column) if isinstance(column, list) else column
     if isinstance(column, list) or not len(column):
         return None
     if pa.types.is_string(column.type):
@@ -230,20 +297,35 @@ def _fast_whole(column: Any, low: int, high: int, default: int | None) -> NDArra
     return numbers.astype(np.int64)
 
 
-def _fast_seconds(column: Any) -> NDArray[np.float64] | None:
+def _fast_seconds(column: Any, least: float = 0.0, empty_is_nan: bool = False) -> NDArray[np.float64] | None:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
 
+    column = arrow_or_list(column) if isinstance(column, list) else column
     if isinstance(column, list) or not len(column):
         return None
     if pa.types.is_string(column.type):
-        if not pc.all(pc.match_substring_regex(column, f"^{_NUMBER}$"), skip_nulls=False).as_py():
+        if empty_is_nan:
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        if not pc.all(pc.match_substring_regex(column, f"^{_NUMBER}$"), skip_nulls=empty_is_nan, min_count=0).as_py():
             return None
         try:
             column = column.cast(pa.float64())
         except pa.ArrowException:
             return None
-    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type)):
         return None
-    numbers = np.asarray(column).astype(np.float64) + 0.0
-    return numbers if bool(((numbers >= 0) & (numbers <= FURTHEST_S)).all()) else None
+    nothing = np.asarray(column.is_null(nan_is_null=True))
+    if nothing.any() and not empty_is_nan:
+        return None
+    numbers = np.asarray(column.cast(pa.float64()).fill_null(math.nan)) + 0.0
+    return numbers if bool((nothing | ((numbers >= least) & (numbers <= FURTHEST_S))).all()) else None
+
+
+def _texts_or_list(values: list[Any]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415
+
+    try:
+        return pa.array(values, pa.string())
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return values

@@ -1,0 +1,137 @@
+"""Feeds a run with its requests, lazily and in time: there is one timer for all arrivals that are still to come.
+
+A request with a think time (closed loop) is sent so long after the one before it in its session has ended. What has
+been sent is also summed up, so that the engine can tell at the end whether the record still says the same. Knows the
+clock and traces; the engine makes the requests.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from math import isnan
+from typing import Any
+
+import numpy as np
+
+from sim.clock import SimClock
+from sim.columns import rows_checksum
+from sim.request import Request
+from sim.traces.trace import Row, Trace
+
+_SUMMED = 8192
+
+
+class Turn:
+    """A request's place in its session: when it ended, and who waits for that."""
+
+    __slots__ = ("ended_s", "next_row", "next_turn")
+
+    def __init__(self) -> None:
+        self.ended_s = -1.0
+        self.next_row: Row | None = None
+        self.next_turn: Turn | None = None
+
+
+class Feed:
+    """The requests of one run, from their trace to the cluster.
+
+    send: makes the request of a row and lets it arrive now. done: no request will come any more, as things are.
+    """
+
+    def __init__(self, chunks: Iterator[Trace], clock: SimClock, send: Callable[[Row], Request]) -> None:
+        self.exhausted = False
+        self._chunks = chunks
+        self._rows: Iterator[Row] = iter(())
+        self._clock = clock
+        self._send = send
+        self._thinking = 0  # rows whose time has come, but whose session is not that far
+        self._turns: dict[int, Turn] = {}  # of requests in flight that belong to a session
+        self._sessions: dict[int, Turn] = {}  # the last of each
+        self._sent = array("q")  # prompt and output tokens of requests that are not in the sum yet
+        self._summed = 0
+        self._sum = 0
+
+    @property
+    def done(self) -> bool:
+        return self.exhausted and not self._thinking
+
+    def next(self) -> None:
+        """Set the timer of the next row. Raises SimError: a row that cannot be played."""
+        row = next(self._rows, None)
+        while row is None:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self.exhausted = True
+                return
+            self._rows = chunk.rows()
+            row = next(self._rows, None)
+        self._clock.at(row[0], self._on_row, row, 0)
+
+    def _on_row(self, subject: Any, _: int) -> None:
+        row: Row = subject
+        self.next()
+        session, think_s = row[6], row[7]
+        if session < 0:
+            self._let_go(row)
+            return
+        turn = Turn()
+        before = self._sessions.get(session)
+        self._sessions[session] = turn
+        if isnan(think_s):  # open loop: nothing to wait for
+            self._take_turn(turn, self._let_go(row))
+            return
+        assert before is not None, f"session {session} begins with a think time"
+        self._thinking += 1
+        if before.ended_s < 0:
+            before.next_row, before.next_turn = row, turn
+        else:
+            self._later(row, turn, before.ended_s + think_s)
+
+    def _later(self, row: Row, turn: Turn, time_s: float) -> None:
+        def go(_subject: Any, _version: int) -> None:
+            self._thinking -= 1
+            self._take_turn(turn, self._let_go(row))
+
+        self._clock.at(max(time_s, self._clock.now_s), go, None, 0)
+
+    def ended(self, request: Request) -> None:
+        """Whoever waits in its session for the end of this request begins to think."""
+        if not self._turns:
+            return
+        turn = self._turns.pop(request.index, None)
+        if turn is not None:
+            self._end(turn)
+
+    def _take_turn(self, turn: Turn, request: Request) -> None:
+        if request.outcome >= 0:
+            self._end(turn)  # it was impossible
+        else:
+            self._turns[request.index] = turn
+
+    def _end(self, turn: Turn) -> None:
+        turn.ended_s = self._clock.now_s
+        if turn.next_row is not None:
+            assert turn.next_turn is not None
+            self._later(turn.next_row, turn.next_turn, turn.ended_s + turn.next_row[7])
+            turn.next_row = turn.next_turn = None
+
+    def _let_go(self, row: Row) -> Request:
+        sent = self._sent
+        sent.append(row[2])
+        sent.append(row[3])
+        if len(sent) >= 2 * _SUMMED:
+            self._sum_up()
+        return self._send(row)
+
+    def _sum_up(self) -> None:
+        pairs = np.array(self._sent, dtype=np.int64).reshape(-1, 2)
+        numbers = np.arange(self._summed, self._summed + len(pairs))
+        self._sum = (self._sum + rows_checksum(numbers, pairs[:, 0], pairs[:, 1])) % 2**64
+        self._summed += len(pairs)
+        self._sent = array("q")
+
+    def checksum(self) -> int:
+        """columns.rows_checksum of (number, prompt tokens, output tokens) of all that were sent."""
+        self._sum_up()
+        return self._sum

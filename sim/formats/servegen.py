@@ -1,0 +1,339 @@
+"""ServeGen's pools of clients: requests drawn from the rates, burstiness and lengths of production clients.
+
+The files are statistics, not requests: for each client and window of 600 s a rate and the CV of the gaps, and every
+six hours the distributions of the lengths. Drawn windows keep both; see `_arrivals` for how.
+
+Source: alibaba/ServeGen, published as "ServeGen: Workload Characterization and Generation of Large Language Model
+Serving in Production", arXiv 2505.09999.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from sim.errors import ConfigError
+from sim.formats.assembly import Block, Clock, EmptyTokens, assembled
+from sim.formats.base import Format, FormatOptions, Sample, count_of
+from sim.formats.servegen_pool import LAWS, MEDIA, Client, Lengths, Pool, is_member, read_pools
+from sim.rng import stream
+from sim.traces.stream import CHUNK_ROWS, TraceStream
+
+NAME = "servegen"
+MOST_PER_WINDOW = 20_000_000  # requests of one client in one window, which are held at a time
+REGULAR_CV = 2e-5  # below, gaps are equal as far as a float64 can tell after their sum
+
+Draws = NDArray[np.float64]
+Table = dict[str, NDArray[Any]]
+
+
+class ServegenOptions(FormatOptions):
+    rate: float | None = Field(None, gt=0, le=1e6, description="mean requests a second of all that is drawn, together")
+    scale: float | None = Field(None, gt=0, le=1e6, description="factor on all rates; 1 unless rate is given")
+    clients: int | None = Field(None, ge=1, description="only so many clients of each pool, those with most requests")
+    start_s: float = Field(0.0, ge=0, le=1e12, description="second of the files at which the trace starts")
+    duration_s: float | None = Field(None, gt=0, le=1e12, description="seconds to draw; to the files' end by default")
+    model_per: Literal["pool", "client"] = Field("pool", description="whether a pool is one model, or each client is")
+    zero_tokens: Literal["keep", "drop"] = Field(
+        "keep", description="requests drawn without prompt or output tokens: keep (as 1 token) or drop"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ServegenOptions:
+        if self.rate is not None and self.scale is not None:
+            raise ValueError("rate and scale exclude each other; give one of them")
+        return self
+
+
+def _read(files: Sequence[Path], options: ServegenOptions) -> TraceStream:
+    """arrival_s counts from `start_s`. Extras: client, and where a pool has them reason_tokens, image_tokens, ..."""
+    where = ", ".join(map(str, files))
+    return assembled({where: lambda notices: _blocks(files, where, options, notices)}, options, Clock(origin=0))
+
+
+def _blocks(files: Sequence[Path], where: str, options: ServegenOptions, notices: list[str]) -> Iterator[Block]:
+    pools = read_pools(files, options.strict)
+    end_s = _end_s(pools, where, options)
+    chosen = [(pool, client) for pool in pools for client in _top(pool, options, end_s)]
+    published = sum(client.mean_rate(options.start_s, end_s) for _, client in chosen)
+    if not published:
+        raise ConfigError(
+            f"{where}: no client sends anything from {options.start_s:g} to {end_s:g} s; choose other times"
+        )
+    scale = options.rate / published if options.rate is not None else options.scale or 1.0
+    for pool in pools:
+        notices += _about(pool, [client for owner, client in chosen if owner is pool], options, end_s)
+    notices.append(
+        f"drew requests at a mean of {scale * published:.4g}/s where {published:.4g}/s were measured "
+        "(--option rate, scale)"
+    )
+    names = [pool.name if options.model_per == "pool" else f"{pool.name}/{client.number}" for pool, client in chosen]
+    models = tuple(dict.fromkeys(names))
+    sources = [
+        _Source(client, models.index(name), _lender(pool, client, options.seed), scale, options)
+        for (pool, client), name in zip(chosen, names, strict=True)
+    ]
+    empty = EmptyTokens(options.zero_tokens, "zero_tokens")
+    yield from _merged(
+        sources, _Plan(where, models, _extras([client for _, client in chosen]), (options.start_s, end_s)), empty
+    )
+    empty.finish(notices)
+    strayed = sum(source.strayed for source in sources)
+    if strayed:
+        notices.append(f"{count_of(strayed, 'window')} with traffic but no lengths: took the nearest in time")
+
+
+def _end_s(pools: Sequence[Pool], where: str, options: ServegenOptions) -> float:
+    last_s = max(float(client.start_s[-1]) + client.window_s for pool in pools for client in pool.clients.values())
+    end_s = last_s if options.duration_s is None else options.start_s + options.duration_s
+    if options.start_s >= last_s or end_s > last_s:
+        raise ConfigError(f"{where}: ends at {last_s:,.0f} s; lower start_s or duration_s to stay within")
+    return end_s
+
+
+def _top(pool: Pool, options: ServegenOptions, end_s: float) -> list[Client]:
+    """The clients to draw, by number."""
+    clients = list(pool.clients.values())
+    if options.clients is None:
+        return clients
+    ranked = sorted(clients, key=lambda client: (-client.mean_rate(options.start_s, end_s), client.number))
+    return sorted(ranked[: options.clients], key=lambda client: client.number)
+
+
+def _about(pool: Pool, chosen: Sequence[Client], options: ServegenOptions, end_s: float) -> Iterator[str]:
+    """What a reader should know of a pool."""
+    yield from (f"{pool.name}: ignored the field '{name}'" for name in pool.ignored)
+    rates = {client.number: client.mean_rate(options.start_s, end_s) for client in chosen}
+    borrowing = [client.number for client in chosen if not client.lengths]
+    if borrowing and sum(rates.values()):
+        share = sum(rates[number] for number in borrowing) / sum(rates.values())
+        yield (
+            f"{pool.name}: {len(borrowing)} of {count_of(len(chosen), 'client')} ({share:.0%} of the rate) have no "
+            "lengths of their own; each draws those of another client of the pool"
+        )
+    busy: dict[float, float] = {}
+    for client in chosen:
+        for start_s, rate in zip(client.start_s.tolist(), client.rate.tolist(), strict=True):
+            if options.start_s <= start_s < end_s:
+                busy[start_s] = busy.get(start_s, 0.0) + rate
+    silent = sum(1 for rate in busy.values() if rate == 0)
+    if silent:
+        yield f"{pool.name}: {silent} of {count_of(len(busy), 'window')} without any request"
+    last_s = max(float(client.start_s[-1]) + client.window_s for client in pool.clients.values())
+    if last_s < end_s:
+        yield f"{pool.name}: has no data after {last_s:,.0f} s, the others have"
+
+
+def _has(client: Client, name: str) -> bool:
+    return any(name in lengths and not lengths[name].is_zero for lengths in client.lengths.values())
+
+
+def _extras(clients: Sequence[Client]) -> tuple[str, ...]:
+    names = ["client"]
+    for kind in MEDIA:
+        if any(_has(client, f"{kind}_count") for client in clients):
+            names += [f"{kind}s", f"{kind}_tokens"]
+    if any(_has(client, "reason_ratio") for client in clients):
+        names.append("reason_tokens")
+    return tuple(names)
+
+
+def _lender(pool: Pool, client: Client, seed: int) -> Client:
+    """Whose lengths a client draws from: its own, or those of one other of the pool, by their mean rates."""
+    if client.lengths:
+        return client
+    others = [other for other in pool.clients.values() if other.lengths]
+    weights = np.array([float(other.rate.mean()) for other in others])
+    if not weights.any():
+        weights += 1.0
+    edges = np.cumsum(weights)
+    drawn = stream(seed, "formats", NAME, pool.name, client.number, "lender").random() * edges[-1]
+    return others[min(int(np.searchsorted(edges, drawn, side="right")), len(others) - 1)]
+
+
+class _Source:
+    """Draws one client's requests, window by window."""
+
+    def __init__(self, client: Client, model: int, lender: Client, scale: float, options: ServegenOptions) -> None:
+        self.client = client
+        self.model = model
+        self.strayed = 0
+        self._lender = lender
+        names = (options.seed, "formats", NAME, client.pool, client.number)
+        self._gaps, self._lengths = stream(*names, "gaps"), stream(*names, "lengths")
+        expected = client.rate * client.window_s * scale
+        if expected.max() > MOST_PER_WINDOW:
+            raise ConfigError(
+                f"{client.where}: {expected.max():.3g} requests in one window; lower --option rate or scale "
+                f"to at most {MOST_PER_WINDOW:,}"
+            )
+        # The expected number itself: what a window holds by chance is already in the measured rates.
+        chance = stream(*names, "counts").random(len(expected))
+        self.counts = (np.floor(expected) + (chance < expected - np.floor(expected))).astype(np.int64)
+
+    def window(self, place: int) -> tuple[Draws, Table]:
+        """(arrivals in s, columns) of a window that has requests."""
+        client, count = self.client, int(self.counts[place])
+        law = LAWS[int(client.law[place])]
+        arrival_s = client.start_s[place] + client.window_s * _arrivals(law, float(client.cv[place]), count, self._gaps)
+        lengths, strayed = self._lender.lengths_at(float(client.start_s[place]))
+        self.strayed += strayed
+        return arrival_s, {
+            "model": np.full(count, self.model),
+            "client": np.full(count, client.number),
+            **_drawn_lengths(lengths, count, self._lengths),
+        }
+
+
+def _arrivals(law: str, cv: float, count: int, generator: np.random.Generator) -> Draws:
+    """`count` ordered arrivals in [0, 1) whose gaps follow a law of that CV.
+
+    The gaps are rescaled to fill the window, whose rate is thereby met, and laid from a random point around it as on a
+    circle, so that nothing gathers at the windows' ends. In logarithms: with a CV of 100, gaps differ by more than a
+    float64 holds. The gaps' own CV is then cv * sqrt((count - 1) / (count + cv^2)) in the Gamma's case: the same
+    for many arrivals, less where there are few, as in any sample of so few gaps.
+    """
+    if law in ("", "Exponential"):
+        log_gaps = np.log(generator.standard_exponential(count))
+    elif cv < REGULAR_CV:
+        log_gaps = np.zeros(count)
+    elif law == "Gamma":
+        shape = 1 / cv**2
+        log_gaps = np.log(generator.standard_gamma(shape + 1, count)) - generator.standard_exponential(count) / shape
+    else:
+        log_gaps = np.log(generator.standard_exponential(count)) / _weibull_shape(cv)
+    gaps = np.exp(log_gaps - log_gaps.max())
+    ends = generator.random() + np.cumsum(gaps) / gaps.sum()
+    return np.sort(ends % 1.0)
+
+
+@cache
+def _weibull_table() -> tuple[Draws, Draws]:
+    """log CV, rising, and the log shape that has it: CV^2 = gamma(1 + 2/k) / gamma(1 + 1/k)^2 - 1."""
+    log_shape = np.linspace(math.log(1e5), math.log(0.02), 6000)
+    inverse = np.exp(-log_shape)
+    squares = [math.lgamma(1 + 2 * x) - 2 * math.lgamma(1 + x) for x in inverse.tolist()]
+    return 0.5 * np.log(np.expm1(squares)), log_shape
+
+
+def _weibull_shape(cv: float) -> float:
+    log_cv, log_shape = _weibull_table()
+    return math.exp(float(np.interp(math.log(cv), log_cv, log_shape)))
+
+
+def _drawn_lengths(lengths: Lengths, count: int, generator: np.random.Generator) -> Table:
+    """prompt_tokens and output_tokens, and what they hold of images or the like and of reasoning."""
+    prompt = "input_tokens" if "input_tokens" in lengths else "text_tokens"
+    drawn: Table = {
+        "prompt_tokens": lengths[prompt].at(generator.random(count)),
+        "output_tokens": lengths["output_tokens"].at(generator.random(count)),
+    }
+    for kind in MEDIA:
+        number, tokens = lengths.get(f"{kind}_count"), lengths.get(f"{kind}_tokens")
+        if number is None or tokens is None:
+            continue
+        parts = number.at(generator.random(count)).astype(np.int64)
+        owners = np.repeat(np.arange(count), parts)
+        sizes = np.bincount(owners, tokens.at(generator.random(len(owners))), minlength=count)
+        drawn[f"{kind}s"], drawn[f"{kind}_tokens"] = parts, sizes
+        drawn["prompt_tokens"] = drawn["prompt_tokens"] + sizes
+    if "reason_ratio" in lengths:
+        ratio = lengths["reason_ratio"].at(generator.random(count))
+        drawn["reason_tokens"] = np.rint(ratio * drawn["output_tokens"])
+    return drawn
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all drawn blocks share: the file, the models, the extra columns, and the seconds to keep."""
+
+    where: str
+    models: tuple[str, ...]
+    extras: tuple[str, ...]
+    span_s: tuple[float, float]
+
+
+def _merged(sources: Sequence[_Source], plan: _Plan, empty: EmptyTokens) -> Iterator[Block]:
+    """The requests of all clients by arrival, in blocks of at least half a chunk."""
+    first_s, end_s = plan.span_s
+    visits = sorted(
+        (float(source.client.start_s[place]), number, int(place))
+        for number, source in enumerate(sources)
+        for place in np.flatnonzero(source.counts)
+        if first_s - source.client.window_s < source.client.start_s[place] < end_s
+    )
+    pending: list[tuple[Draws, Table]] = []
+    drawn, count, newest_s = 0, 0, -math.inf
+    for start_s, number, place in [*visits, (math.inf, -1, -1)]:
+        if pending and (start_s == math.inf or (count >= CHUNK_ROWS // 2 and start_s > newest_s)):
+            # Nothing that is still to be drawn comes before this window.
+            arrival_s, columns = _joined(pending)
+            sure = int(np.searchsorted(arrival_s, start_s, side="left"))
+            inside = slice(*np.searchsorted(arrival_s[:sure], plan.span_s).tolist())
+            yield _block(
+                plan, drawn, arrival_s[inside], {name: column[inside] for name, column in columns.items()}, empty
+            )
+            drawn += inside.stop - inside.start
+            pending = [(arrival_s[sure:], {name: column[sure:] for name, column in columns.items()})]
+            count = len(arrival_s) - sure
+        if number >= 0:
+            pending.append(sources[number].window(place))
+            count, newest_s = count + len(pending[-1][0]), start_s
+
+
+def _joined(pieces: Sequence[tuple[Draws, Table]]) -> tuple[Draws, Table]:
+    """All pieces in order of arrival; a column that one does not have is -1 there."""
+    arrival_s = np.concatenate([piece for piece, _ in pieces])
+    order = np.argsort(arrival_s, kind="stable")
+    names = dict.fromkeys(name for _, columns in pieces for name in columns)
+    table = {
+        name: np.concatenate(
+            [columns[name] if name in columns else np.full(len(piece), -1.0) for piece, columns in pieces]
+        )[order]
+        for name in names
+    }
+    return arrival_s[order], table
+
+
+def _block(plan: _Plan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
+    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
+
+    nothing = np.full(len(arrival_s), -1.0)
+    whole = {name: columns.get(name, nothing).astype(np.int64) for name in (*plan.extras, "model")}
+    prompt_tokens, output_tokens, kept = empty.applied(
+        columns["prompt_tokens"].astype(np.int64), columns["output_tokens"].astype(np.int64)
+    )
+    block = Block(
+        where=plan.where,
+        rows=np.arange(before + 1, before + 1 + len(arrival_s), dtype=np.int64),
+        time=arrival_s - plan.span_s[0],
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        model=(whole["model"], plan.models),
+        extras={name: pa.array(whole[name], mask=whole[name] < 0) for name in plan.extras},
+    )
+    return block if kept is None else block.select(kept)
+
+
+def _is(sample: Sample) -> bool:
+    return any(is_member(name) for name in sample.members)
+
+
+FORMATS = (
+    Format(
+        NAME,
+        "ServeGen client pools: requests drawn from rates and lengths, archives or folders",
+        _read,
+        _is,
+        ServegenOptions,
+    ),
+)

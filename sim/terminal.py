@@ -1,0 +1,161 @@
+"""What every verb of the command line shares: errors on one line, the console, and progress on stderr.
+
+Results go to stdout; all here but the console goes to stderr. Called by `cli` and `trace_cli`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sim.errors import SimError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sim.traces.stream import TraceStream
+    from sim.traces.trace import Trace
+
+LONG_S = 2.0  # from here on progress is worth its lines
+QUIET_S = 20.0  # between two lines where there is no terminal
+
+
+def say(text: str) -> None:
+    """One line on stderr, whatever the text holds."""
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text)
+    print("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), file=sys.stderr)
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """A user's mistake becomes one line and exit status 2; a fault of ours passes through."""
+    try:
+        yield
+    except SimError as error:
+        say(f"error: {error}")
+        raise typer.Exit(2) from None
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        raise
+    except OSError as error:  # a path that the system cannot even look at, such as one too long
+        say(f"error: {error.filename or 'system'}: {error.strerror or error}; check the path")
+        raise typer.Exit(2) from None
+
+
+def console() -> Console:
+    """Where tables go: stdout. Names come from users: nothing in them is markup."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+@contextmanager
+def counted(stream: TraceStream, doing: str) -> Iterator[TraceStream]:
+    """The stream; while it takes long, its rows, rows/s and, if known, the time left are shown on stderr.
+
+    As a bar at a terminal, otherwise as a line now and then.
+    """
+    count = _Count(doing, stream.rows)
+
+    def chunks() -> Iterator[Trace]:
+        for chunk in stream.chunks:
+            yield chunk
+            count.add(len(chunk))
+
+    try:
+        yield replace(stream, chunks=chunks())
+    finally:
+        count.close()
+
+
+class _Count:
+    def __init__(self, doing: str, total: int | None) -> None:
+        self._doing, self._total, self._done = doing, total, 0
+        self._begin_s = self._said_s = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def add(self, rows: int) -> None:
+        self._done += rows
+        clock_s = time.monotonic()
+        taken_s = clock_s - self._begin_s
+        if not sys.stderr.isatty():
+            if clock_s - self._said_s > QUIET_S:
+                self._said_s = clock_s
+                say(self._line(taken_s))
+            return
+        if self._bar is None and taken_s > LONG_S:
+            self._bar, self._task = _bar(self._doing, self._total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, speed=f"{self._done / taken_s:,.0f} rows/s")
+
+    def _line(self, taken_s: float) -> str:
+        speed = self._done / taken_s
+        text = f"{self._doing}: {self._done:,} rows after {taken_s:,.0f} s, {speed:,.0f} rows/s"
+        return text if self._total is None else f"{text}; {(self._total - self._done) / speed:,.0f} s left"
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class RunProgress:
+    """How far a run is: a bar at a terminal, else a line now and then, once it takes long."""
+
+    def __init__(self) -> None:
+        self.ended, self.now_s = 0, 0.0
+        self.arriving: int | None = None
+        self._begin_s = self._said_s = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, ended: int, arriving: int | None, now_s: float) -> None:
+        self.ended, self.arriving, self.now_s = ended, arriving, now_s
+        clock_s = time.monotonic()
+        if not sys.stderr.isatty():
+            if clock_s - self._said_s > QUIET_S:
+                self._said_s = clock_s
+                say(self._line(clock_s - self._begin_s))
+            return
+        if self._bar is None and clock_s - self._begin_s > LONG_S:
+            self._bar, self._task = _bar("requests", arriving)
+            self._bar.start()
+        if self._bar is not None:
+            speed = f"{ended / (clock_s - self._begin_s):,.0f}/s, t = {now_s:,.0f} s"
+            self._bar.update(self._task, completed=ended, total=arriving, speed=speed)
+
+    def _line(self, wall_s: float) -> str:
+        """Rate, simulated time, and the time left if the number of requests is known."""
+        rate = self.ended / wall_s
+        text = f"{self.ended:,} requests after {wall_s:,.0f} s, {rate:,.0f}/s, t = {self.now_s:,.0f} s"
+        if self.arriving is None or not self.ended:
+            return text
+        return f"{text}; {(self.arriving - self.ended) / rate:,.0f} s left for {self.arriving - self.ended:,}"
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __str__(self) -> str:
+        if not self.ended and self.arriving is None:
+            return "interrupted"
+        total = "" if self.arriving is None else f" of {self.arriving:,}"
+        return f"interrupted at t = {self.now_s:,.0f} s after {self.ended:,}{total} requests"
+
+
+def _bar(doing: str, rows: int | None) -> tuple[Any, Any]:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    name, speed = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[speed]}"))
+    columns = (name, BarColumn(), MofNCompleteColumn(), speed)
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    return bar, bar.add_task(doing, total=rows, speed="")

@@ -1,0 +1,281 @@
+"""The native trace: columns of requests in order of arrival, cutting and joining them, and what identifies them.
+
+A trace knows nothing of files (`traces.stream` reads, `traces.write` writes), of scenarios (`workload` fits it to one),
+of other people's formats (`formats`) or of drawing one (`generate`). One that need not all be in memory is a
+`trace_stream.TraceStream`, whose chunks are traces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.traces.columns import Appearance
+
+REQUIRED = ("arrival_s", "model", "prompt_tokens", "output_tokens")
+OPTIONAL = ("service_class", "session", "priority", "think_s", "deadline_s")
+DEFAULT_CLASS = "default"
+ROW_BYTES = 64  # of the columns that every request has
+
+# arrival_s, model, prompt_tokens, output_tokens, service_class, priority, session, think_s, deadline_s of one request;
+# -1 and NaN where it has none.
+Row = tuple[float, int, int, int, int, int, int, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Requests in order of arrival, one entry per request in every column of n entries.
+
+    arrival_s: seconds, finite, >= 0, non-decreasing. prompt_tokens, output_tokens: 1 to 1e9. model,
+    service_class: index into the tuple of names. session: the same, or -1 for none. priority: 0 by default,
+    smaller is more urgent (as in vLLM). notices: what reading changed or ignored. file_rows: where each
+    request stood in its file, if known.
+
+    think_s: closed loop, seconds >= 0 from the end of the session's request before this one to this one, never before
+    arrival_s; NaN, or None for all: open loop. deadline_s: seconds > 0 after arrival by which the whole answer is
+    needed; NaN, or None for all: none. extras: pyarrow arrays of n, carried and written, but nothing that a run reads.
+    """
+
+    arrival_s: NDArray[np.float64]
+    model: NDArray[np.int32]
+    models: tuple[str, ...]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    service_class: NDArray[np.int32]
+    service_classes: tuple[str, ...]
+    session: NDArray[np.int64]
+    sessions: tuple[str, ...]
+    priority: NDArray[np.int32]
+    notices: tuple[str, ...] = ()
+    file_rows: NDArray[np.int64] | None = None
+    think_s: NDArray[np.float64] | None = None
+    deadline_s: NDArray[np.float64] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        columns = (
+            self.model,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.service_class,
+            self.session,
+            self.priority,
+            *(column for column in (self.think_s, self.deadline_s, self.file_rows) if column is not None),
+        )
+        assert all(column.shape == self.arrival_s.shape for column in columns)
+        assert all(len(column) == len(self) for column in self.extras.values())
+        assert bool((self.arrival_s[1:] >= self.arrival_s[:-1]).all()), "arrivals out of order"
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory the columns take, names apart."""
+        return len(self) * ROW_BYTES + sum(int(column.nbytes) for column in self.extras.values())
+
+    def named(self) -> dict[str, tuple[NDArray[Any], tuple[str, ...]]]:
+        """The columns that hold codes, each with the names that the codes stand for."""
+        return {
+            "model": (self.model, self.models),
+            "service_class": (self.service_class, self.service_classes),
+            "session": (self.session, self.sessions),
+        }
+
+    def digest(self) -> str:
+        """What `TraceDigest` says of these requests."""
+        digest = TraceDigest()
+        digest.add(self)
+        return digest.hexdigest()
+
+    def rows(self, chunk: int = 8192) -> Iterator[Row]:
+        """Lazily, in time order; see Row."""
+        for start in range(0, len(self), chunk):
+            part = slice(start, start + chunk)
+            yield from zip(
+                self.arrival_s[part].tolist(),
+                self.model[part].tolist(),
+                self.prompt_tokens[part].tolist(),
+                self.output_tokens[part].tolist(),
+                self.service_class[part].tolist(),
+                self.priority[part].tolist(),
+                self.session[part].tolist(),
+                repeat(math.nan) if self.think_s is None else self.think_s[part].tolist(),
+                repeat(math.nan) if self.deadline_s is None else self.deadline_s[part].tolist(),
+                strict=False,
+            )
+
+    def select(self, part: slice | NDArray[Any]) -> Trace:
+        """The requests at these positions, or where this mask is true; in an order that keeps arrivals sorted."""
+
+        def cut(column: NDArray[Any] | None) -> Any:
+            return None if column is None else column[part]
+
+        return replace(
+            self,
+            **{name: cut(getattr(self, name)) for name in _NUMPY_COLUMNS},
+            extras={name: _cut_extra(column, part) for name, column in self.extras.items()},
+        )
+
+
+_NUMPY_COLUMNS = (
+    *("arrival_s", "model", "prompt_tokens", "output_tokens", "service_class", "session", "priority"),
+    *("think_s", "deadline_s", "file_rows"),
+)
+
+
+def _cut_extra(column: Any, part: slice | NDArray[Any]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415  heavy, and most traces have no extras
+
+    if isinstance(part, slice):
+        start, stop, step = part.indices(len(column))
+        if step == 1:
+            return column.slice(start, max(stop - start, 0))
+        part = np.arange(start, stop, step)
+    return column.filter(pa.array(part)) if part.dtype == bool else column.take(pa.array(part))
+
+
+def join(pieces: Sequence[Trace]) -> Trace:
+    """The pieces one after the other; names are those of the last, which every other's begin with.
+
+    An optional column or an extra that only some have is filled with NaN or null. At least one piece; arrivals must
+    not fall from one to the next.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    columns: dict[str, Any] = {}
+    for name in _NUMPY_COLUMNS:
+        parts = [getattr(piece, name) for piece in pieces]
+        if name in ("think_s", "deadline_s") and any(part is not None for part in parts):
+            parts = [np.full(len(p), np.nan) if q is None else q for p, q in zip(pieces, parts, strict=True)]
+        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return replace(pieces[-1], **columns, extras=_joined_extras(pieces))
+
+
+def _joined_extras(pieces: Sequence[Trace]) -> dict[str, Any]:
+    if not any(piece.extras for piece in pieces):
+        return {}
+    import pyarrow as pa  # noqa: PLC0415
+
+    names = dict.fromkeys(name for piece in pieces for name in piece.extras)
+    # A table of extras alone would forget how many rows a piece without any has.
+    tables = [
+        pa.table({name: piece.extras.get(name, pa.nulls(len(piece))) for name in names}).select(list(names))
+        for piece in pieces
+    ]
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    return {name: _one_array(whole.column(name)) for name in names}
+
+
+def _one_array(column: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415
+
+    array = column.combine_chunks()
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+class TraceDigest:
+    """sha256 of what the requests of a trace are, taken in piece by piece.
+
+    The numbering of names, unused names, notices, extras and the pieces' borders do not matter; an optional column
+    that says nothing is the same as none. `rows`: how many requests there were so far.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._states = {name: hashlib.sha256() for name in _DIGEST_KINDS}
+        self._named = {name: (hashlib.sha256(), hashlib.sha256(), Appearance()) for name in _NAMED}
+
+    def add(self, chunk: Trace) -> None:
+        """The next requests; names may only grow at their end from piece to piece."""
+        for name, kind in _DIGEST_KINDS.items():
+            numbers = getattr(chunk, name)
+            if name in ("think_s", "deadline_s"):
+                self._add_optional(name, numbers)
+                continue
+            numbers = numbers + 0.0 if name == "arrival_s" else numbers  # -0.0 and 0.0 are the same time
+            self._states[name].update(np.ascontiguousarray(numbers, dtype=kind).data)
+        for name, (raw, names) in chunk.named().items():
+            codes_state, names_state, numbering = self._named[name]
+            known = len(numbering.names)
+            codes_state.update(np.ascontiguousarray(numbering.codes(raw, names), dtype="<i8").data)
+            names_state.update("".join(json.dumps(used) + "\n" for used in numbering.names[known:]).encode())
+        self.rows += len(chunk)
+
+    def _add_optional(self, name: str, numbers: NDArray[np.float64] | None) -> None:
+        # Only entries that say something count, each with its row: then absence needs no bytes.
+        if numbers is None:
+            return
+        said = np.flatnonzero(~np.isnan(numbers))
+        pairs = np.empty((len(said), 2), dtype="<f8")
+        pairs[:, 0], pairs[:, 1] = said + self.rows, numbers[said] + 0.0
+        self._states[name].update(pairs.data)
+
+    def hexdigest(self) -> str:
+        """The digest of all that was added."""
+        whole = hashlib.sha256(f"trace 2 {self.rows}".encode())
+        for state in self._states.values():
+            whole.update(state.digest())
+        for codes_state, names_state, _ in self._named.values():
+            whole.update(codes_state.digest() + names_state.digest())
+        return whole.hexdigest()
+
+
+_NAMED = ("model", "service_class", "session")
+_DIGEST_KINDS = {
+    "arrival_s": "<f8",
+    "prompt_tokens": "<i8",
+    "output_tokens": "<i8",
+    "priority": "<i8",
+    "think_s": "<f8",
+    "deadline_s": "<f8",
+}
+
+
+class Signs:
+    """Signs of a wrong unit or clock in a trace, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._ties = 0
+        self._first_s = self._last_s = 0.0
+
+    def add(self, chunk: Trace) -> None:
+        arrival_s = chunk.arrival_s
+        if not len(arrival_s):
+            return
+        if self._rows:
+            self._ties += int(arrival_s[0] == self._last_s)
+        else:
+            self._first_s = float(arrival_s[0])
+        self._ties += int((arrival_s[1:] == arrival_s[:-1]).sum())
+        self._rows += len(arrival_s)
+        self._last_s = float(arrival_s[-1])
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know."""
+        if not self._rows:
+            return ("there are no requests",)
+        found = []
+        gaps, span_s = self._rows - 1, self._last_s - self._first_s
+        if self._first_s > 86_400:
+            found.append(f"the first request arrives at {self._first_s:g} s; subtract that, or a run idles until then")
+        if gaps < 10:
+            return tuple(found)
+        if self._ties > 0.1 * gaps:
+            tied = self._ties / gaps
+            found.append(f"{tied:.0%} of the requests arrive at the same time as the one before; is the clock coarse?")
+        rate_per_s = self._rows / span_s if span_s > 0 else 0.0
+        if rate_per_s > 1000:
+            found.append(f"{rate_per_s:,.0f} requests a second; is arrival_s in seconds?")
+        if 0 < rate_per_s < 1e-3:
+            found.append(f"a request every {1 / rate_per_s:,.0f} s on average; is arrival_s in milliseconds?")
+        return tuple(found)
