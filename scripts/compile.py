@@ -1,0 +1,71 @@
+"""Compiles the engine with mypyc: the same source as machine code, the same results, about three times as fast.
+
+It needs a C compiler and the extra `compile` (pip install '.[compile]'), takes a minute or two, and puts the result
+into sim/_compiled, where it is used as long as it fits the source. Run it again after changing the engine.
+
+    python scripts/compile.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sim.compiled import LIBRARY, MODULES, build_folder  # noqa: E402  needs the path
+
+
+def build(folder: Path, verbose: bool) -> None:
+    """Compile into a folder beside `folder`, then move it there, so that nothing half made is ever used."""
+    from mypyc.build import mypycify  # noqa: PLC0415  only this script needs it
+    from setuptools import Distribution  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(ROOT):
+        extensions = mypycify(
+            [*(f"sim/{name}.py" for name in MODULES), "--config-file", "pyproject.toml"],
+            group_name=LIBRARY.removesuffix("__mypyc"),
+            target_dir=scratch,
+            opt_level="2",
+            verbose=verbose,
+        )
+        for extension in extensions:
+            # A multiplication and an addition stay two operations on every processor: results are the interpreter's.
+            extension.extra_compile_args.append("-ffp-contract=off")
+        distribution = Distribution({"name": "residency-sim-engine", "ext_modules": extensions})
+        command = distribution.get_command_obj("build_ext")
+        fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+        command.build_lib, command.build_temp, command.parallel = str(fresh), scratch, os.cpu_count()
+        command.ensure_finalized()
+        command.run()
+    shutil.rmtree(folder.parent / folder.name, ignore_errors=True)
+    fresh.rename(folder)
+    for old in folder.parent.iterdir():
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--verbose", action="store_true", help="show what mypyc and the compiler do")
+    parser.add_argument("--remove", action="store_true", help="go back to the interpreted engine")
+    arguments = parser.parse_args()
+    folder = build_folder()
+    if arguments.remove:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        print("the engine is interpreted now")
+    elif folder.is_dir():
+        print(f"{folder.relative_to(ROOT)} is there already")
+    else:
+        build(folder, arguments.verbose)
+        print(f"{folder.relative_to(ROOT)}: compiled {len(MODULES)} modules")
+
+
+if __name__ == "__main__":
+    main()
