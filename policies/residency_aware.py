@@ -34,7 +34,7 @@ from sim.policy import (
     costs,
 )
 
-_LOOKED_AT = 8  # instances of a model, and three times as many GPUs, where there are more: the quietest, the roomiest
+_PLACES = 24  # GPUs that are looked at where there are more
 
 
 class ResidencyAware(Policy):
@@ -83,7 +83,7 @@ class ResidencyAware(Policy):
         for model in view.waiting_models:
             if self._waits_on(view, model):
                 continue
-            free = self._free_lane(view, model)
+            free = self.prices.free_lane(view, model, self.parameters.tolerance)
             if free is None:
                 queues.append(self.prices.queue(view, model))
             else:
@@ -106,17 +106,6 @@ class ResidencyAware(Policy):
             return False
         return view.now_s - since_s < float(self.parameters.rewait_s)
 
-    def _free_lane(self, view: View, model: ModelView) -> InstanceView | None:
-        """An instance that nothing can beat: whole, alone on its GPU, with a batch that is hardly slower for them."""
-        for instance in model.quietest(_LOOKED_AT):
-            if instance.ready and instance.alone and instance.accepts and instance.layers == model.layers:
-                batch = instance.load + model.waiting_count
-                if batch <= view.max_sequences and not instance.waiting_count:
-                    profile = model.profile(instance.gpu)
-                    if profile.step_s(model.layers, batch) <= self.parameters.tolerance * profile.step_s(model.layers):
-                        return instance
-        return None
-
     def _index(self, view: View, queue: Queue) -> float:
         """Requests finished per second and byte if it got a GPU now, set-up included (5.3)."""
         model = queue.model
@@ -128,16 +117,10 @@ class ResidencyAware(Policy):
 
     def _serve(self, view: View, queue: Queue) -> Iterator[Action]:
         model = queue.model
-        target: InstanceView | None = None
-        join_price, slowed = inf, inf
-        for instance in model.quietest(_LOOKED_AT):
-            if instance.accepts:
-                price, slower = self.prices.join(view, queue, instance, join_price)
-                if price < join_price:
-                    join_price, target, slowed = price, instance, slower
+        target, join_price, slowed = self.prices.best_join(view, queue)
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
-            places = view.shortlist(3 * _LOOKED_AT) if target is None else self._better_places(view, target)
+            places = view.shortlist(_PLACES) if target is None else self._better_places(view, target)
             best = self.prices.best_load(view, queue, places, limit)
             if best is not None and not best.wait:
                 grown = target if view.resize == "elastic" and target in best.victims else None
@@ -166,9 +149,9 @@ class ResidencyAware(Policy):
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
         if instance.layers < instance.model.layers:
-            return view.shortlist(3 * _LOOKED_AT)
+            return view.shortlist(_PLACES)
         crowd = instance.gpu.crowd(instance)[0]
-        return [gpu for gpu in view.shortlist(3 * _LOOKED_AT) if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
+        return [gpu for gpu in view.shortlist(_PLACES) if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time."""

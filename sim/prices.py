@@ -19,6 +19,7 @@ from sim.machine_views import GpuView
 from sim.views import InstanceView, ModelView
 
 URGENT = 10.0  # how much more the delay of a starving request counts
+COPIES = 8  # of a model that are looked at where there are more: the quietest
 COPY_DISCOUNT = 0.2  # evicting one of several copies costs little
 
 
@@ -90,6 +91,30 @@ class Prices:
     def future(self, view: View, model: ModelView) -> float:
         """Requests expected within the horizon."""
         return self.rates.per_s(model, view.now_s) * self.horizon_s
+
+    def free_lane(self, view: View, model: ModelView, tolerance: float) -> InstanceView | None:
+        """An instance that nothing can beat: whole, alone on its GPU, with a batch that is slower for those who wait by
+        at most this factor."""
+        waiting = model.waiting_count
+        for instance in model.quietest(COPIES):
+            if instance.ready and instance.alone and instance.accepts and instance.layers == model.layers:
+                batch = instance.load + waiting
+                if batch <= view.max_sequences and not instance.waiting_count:
+                    profile = model.profile(instance.gpu)
+                    if profile.step_s(model.layers, batch) <= tolerance * profile.step_s(model.layers):
+                        return instance
+        return None
+
+    def best_join(self, view: View, queue: Queue) -> tuple[InstanceView | None, float, float]:
+        """The instance to join, its price, and by what factor those who join are slowed; None if there is none."""
+        best: InstanceView | None = None
+        best_price = best_slowed = inf
+        for instance in queue.model.quietest(COPIES):
+            if instance.accepts:
+                price, slowed = self.join(view, queue, instance, best_price)
+                if price < best_price:
+                    best, best_price, best_slowed = instance, price, slowed
+        return best, best_price, best_slowed
 
     def join(self, view: View, queue: Queue, instance: InstanceView, limit: float) -> tuple[float, float]:
         """What joining costs, and by what factor batch, crowd, offload and waiting slow those who join; infinite where
