@@ -6,6 +6,8 @@ which models fit nowhere.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.cluster import Cluster, Gpu, Node
 from sim.errors import ConfigError, ProfileError
 from sim.library import Library
@@ -45,6 +47,8 @@ def build_cluster(scenario: Scenario, library: Library) -> Cluster:
 def _model(index: int, scenario: Scenario, library: Library) -> Model:
     spec = scenario.models[index]
     weights = library.model_weights(spec.model, spec.quantization)
+    if spec.own_weights:
+        weights = replace(weights, owner=spec.name)
     if spec.max_context is not None and spec.max_context > weights.max_context:
         raise ConfigError(
             f"models.{index}.max_context: {spec.max_context} tokens, but {spec.model} can do {weights.max_context}"

@@ -49,11 +49,12 @@ class Weights:
     head_bytes: int
     kv_bytes_per_token_layer: int
     max_context: int
+    owner: str = ""  # the served model whose own they are; empty: all of this kind share them
 
     @property
     def key(self) -> tuple[str, str]:
         """What names these weights in a host's cache."""
-        return self.model, self.quantization
+        return (f"{self.model}/{self.owner}" if self.owner else self.model), self.quantization
 
     @property
     def total_bytes(self) -> int:

@@ -74,6 +74,7 @@ class ModelSpec(Frozen):
     model: str
     quantization: str = "FP16"
     engine: str | None = None  # None: hf-transformers for FP16, llama.cpp for the others
+    own_weights: bool = False  # a fine-tuned model: a host that holds others of its kind has yet to read its weights
     max_context: Count | None = None  # None: the smaller of 16,384 and what the model can do
     kv_tokens: Count | None = None
     weight: Positive = 1.0

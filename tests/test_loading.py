@@ -157,6 +157,17 @@ def test_the_host_forgets_the_least_recently_used_weights() -> None:
     ]
 
 
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_a_fine_tuned_model_shares_no_weights_with_others_of_its_kind(own_weights: bool) -> None:
+    kind = {"model": "two", "engine": "quick", "max_context": 1024, "own_weights": own_weights}
+    of = scenario(
+        models=[{"name": "a", **kind}, {"name": "b", **kind}], cluster=nodes(("large", 1), cache_at_start="none")
+    )
+    engine = play(of, script({10.0: load((1, 0, 2))}, load((0, 0, 2))), trace(of, [*LATE]))
+    assert [(row["model"], row["from_disk"]) for row in switches(engine, "load")] == [("a", True), ("b", own_weights)]
+    assert len(engine.world.cluster.nodes[0].memory.cached) == 1 + own_weights
+
+
 # --- stops
 
 

@@ -57,7 +57,10 @@ def test_the_policy_of_the_readme_runs(tmp_path: Path) -> None:
 def test_the_verbs_of_the_readme_exist(verb: str) -> None:
     usage = "\n".join(blocks("text"))
     assert f"python -m sim {verb}" in usage
-    options = set(re.findall(r"--[a-z]+", run_python("-m", "sim", verb, "--help").stdout))
+    help_text = run_python("-m", "sim", verb, "--help").stdout
+    for inner in re.findall(r"^  ([a-z]+)  ", help_text.partition("Commands:")[2], flags=re.MULTILINE):
+        help_text += run_python("-m", "sim", verb, inner, "--help").stdout
+    options = set(re.findall(r"--[a-z]+", help_text))
     lines = re.sub(r"\n {10,}", " ", usage).splitlines()
     for option in re.findall(r"--[a-z]+", " ".join(line for line in lines if f"sim {verb}" in line)):
         assert option in options, option
