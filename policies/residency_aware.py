@@ -54,6 +54,7 @@ class ResidencyAware(Policy):
         partial: bool = Field(True, description="load a part of a model where the whole does not fit")
         preempt: bool = Field(True, description="may running models be preempted (or shrunk)?")
         replicate: bool = Field(True, description="may a model be loaded a second time?")
+        many_copies: int = Field(8, ge=1, description="with so many copies, no other is loaded while one is idle")
         preload: bool = Field(True, description="load models before they are asked for, while memory is free")
 
     def __init__(self, parameters: Parameters | None = None) -> None:
@@ -154,8 +155,12 @@ class ResidencyAware(Policy):
         return [gpu for gpu in view.shortlist(_PLACES) if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
-        """A second copy is thought about while none is on its way, and not all the time."""
+        """A second copy is thought about while none is on its way, and not all the time. Where there are many and
+        one of them is idle, the crowd on its GPU is what slows: more copies would only crowd other GPUs."""
         if not self.parameters.replicate or model.loading:
+            return False
+        least = model.least_loaded
+        if least is not None and least.idle and model.instance_count >= self.parameters.many_copies:
             return False
         return view.now_s - self._thought_s.get(model, -inf) >= float(self.parameters.reconsider_s)
 

@@ -61,6 +61,12 @@ class DecodeLeap:
         self._known: list[Steps] = []
         self._known_for: tuple[int, int, float, float] | None = None
 
+    def twin(self) -> DecodeLeap:
+        """A leap at the same position, to try something out on."""
+        twin = DecodeLeap(self.curve, self.context, self.batch, self.steps)
+        twin.done, twin.fraction = self.done, self.fraction
+        return twin
+
     def first_work(self) -> tuple[float, float]:
         """(GPU seconds, host seconds) of the next iteration with nobody else there: its demand on each."""
         return self.curve.at(self.context + self.done)
@@ -182,6 +188,12 @@ class PromptLeap:
         self.steps = len(iterations)
         self.done = 0
         self.fraction = 0.0
+
+    def twin(self) -> PromptLeap:
+        """A leap at the same position, to try something out on."""
+        twin = PromptLeap(self.iterations, self.batch)
+        twin.steps, twin.done, twin.fraction = self.steps, self.done, self.fraction
+        return twin
 
     def first_work(self) -> tuple[float, float]:
         """(GPU seconds, host seconds) of the next iteration with nobody else there: its demand on each."""

@@ -14,9 +14,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-# All that runs per event. What knows pydantic or files stays as it is.
+# All that runs per event, but for what policies make themselves (actions) and what knows pydantic or files.
 _NAMES = """
-    actions asking batch clock cluster costs decision engine estimates facade feed gate knapsack kv links loading
+    asking batch clock cluster costs decision engine estimates facade feed gate knapsack kv links loading
     machine_views memory metrics preemption prices profiles ranking request resizing room serving sharing state
     transfers views world
 """

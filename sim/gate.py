@@ -69,9 +69,11 @@ class Gate:
             raise self._refuse(action, f"{what} must be taken from the view, not {view!r}")
         return view._of  # type: ignore[attr-defined]
 
+    # A policy's action may hold anything, whatever its fields are declared as: nothing is taken for granted below.
+
     # --- load
 
-    def _load(self, action: Load) -> None:
+    def _load(self, action: Any) -> None:
         model: Model = self._unwrap(action, action.model, ModelView, "the model")
         gpu: Gpu = self._unwrap(action, action.gpu, GpuView, "the GPU")
         kv_tokens = action.model.default_kv_tokens if action.kv_tokens is None else action.kv_tokens
@@ -90,7 +92,7 @@ class Gate:
         self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
         self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens)))
 
-    def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: int) -> None:
+    def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: object) -> None:
         reason = why_not_layers(model, gpu, layers)
         if reason:
             raise self._refuse(action, reason)
@@ -103,7 +105,7 @@ class Gate:
 
     # --- requests
 
-    def _route(self, action: Route) -> None:
+    def _route(self, action: Any) -> None:
         request: Request = self._unwrap(action, action.request, RequestView, "the request")
         instance = self._target(action)
         if request.model is not instance.model:
@@ -118,7 +120,7 @@ class Gate:
             request.enter(LOAD_WAIT, self.world.clock.now_s)
         self.serving.enqueue(request, instance)
 
-    def _target(self, action: Route) -> Instance:
+    def _target(self, action: Any) -> Instance:
         if isinstance(action.instance, Load):
             for load, instance in self._made:
                 if load is action.instance:
@@ -140,7 +142,7 @@ class Gate:
         else:
             raise self._refuse(action, "the request is not waiting: it runs, or its KV is moving")
 
-    def _preempt(self, action: Preempt) -> None:
+    def _preempt(self, action: Any) -> None:
         request: Request = self._unwrap(action, action.request, RequestView, "the request")
         instance = request.instance
         if instance is None or (request.index not in instance.decoding and request not in instance.prefilling):
@@ -150,7 +152,7 @@ class Gate:
         instance.preempt_next[request.index] = action.mode
         self.world.touch(instance)
 
-    def _reject(self, action: Reject) -> None:
+    def _reject(self, action: Any) -> None:
         request: Request = self._unwrap(action, action.request, RequestView, "the request")
         if not isinstance(action.reason, str) or not action.reason:
             raise self._refuse(action, "give the reason for the rejection")
@@ -162,7 +164,7 @@ class Gate:
 
     # --- instances
 
-    def _stop(self, action: Stop) -> None:
+    def _stop(self, action: Any) -> None:
         instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
         if action.mode not in ("drain", "preempt", "abort"):
             raise self._refuse(action, "mode must be drain, preempt or abort")
@@ -174,7 +176,7 @@ class Gate:
             raise self._refuse(action, f"the instance is {status_word(instance)}")
         self.loading.stop(instance, action.mode)
 
-    def _resize(self, action: Resize) -> None:
+    def _resize(self, action: Any) -> None:
         instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
         reason = why_not_resize(instance, action.layers, self.world.options)
         if reason:
@@ -183,7 +185,7 @@ class Gate:
         sleeps = self.world.options.resize == "sleep" and not asleep
         self.loading.resize(instance, 0 if sleeps else action.layers)
 
-    def _wake_at(self, action: Wake) -> None:
+    def _wake_at(self, action: Any) -> None:
         if not isinstance(action.at_s, int | float) or not isfinite(action.at_s):
             raise self._refuse(action, "at_s must be a finite time in seconds")
         if action.at_s <= self.world.clock.now_s:

@@ -41,7 +41,7 @@ def host_missing(model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> int
     return memory.room_for(pinned, host_weights, host_kv)
 
 
-def why_not_layers(model: Model, gpu: Gpu, layers: int) -> str:
+def why_not_layers(model: Model, gpu: Gpu, layers: object) -> str:
     """Empty if the model's tables know so many layers on this GPU."""
     fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
     if isinstance(layers, int) and fewest <= layers <= model.weights.layers:
@@ -61,7 +61,7 @@ def growth_room(gpu: Gpu) -> int:
     return max(0, min(gpu.capacity_bytes - gpu.used_bytes - gpu.claimed_bytes, gpu.available_bytes))
 
 
-def why_not_resize(instance: Instance, layers: int, options: EngineOptions) -> str:
+def why_not_resize(instance: Instance, layers: object, options: EngineOptions) -> str:
     """Empty if the instance may be resized to so many layers now, as the engine can; else the reason, with numbers."""
     model, gpu = instance.model, instance.gpu
     asleep = instance.status == ASLEEP
@@ -75,6 +75,7 @@ def why_not_resize(instance: Instance, layers: int, options: EngineOptions) -> s
             return ""
     if reason := why_not_layers(model, gpu, layers):
         return reason
+    assert isinstance(layers, int)
     if layers == instance.layers and not asleep:
         return "it has that many layers already"
     # A restart and a wake wait for memory like a load; elastic growth takes it at once, beside what runs.

@@ -15,6 +15,7 @@ from typing import Any
 
 from sim.engine import identify, simulate
 from sim.errors import ConfigError
+from sim.formats import told_format
 from sim.locate import data_folder
 from sim.policy import load_policy
 from sim.results import check_target, home_of, write_run
@@ -56,6 +57,8 @@ def compose(options: RunOptions) -> Scenario:
         assignments.append(_assignment("policy", {**kept, "name": options.policy}))
     if options.trace is not None:
         workload: dict[str, Any] = {"kind": "trace", "file": str(Path.cwd() / options.trace)}
+        if options.trace_format is None and (told := told_format(options.trace)) is not None:
+            workload["format"] = told
         assignments.append(_assignment("workload", workload))
     elif not _plays_trace(data.get("workload")):
         for flag, value in (("--format", options.trace_format), ("--assign", options.assign)):

@@ -8,7 +8,6 @@ Serving and loading change this state, views show it to policies, metrics read i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
@@ -205,7 +204,7 @@ class Instance:
         """Iterations that the running leap has finished since it was last settled, without settling it."""
         if self.leap is None or self.begun or not self.leap.batch:
             return 0
-        return copy(self.leap).advance(now_s - self.settled_s, self.gpu_stretch, self.host_stretch).completed
+        return self.leap.twin().advance(now_s - self.settled_s, self.gpu_stretch, self.host_stretch).completed
 
     def blocks_after(self, iterations: int) -> int:
         """KV blocks in use when every decoding sequence has got so many more tokens."""

@@ -253,9 +253,9 @@ def _classes(summary: dict[str, Any], wide: bool) -> list[Table]:
     return [table]
 
 
-def shown(what: str, rows: Sequence[Any] | dict[str, Any]) -> str:
+def shown(what: str, rows: Sequence[Any] | dict[str, Any], rest: str = "--json and --out have all") -> str:
     """A title that says when only the first rows are shown."""
-    more = f" (the first {MOST_ROWS} of {len(rows)}; --json and --out have all)" if len(rows) > MOST_ROWS else ""
+    more = f" (the first {MOST_ROWS} of {len(rows)}; {rest})" if len(rows) > MOST_ROWS else ""
     return what + more
 
 

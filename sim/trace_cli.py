@@ -55,6 +55,10 @@ def _reading(trace_format: str | None, options: list[str] | None, strict: bool) 
     return Reading(trace_format, _pairs(options), strict)
 
 
+def _requests(rows: int) -> str:
+    return f"{rows:,} request{'' if rows == 1 else 's'}"
+
+
 def _tell(notices: list[str] | tuple[str, ...]) -> None:
     for notice in notices:
         say(f"notice: {notice}")
@@ -71,7 +75,7 @@ def check(
         rows, notices = check_file(file, _reading(trace_format, option, strict), counted)
         for notice in notices:
             print(f"notice: {notice}")
-        print(f"{file}: {rows:,} requests can be played")
+        print(f"{file}: {_requests(rows)} can be played")
 
 
 @trace_app.command("describe")
@@ -109,7 +113,8 @@ def describe(
         descriptions, facts = {}, {}
         for file, name in zip(files, trace_jobs.short_names(files), strict=True):
             load = None if scenario is None else trace_jobs.load_on(scenario, settings or (), file)
-            descriptions[name], facts[name] = trace_jobs.describe_file(file, reading, assumed, load, counted)
+            descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counted)
+            _tell([f"{name}: {notice}" if len(files) > 1 else notice for notice in noticed])
         if plot is not None:
             from sim.plots import plot_traces  # noqa: PLC0415
 
@@ -142,7 +147,7 @@ def import_(
 
         rows, notices = convert_trace(files, out, _reading(trace_format, option, strict), counted)
         _tell(notices)
-        print(f"{out}: wrote {rows:,} requests")
+        print(f"{out}: wrote {_requests(rows)}")
 
 
 _Files = Annotated[list[Path], typer.Argument(metavar="RECIPE.yaml | FILE...", help="A recipe, or traces to overlay.")]
@@ -254,7 +259,7 @@ def _alone(recipe_file: Path, given: Mapping[str, Any]) -> None:
 def _told(written: Sequence[Written]) -> None:
     for each in written:
         _tell(each.notices)
-        print(f"{each.path}: wrote {each.rows:,} requests")
+        print(f"{each.path}: wrote {_requests(each.rows)}")
 
 
 @trace_app.command("generate")

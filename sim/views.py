@@ -174,6 +174,10 @@ class ModelView(Facade):
         """In order of their loads."""
         return [self._views.instance(instance) for instance in self._of.instances.values()]
 
+    @property
+    def instance_count(self) -> int:
+        return len(self._of.instances)
+
     def quietest(self, count: int) -> list[InstanceView]:
         """All its instances when there are at most `count`; else those that take requests and have the fewest, the
         fewest first."""

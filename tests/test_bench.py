@@ -1,4 +1,4 @@
-"""scripts/bench.py runs, and a request costs so many events: on any machine, so what leaping saves is not lost unseen."""
+"""scripts/bench.py runs, and a request costs so many events on any machine: what leaping saves is not lost unseen."""
 
 from __future__ import annotations
 

@@ -195,6 +195,15 @@ def test_a_trace_replaces_the_workload(tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["requests"]["arrived"] for row in assigned["models"].values()] == [2, 1]
 
 
+def test_the_format_of_a_trace_is_told_by_looking(tmp_path: Path) -> None:
+    path, trace = write_scenario(tmp_path), tmp_path / "t.csv"
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-12 00:00:00+00:00,10,5\n")
+    told = json.loads(invoke("run", path, "--json", "--trace", trace, "--assign", "round-robin").stdout)
+    named = ("--format", "azure-llm-2024", "--assign", "round-robin")
+    assert told["run_id"] == json.loads(invoke("run", path, "--json", "--trace", trace, *named).stdout)["run_id"]
+    assert told["requests"]["arrived"] == 1
+
+
 def test_flags_for_traces_reach_a_trace_that_the_scenario_names(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("arrival_s,model,prompt_tokens,output_tokens\n0,x,10,5\n1,y,10,5\n")
     path = write_scenario(tmp_path, workload={"file": "t.csv"})

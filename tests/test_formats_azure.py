@@ -154,6 +154,16 @@ def test_the_other_years_are_named(tmp_path: Path) -> None:
     assert dropped.notices[0].startswith("left out 1 row without prompt or output tokens")
 
 
+def test_columns_in_any_order_quoted_or_beside_others_are_recognised(tmp_path: Path) -> None:
+    rows = ("GeneratedTokens,TIMESTAMP,ContextTokens\n20,2024-05-12 00:00:00+00:00,100\n",)
+    rows += ('"TIMESTAMP","ContextTokens","GeneratedTokens","Region"\n"2024-05-12 00:00:00+00:00","100","20","x"\n',)
+    for text in rows:
+        path = made(tmp_path, text, "a.csv")
+        assert guess_format([path]).name == LLM_2024
+        trace = imported(path, None)
+        assert (trace.prompt_tokens.tolist(), trace.output_tokens.tolist()) == ([100], [20])
+
+
 def test_nothing_left(tmp_path: Path) -> None:
     path = made(tmp_path, HEADER_2024 + "2024-05-12 00:00:00+00:00,0,1\n", "a.csv")
     assert "no request is left (left out 1 row" in refused(path, LLM_2024)

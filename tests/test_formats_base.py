@@ -73,6 +73,11 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
         import_stream([tmp_path / "nothing.csv"])
     with pytest.raises(TraceError, match="the file is empty"):
         import_stream([text_file(tmp_path / "empty.csv", "")])
+    with pytest.raises(TraceError, match="the file is empty"):
+        import_stream([text_file(tmp_path / "blank.jsonl", "\n  \n")])
+    (tmp_path / "wide.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(TraceError, match="not UTF-8 text nor Parquet"):
+        import_stream([tmp_path / "wide.csv"])
     (tmp_path / "folder").mkdir()
     with pytest.raises(TraceError, match="no files are inside"):
         import_stream([tmp_path / "folder"])
@@ -81,6 +86,35 @@ def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
         import_stream(mixed)
     with pytest.raises(TraceError, match="mooncake reads one file at a time"):
         import_stream([mixed[0], mixed[0]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_wrong_format_is_told_from_what_the_file_looks_like(tmp_path: Path, name: str) -> None:
+    path = EXAMPLES["mooncake"](tmp_path)
+    if name == "mooncake":
+        return
+    with pytest.raises(TraceError, match=r"\(it looks like mooncake\)$"):
+        read(path, name)
+
+
+def test_more_fields_and_one_file_under_two_paths(tmp_path: Path) -> None:
+    path = text_file(tmp_path / "m.jsonl", MOONCAKE.replace("{", '{"type": "x", '))
+    assert guess_format([path]).name == "mooncake"
+    lengths = text_file(tmp_path / "l.csv", "prompt_len,output_len\n1,1\n")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(TraceError, match="is given twice"):
+        import_stream([lengths, tmp_path / "a" / ".." / "l.csv"], "lengths", {"rate": 1, "model": "m"})
+    for form in ("mooncake", "ragpulse"):
+        with pytest.raises(ConfigError, match="--option model= "):
+            read(EXAMPLES[form](tmp_path), model=" ")
+
+
+def test_a_model_of_which_no_row_is_left_is_none_of_the_trace(tmp_path: Path) -> None:
+    rows = "Timestamp,Model,Request tokens,Response tokens\n0,gone,1,0\n1,a,1,1\n2,b,1,1\n3,gone,1,0\n4,a,2,1\n"
+    stream = import_stream([text_file(tmp_path / "b.csv", rows)])
+    [chunk] = stream.chunks
+    assert chunk.models == ("a", "b")
+    assert chunk.model.tolist() == [0, 1, 0]
 
 
 def test_options_are_checked_in_one_line(tmp_path: Path) -> None:

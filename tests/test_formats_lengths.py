@@ -64,6 +64,7 @@ def test_lengths_with_models(tmp_path: Path) -> None:
         ("a,b\n1,2\n", {}, "prompt_column: none is called prompt_tokens or the like; give --option prompt_column="),
         ("prompt_len,input_len,output_len\n1,1,2\n", {}, "columns prompt_len and input_len could both be it"),
         ("p,output_len\n1,2\n", {"prompt_column": "q"}, "row 1: column 'q' is missing; known: p"),
+        ("p,q\n1,2\n", {"prompt_column": "p", "output_column": "p"}, "column 'p' cannot be both"),
         ("prompt_len,output_len\n1,0\n", {}, "row 2: column 'output_len' is '0'"),
         ("prompt_len,output_len,model\n1,1,\n", {}, "row 2: column 'model' is empty"),
         ("prompt_len,output_len\n1,1\n", {"rate": None}, "has no times of arrival; give --option rate="),
@@ -89,7 +90,7 @@ def test_conversations_are_closed_loops(tmp_path: Path) -> None:
     # a: 8 characters; then 8 + 9 + 4; a first answer is context of what follows it: 8 + 40
     assert trace.prompt_tokens.tolist() == [2, 6, 12, 1]
     assert trace.output_tokens.tolist() == [3, 1, 3, 1]
-    assert trace.extras["turn"].to_pylist() == [0, 1, 0, 0]
+    assert trace.extras["turn"].to_pylist() == [1, 2, 1, 1]
     assert trace.think_s is not None
     assert np.isnan(trace.think_s).tolist() == [True, False, True, True]
     assert trace.arrival_s[0] == trace.arrival_s[1] < trace.arrival_s[2]

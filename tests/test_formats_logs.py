@@ -189,6 +189,7 @@ def test_openai_wrapped_and_flat_rows(tmp_path: Path) -> None:
     [
         ([completion("soon")], "row 1: field 'created' is 'soon'; give seconds"),
         ([completion(None)], "row 1: field 'timestamp' is empty; give seconds"),
+        ([completion("1969-12-31T00:00:00Z")], "row 1: field 'created' is '1969-12-31T00:00:00Z'; give seconds"),
         ([completion(True)], "row 1: field 'created' is True"),
         ([completion(-5)], "row 1: field 'created' is -5"),
         ([completion(1e30)], "row 1: field 'created' is 1e+30"),
@@ -207,6 +208,11 @@ def test_openai_wrapped_and_flat_rows(tmp_path: Path) -> None:
 )
 def test_openai_mistakes(tmp_path: Path, rows: list[Any], problem: str) -> None:
     assert problem in refused(log(tmp_path, *rows), "openai-log")
+
+
+def test_openai_time_field_that_is_not_there(tmp_path: Path) -> None:
+    problem = refused(log(tmp_path, completion(1, sent_at=5)), "openai-log", time_field="sent")
+    assert "row 1: field 'sent' is missing; did you mean 'sent_at'" in problem
 
 
 def test_openai_unit_that_cannot_be(tmp_path: Path) -> None:

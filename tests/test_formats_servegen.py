@@ -152,6 +152,16 @@ def test_a_span_cuts_windows_and_counts_from_its_start(tmp_path: Path) -> None:
         read(path, scale="1000000")
 
 
+def test_a_later_week_starts_at_its_own_first_window(tmp_path: Path) -> None:
+    later = "".join(f"{604_800 + 600 * place},0.5,1,Gamma,1,1\n" for place in range(6))
+    path = pool(tmp_path, {0: (later, {"604800": LENGTHS})})
+    trace, notices = read(path, rate="0.25")
+    assert len(trace) == pytest.approx(900, abs=6)
+    assert trace.arrival_s[0] < 60
+    assert notices == ["drew requests at a mean of 0.25/s where 0.5/s were measured (--option rate, scale)"]
+    assert len(read(path, start_s="606600")[0]) == pytest.approx(900, abs=3)
+
+
 def test_lengths_follow_the_hours_and_are_borrowed_where_there_are_none(tmp_path: Path) -> None:
     day = trace_csv(*[(0.05, 1.0, "Gamma")] * 144)
     late = dict.fromkeys(LENGTHS, "{9: 1.0}")
@@ -161,7 +171,7 @@ def test_lengths_follow_the_hours_and_are_borrowed_where_there_are_none(tmp_path
     trace, notices = read(path)
     assert notices == [
         "m-test: 2 of 3 clients (67% of the rate) have no lengths of their own; "
-        "each draws those of another client of the pool",
+        "each window draws those of another client of the pool",
         "drew requests at a mean of 0.15/s where 0.15/s were measured (--option rate, scale)",
         f"{3 * 72} windows with traffic but no lengths: took the nearest in time",
     ]
@@ -171,6 +181,20 @@ def test_lengths_follow_the_hours_and_are_borrowed_where_there_are_none(tmp_path
     # Between: those of the morning until half of the time to noon has passed.
     assert set(trace.prompt_tokens[(trace.arrival_s >= 21_600) & (trace.arrival_s < 32_400)].tolist()) == {5, 7}
     assert set(trace.prompt_tokens[(trace.arrival_s >= 33_000) & (trace.arrival_s < 43_200)].tolist()) == {9}
+
+
+def test_borrowed_lengths_are_spread_as_those_that_are_known(tmp_path: Path) -> None:
+    """The client with most of the rate has no lengths: what it borrows must not hang on one draw."""
+    names = ("input_tokens", "output_tokens")
+    short, long = ({"0": dict.fromkeys(names, f"{{{tokens}: 1.0}}")} for tokens in (10, 1000))
+    rising = trace_csv(*[(0.03 if place < 72 else 0.09, 1.0, "Gamma") for place in range(144)])
+    clients = {0: (trace_csv(*[(0.5, 1.0, "Gamma")] * 144), None), 1: (rising, short)}
+    clients[2] = (trace_csv(*[(0.03, 1.0, "Gamma")] * 144), long)
+    trace, _ = read(pool(tmp_path, clients), seed="3")
+    borrowed = np.array(trace.extras["client"].to_pylist()) == 0
+    assert (trace.prompt_tokens == trace.output_tokens)[borrowed].all()  # of one client
+    for half, share in ((trace.arrival_s < 43_200, 0.5), (trace.arrival_s >= 43_200, 0.75)):
+        assert (trace.prompt_tokens[borrowed & half] == 10).mean() == pytest.approx(share, abs=0.15)
 
 
 def test_images_count_into_the_prompt_and_reasoning_is_told(tmp_path: Path) -> None:
@@ -304,6 +328,23 @@ def test_published_pools(name: str) -> None:
     assert int((total == 0).sum()) == silent
     shares = sorted((float(client.rate.mean()) / total.mean() for client in found.clients.values()), reverse=True)
     assert (round(100 * shares[0]), round(100 * sum(shares[:10]))) == (first, ten)
+
+
+# As in the same README, weighted by rate: prompts, then outputs; each mean, p50, p90, p99.
+LENGTHS_OF = {
+    "language_m-large.week1": ((907, 635, 2379, 3455), (174, 52, 472, 725)),
+    "language_m-mid.week1": ((291, 166, 658, 2792), (44, 28, 91, 266)),
+    "language_m-small.week1": ((113, 43, 356, 1345), (16, 3, 48, 140)),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS_OF)
+def test_published_lengths_of_pools_where_most_clients_have_none(name: str) -> None:
+    """Within 30 %: a third to half of the rate borrows, and borrows by the hour, which that README leaves out."""
+    trace, _ = read(published(name), rate="0.2")
+    for column, printed in zip((trace.prompt_tokens, trace.output_tokens), LENGTHS_OF[name], strict=True):
+        found = (column.mean(), *np.percentile(column, (50, 90, 99)))
+        assert found == pytest.approx(printed, rel=0.3)
 
 
 def test_published_day_drawn_whole_has_the_published_rates_and_lengths() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ class Watched(Policy):
         noted: list[str] = []
         self.decisions.append((view.now_s, noted))
         for action in actions:
-            noted.append(f"{type(action).__name__}({', '.join(map(str, vars(action).values()))})".split(" object")[0])
+            values = (str(getattr(action, field.name)) for field in fields(action))
+            noted.append(f"{type(action).__name__}({', '.join(values)})".split(" object")[0])
             yield action
 
 

@@ -253,6 +253,8 @@ def test_the_shorthand_is_a_recipe() -> None:
     assert as_data(short(table="x=a", by="client"))["steps"][0]["map_models"]["by"] == "client"
     assert as_data(short(split_models="a,b:c"))["steps"][0]["split"]["models"] == [["a", "b"], ["c"]]
     assert as_data(short(shift="start"))["steps"] == [{"shift": {}}]
+    [window] = as_data(short(window="60:"))["steps"]
+    assert window["window"] == {"start_s": 60.0, "end_s": 1e12, "rebase": True}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,7 @@ def test_the_shorthand_is_a_recipe() -> None:
         ({"mix": "1"}, "1 shares for 2 files"),
         ({"split": "1,1", "split_at": "5"}, "--split and --split-at: one way of splitting"),
         ({"split": ""}, "write numbers"),
+        ({"split": "0.8"}, "--split 0.8: a share for each of at least two parts"),
         ({"whole_sessions": True}, "give --thin, --split or --mix with it"),
         ({"repeat": 0}, "steps.0.repeat.times"),
     ],

@@ -16,6 +16,7 @@ import pytest
 from cli_cases import scenario_data, write_scenario
 from pyarrow import parquet
 
+import sim
 from sim import columns, engine, metrics, results
 from sim.engine import Outcome, identify, simulate
 from sim.errors import ConfigError
@@ -110,6 +111,7 @@ def kept(
 SMALL_GPU = {"nodes": [{"host": "tr-pro-5995wx", "gpus": [{"gpu": "rtx-4090"}]}], "gpu_reserve_gib": 2}
 
 
+@pytest.mark.skipif(sim.COMPILED, reason="the limits of the compiled engine cannot be replaced")
 @pytest.mark.parametrize("block_rows", [1 << 19, 16])
 def test_what_is_kept_does_not_depend_on_what_fitted_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int

@@ -153,7 +153,7 @@ def test_json_is_a_recipe_only_when_it_says_so(text: Path, tmp_path: Path) -> No
     talks = [{"conversations": [{"from": "human", "value": "two words"}, {"from": "gpt", "value": "three more words"}]}]
     (tmp_path / "talks.json").write_text(json.dumps(talks))
     options = ("--format", "sharegpt", "--option", "rate=1")
-    assert "wrote 1 requests" in good(
+    assert "wrote 1 request\n" in good(
         "trace", "compose", tmp_path / "talks.json", *options, "--out", tmp_path / "o.csv"
     )
     (tmp_path / "r.json").write_text(json.dumps({"sources": ["t.csv"], "steps": [{"limit": 3}]}))
@@ -176,6 +176,21 @@ def test_several_traces_side_by_side(text: Path, tmp_path: Path) -> None:
     facts = json.loads(good("trace", "describe", text, SMALL, "--json"))
     assert {name: each["rows"] for name, each in facts.items()} == {"t": 200, "small": 333}
     assert facts["small"] == json.loads(good("trace", "describe", SMALL, "--json"))
+
+
+def test_what_describing_leaves_out_or_shortens_is_said(tmp_path: Path) -> None:
+    burst = tmp_path / "b.csv"
+    rows = "".join(f"{second},model-{second},5,{0 if second == 3 else 7},12,API log\n" for second in range(20))
+    burst.write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + rows)
+    result = invoke("trace", "describe", burst)
+    assert result.stderr.startswith("notice: left out 1 row without prompt or output tokens")
+    assert "(the first 16 of 19; --json has all)" in " ".join(result.stdout.split())
+    assert list(json.loads(invoke("trace", "describe", burst, "--json").stdout)["models"]).count("model-3") == 0
+    assert "notice: b: left out 1 row" in invoke("trace", "describe", burst, SMALL).stderr
+    one = tmp_path / "one.csv"
+    one.write_text(HEADER + "0,a,1,1\n")
+    assert good("trace", "import", one, "--out", tmp_path / "o.csv").endswith("wrote 1 request\n")
+    assert "shift by at least 0\n" in error("trace", "compose", one, "--shift", "-5", "--out", tmp_path / "s.csv")
 
 
 def test_offered_load_is_shown_and_given(text: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ CSV_MISTAKES: list[tuple[str, str]] = [
         "arrival_s,model,prompt_token,output_tokens\n" + GOOD,
         "row 1: column 'prompt_tokens' is missing; did you mean 'prompt_token'?",
     ),
-    ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,1,1\n", "give --format azure-llm-2023"),
+    ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,1,1\n", "if it is an Azure trace, `trace import` it"),
     ("arrival_s,model\n0,a\n", "row 1: column 'prompt_tokens' is missing; add it"),
     ("a\x0b" + HEADER + GOOD, r"row 1: a column is named 'a\x0barrival_s'; use printable"),
     (HEADER.replace(",", ";") + "0;a;1;1\n", "row 1: columns are separated by semicolons; use commas"),

@@ -106,7 +106,11 @@ def test_shorthands_mean_the_long_form() -> None:
         ("streams.0.prefix={block_tokens: 0}", "greater than or equal to 1"),
         ("streams.0.models=[a, a]", "not 'a' twice"),
         ("streams.0.models=[]", "models: give each of 1 to 10,000 models once"),
-        ("streams.0.models=0", "field 'streams.0.models'"),
+        (
+            "streams.0.models=0",
+            "field 'streams.0.models': give names, or a number of models from 1 to 10,000 (given: 0)",
+        ),
+        ("streams.0.prompt=long", "field 'streams.0.prompt': give a mapping of fields, not 'long'"),
         ("streams.0.service_class={}", "at least one class needs a weight above 0"),
         (
             "streams.0={name: x, arrivals: {process: poisson, rate_per_s: 1}, service_class: a, per_class: {b: {}}}",

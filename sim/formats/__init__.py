@@ -6,7 +6,8 @@ Called by `workload` and by the command line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def guess_format(files: Sequence[Path]) -> Format:
     for path in files:
         sample = sample_of(path)
         fitting = [form for form in FORMATS.values() if form.sniff(sample)]
+        if not fitting and not sample.members:
+            _refuse_no_text(path, sample)
         if len(fitting) != 1:
             among = ", ".join(form.name for form in fitting or FORMATS.values())
             raise TraceError(f"{path}: cannot tell the format of this trace; give --format, one of: {among}")
@@ -88,6 +91,23 @@ def guess_format(files: Sequence[Path]) -> Format:
         found = fitting[0]
     assert found is not None
     return found
+
+
+def told_format(path: Path) -> str | None:
+    """The name of the format that a file is unmistakably of; None: native, or nobody can tell. Never raises."""
+    try:
+        name = guess_format([path]).name
+    except TraceError:
+        return None  # who reads it as a native trace will say what is wrong
+    return None if name == NATIVE else name
+
+
+def _refuse_no_text(path: Path, sample: Sample) -> None:
+    """What is wrong with a file that no format knows, where it is not even a table or JSON."""
+    if b"\0" in sample.head:
+        raise TraceError(f"{path}: not UTF-8 text nor Parquet; save it as UTF-8, or give the trace that is inside")
+    if not sample.first_line():
+        raise TraceError(f"{path}: the file is empty; a trace has at least one request")
 
 
 def import_stream(
@@ -104,8 +124,36 @@ def import_stream(
     """
     paths = [Path(path) for path in files]
     form = guess_format(paths) if format_name is None else format_named(format_name)
-    given = {**(options or {}), **({"strict": True} if strict else {})}
-    return form.read(paths, parse_options(form, given))
+    given = parse_options(form, {**(options or {}), **({"strict": True} if strict else {})})
+    if format_name is None:
+        return form.read(paths, given)
+    with _hinting(paths, form):
+        stream = form.read(paths, given)
+    return replace(stream, chunks=_hinted(stream.chunks, paths, form))
+
+
+def _hinted(chunks: Iterator[Trace], files: Sequence[Path], form: Format) -> Iterator[Trace]:
+    """The chunks; where not even the first can be read, the error says what the files look like instead."""
+    with _hinting(files, form):
+        first = next(chunks, None)
+    if first is not None:
+        yield first
+        yield from chunks
+
+
+@contextmanager
+def _hinting(files: Sequence[Path], form: Format) -> Iterator[None]:
+    try:
+        yield
+    except TraceError as error:
+        try:
+            other = guess_format(files)
+        except TraceError:
+            raise error from None
+        # Any Parquet file looks native.
+        if other is form or other.name == NATIVE or other.name in str(error):
+            raise
+        raise TraceError(f"{error} (it looks like {other.name})") from None
 
 
 def import_trace(path: Path, format_name: str | None = None, strict: bool = False) -> Trace:

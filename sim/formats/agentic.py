@@ -88,7 +88,8 @@ class _Found:
         if again:
             yield f"{count_of(again, 'session')} had the name of another and got a number behind it"
         if self.agents:
-            yield f"{count_of(self.agents, 'sub-agent')} became sessions of their own"
+            own = "a session of its own" if self.agents == 1 else "sessions of their own"
+            yield f"{count_of(self.agents, 'sub-agent')} became {own}"
         if self.empty:
             yield f"left out {count_of(self.empty, 'session')} without requests"
         zeros = f"{count_of(self.zeros, 'request')} without prompt or output tokens"

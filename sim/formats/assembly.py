@@ -196,7 +196,12 @@ class _Naming:
     @staticmethod
     def _codes(names: Names, column: Named) -> Whole:
         codes, local = column
-        return names.codes(codes, local)
+        uses = np.bincount(codes + 1, minlength=len(local) + 1)[1:]
+        if uses.all():
+            return names.codes(codes, local)
+        # Names that only rows that were left out had are no names of the trace.
+        used = np.flatnonzero(uses)
+        return names.codes(np.append(np.cumsum(uses > 0) - 1, -1)[codes], [local[code] for code in used.tolist()])
 
 
 def _nearly_in_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:

@@ -153,10 +153,13 @@ def _nanoseconds(kind: _Kind, checks: ColumnChecks) -> NDArray[np.int64]:
 
 
 def _sniff(kind: _Kind, sample: Sample) -> bool:
-    lines = sample.head.decode("utf-8-sig", errors="ignore").splitlines()
-    if sample.members or sample.columns() != kind.columns or len(lines) < 2:
+    """The columns, in any order and perhaps beside others, and a first row with a time as that year writes it."""
+    columns = sample.columns()
+    if sample.members or not set(kind.columns) <= set(columns):
         return False
-    return re.fullmatch(kind.time, lines[1].split(",")[0].strip()) is not None
+    lines = [line for line in sample.head.decode("utf-8-sig", errors="ignore").splitlines() if line.strip()]
+    cells = lines[1].split(",") if len(lines) > 1 else []
+    return len(cells) == len(columns) and bool(re.fullmatch(kind.time, cells[columns.index(TIME)].strip(' "')))
 
 
 FORMATS = (

@@ -108,6 +108,8 @@ def _lengths_blocks(
         _column(first, given[0], PROMPTS, "prompt_column"),
         _column(first, given[1], OUTPUTS, "output_column"),
     )
+    if columns[0] == columns[1]:
+        raise TraceError(f"{path}: column '{columns[0]}' cannot be both; give another prompt_column or output_column")
     for checks in checked_tables(chain([first], tables), columns, ("model",), options.strict, notices):
         table = checks.table
         named = options.model is None and "model" in table.columns
@@ -134,7 +136,7 @@ _ANSWERS = ("gpt", "assistant", "chatgpt", "bard", "bing", "claude", "model", "f
 
 
 def _read_sharegpt(files: Sequence[Path], options: ShareGptOptions) -> TraceStream:
-    """Every answer is a request; extras: turn (from 0). arrival_s of all turns is their conversation's."""
+    """Every answer is a request; extras: turn (from 1). arrival_s of all turns is their conversation's."""
     models = file_models(files, SHAREGPT, options.model)
     readers = {}
     for number, (where, path) in enumerate(by_path(files).items()):
@@ -200,7 +202,7 @@ class _Conversations:
             model=same_name(self._model, len(turn)),
             session=(session, sessions),
             think_s=think_s,
-            extras={"turn": pa.array(turn)},
+            extras={"turn": pa.array(turn + 1)},
         )
 
     def _session(self, entry: Entry, row: int) -> str:

@@ -108,11 +108,13 @@ class _Log:
     def _microseconds(self, entry: Entry, field: str, value: Any) -> int:
         if isinstance(value, str):
             when = _date_time(value)
-            if when is not None:
+            if when is not None and when >= 0:
                 return when
             value = _plain_number(value)
         if type(value) not in (int, float) or not 0 <= value < 1e20:
-            how = "give seconds, milliseconds or a date and time as 2024-05-10T00:00:00Z"
+            if value is None and field not in entry.values and self._options.time_field is not None:
+                raise entry.error(field, "name another time_field")
+            how = "give seconds, milliseconds or a date and time as 2024-05-10T00:00:00Z, from 1970 on"
             raise TraceError(f"{entry.where}: field '{field}' is {shown(_first((entry.values,), (field,))[1])}; {how}")
         if not self._low <= value < self._high:
             unit = next(unit for unit, (bound, _) in _UNITS.items() if value < bound)

@@ -19,6 +19,7 @@ from sim.errors import TraceError
 from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
 from sim.formats.json_rows import Row, filled, gathered, list_of_ids
+from sim.formats.tabular import MODEL, ModelName
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.stream import TraceStream
 
@@ -37,7 +38,7 @@ class RagpulseOptions(FormatOptions):
     zero_tokens: EmptyChoice = Field(
         "drop", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
     )
-    model: str | None = Field(None, min_length=1, description="the model that all requests are for")
+    model: ModelName | None = Field(None, description=MODEL)
 
 
 def _read(files: Sequence[Path], options: RagpulseOptions) -> TraceStream:

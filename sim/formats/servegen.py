@@ -39,7 +39,9 @@ class ServegenOptions(FormatOptions):
     rate: float | None = Field(None, gt=0, le=1e6, description="mean requests a second of all that is drawn, together")
     scale: float | None = Field(None, gt=0, le=1e6, description="factor on all rates; 1 unless rate is given")
     clients: int | None = Field(None, ge=1, description="only so many clients of each pool, those with most requests")
-    start_s: float = Field(0.0, ge=0, le=1e12, description="second of the files at which the trace starts")
+    start_s: float | None = Field(
+        None, ge=0, le=1e12, description="second of the files at which the trace starts; their first by default"
+    )
     duration_s: float | None = Field(None, gt=0, le=1e12, description="seconds to draw; to the files' end by default")
     model_per: Literal["pool", "client"] = Field("pool", description="whether a pool is one model, or each client is")
     zero_tokens: Literal["keep", "drop"] = Field(
@@ -62,68 +64,71 @@ def _read(files: Sequence[Path], options: ServegenOptions) -> TraceStream:
 
 def _blocks(files: Sequence[Path], where: str, options: ServegenOptions, notices: list[str]) -> Iterator[Block]:
     pools = read_pools(files, options.strict)
-    end_s = _end_s(pools, where, options)
-    chosen = [(pool, client) for pool in pools for client in _top(pool, options, end_s)]
-    published = sum(client.mean_rate(options.start_s, end_s) for _, client in chosen)
+    span_s = _span_s(pools, where, options)
+    chosen = [(pool, client) for pool in pools for client in _top(pool, options, span_s)]
+    published = sum(client.mean_rate(*span_s) for _, client in chosen)
     if not published:
         raise ConfigError(
-            f"{where}: no client sends anything from {options.start_s:g} to {end_s:g} s; choose other times"
+            f"{where}: no client sends anything from {span_s[0]:g} to {span_s[1]:g} s; choose other times"
         )
     scale = options.rate / published if options.rate is not None else options.scale or 1.0
     for pool in pools:
-        notices += _about(pool, [client for owner, client in chosen if owner is pool], options, end_s)
+        notices += _about(pool, [client for owner, client in chosen if owner is pool], span_s)
     notices.append(
         f"drew requests at a mean of {scale * published:.4g}/s where {published:.4g}/s were measured "
         "(--option rate, scale)"
     )
     names = [pool.name if options.model_per == "pool" else f"{pool.name}/{client.number}" for pool, client in chosen]
     models = tuple(dict.fromkeys(names))
+    lenders = {pool.name: _Lenders(pool) for pool in pools}
     sources = [
-        _Source(client, models.index(name), _lender(pool, client, options.seed), scale, options)
+        _Source(client, models.index(name), lenders[pool.name], scale, options)
         for (pool, client), name in zip(chosen, names, strict=True)
     ]
     empty = EmptyTokens(options.zero_tokens, "zero_tokens")
-    yield from _merged(
-        sources, _Plan(where, models, _extras([client for _, client in chosen]), (options.start_s, end_s)), empty
-    )
+    yield from _merged(sources, _Plan(where, models, _extras([client for _, client in chosen]), span_s), empty)
     empty.finish(notices)
     strayed = sum(source.strayed for source in sources)
     if strayed:
         notices.append(f"{count_of(strayed, 'window')} with traffic but no lengths: took the nearest in time")
 
 
-def _end_s(pools: Sequence[Pool], where: str, options: ServegenOptions) -> float:
-    last_s = max(float(client.start_s[-1]) + client.window_s for pool in pools for client in pool.clients.values())
-    end_s = last_s if options.duration_s is None else options.start_s + options.duration_s
-    if options.start_s >= last_s or end_s > last_s:
+def _span_s(pools: Sequence[Pool], where: str, options: ServegenOptions) -> tuple[float, float]:
+    """From when to when to draw."""
+    clients = [client for pool in pools for client in pool.clients.values()]
+    start_s = min(float(client.start_s[0]) for client in clients) if options.start_s is None else options.start_s
+    last_s = max(float(client.start_s[-1]) + client.window_s for client in clients)
+    end_s = last_s if options.duration_s is None else start_s + options.duration_s
+    if start_s >= last_s or end_s > last_s:
         raise ConfigError(f"{where}: ends at {last_s:,.0f} s; lower start_s or duration_s to stay within")
-    return end_s
+    return start_s, end_s
 
 
-def _top(pool: Pool, options: ServegenOptions, end_s: float) -> list[Client]:
+def _top(pool: Pool, options: ServegenOptions, span_s: tuple[float, float]) -> list[Client]:
     """The clients to draw, by number."""
     clients = list(pool.clients.values())
     if options.clients is None:
         return clients
-    ranked = sorted(clients, key=lambda client: (-client.mean_rate(options.start_s, end_s), client.number))
+    ranked = sorted(clients, key=lambda client: (-client.mean_rate(*span_s), client.number))
     return sorted(ranked[: options.clients], key=lambda client: client.number)
 
 
-def _about(pool: Pool, chosen: Sequence[Client], options: ServegenOptions, end_s: float) -> Iterator[str]:
+def _about(pool: Pool, chosen: Sequence[Client], span_s: tuple[float, float]) -> Iterator[str]:
     """What a reader should know of a pool."""
+    first_s, end_s = span_s
     yield from (f"{pool.name}: ignored the field '{name}'" for name in pool.ignored)
-    rates = {client.number: client.mean_rate(options.start_s, end_s) for client in chosen}
+    rates = {client.number: client.mean_rate(first_s, end_s) for client in chosen}
     borrowing = [client.number for client in chosen if not client.lengths]
     if borrowing and sum(rates.values()):
         share = sum(rates[number] for number in borrowing) / sum(rates.values())
         yield (
             f"{pool.name}: {len(borrowing)} of {count_of(len(chosen), 'client')} ({share:.0%} of the rate) have no "
-            "lengths of their own; each draws those of another client of the pool"
+            "lengths of their own; each window draws those of another client of the pool"
         )
     busy: dict[float, float] = {}
     for client in chosen:
         for start_s, rate in zip(client.start_s.tolist(), client.rate.tolist(), strict=True):
-            if options.start_s <= start_s < end_s:
+            if first_s <= start_s < end_s:
                 busy[start_s] = busy.get(start_s, 0.0) + rate
     silent = sum(1 for rate in busy.values() if rate == 0)
     if silent:
@@ -147,28 +152,38 @@ def _extras(clients: Sequence[Client]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _lender(pool: Pool, client: Client, seed: int) -> Client:
-    """Whose lengths a client draws from: its own, or those of one other of the pool, by their mean rates."""
-    if client.lengths:
-        return client
-    others = [other for other in pool.clients.values() if other.lengths]
-    weights = np.array([float(other.rate.mean()) for other in others])
-    if not weights.any():
-        weights += 1.0
-    edges = np.cumsum(weights)
-    drawn = stream(seed, "formats", NAME, pool.name, client.number, "lender").random() * edges[-1]
-    return others[min(int(np.searchsorted(edges, drawn, side="right")), len(others) - 1)]
+class _Lenders:
+    """Whose lengths a client without any of its own draws from: in each window those of one other of the pool.
+
+    Lenders are drawn by their rates at the time, so that what is borrowed is spread as the pool's known lengths are,
+    and a request's prompt and answer are of one client.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._others = [other for other in pool.clients.values() if other.lengths]
+        self._edges: dict[float, Draws] = {}
+
+    def at(self, time_s: float, uniform: float) -> Client:
+        """The lender of a window for a number in [0, 1)."""
+        if time_s not in self._edges:
+            weights = [0.0 if other.lengths_at(time_s)[1] else other.rate_at(time_s) for other in self._others]
+            if not any(weights):
+                weights = [float(other.rate.mean()) for other in self._others]
+            self._edges[time_s] = np.cumsum(weights if any(weights) else np.ones(len(self._others)))
+        edges = self._edges[time_s]
+        return self._others[min(int(np.searchsorted(edges, uniform * edges[-1], side="right")), len(edges) - 1)]
 
 
 class _Source:
     """Draws one client's requests, window by window."""
 
-    def __init__(self, client: Client, model: int, lender: Client, scale: float, options: ServegenOptions) -> None:
+    def __init__(self, client: Client, model: int, lenders: _Lenders, scale: float, options: ServegenOptions) -> None:
         self.client = client
         self.model = model
         self.strayed = 0
-        self._lender = lender
         names = (options.seed, "formats", NAME, client.pool, client.number)
+        self._lenders = lenders
+        self._lots = None if client.lengths else stream(*names, "lender").random(len(client.rate))
         self._gaps, self._lengths = stream(*names, "gaps"), stream(*names, "lengths")
         expected = client.rate * client.window_s * scale
         if expected.max() > MOST_PER_WINDOW:
@@ -185,7 +200,9 @@ class _Source:
         client, count = self.client, int(self.counts[place])
         law = LAWS[int(client.law[place])]
         arrival_s = client.start_s[place] + client.window_s * _arrivals(law, float(client.cv[place]), count, self._gaps)
-        lengths, strayed = self._lender.lengths_at(float(client.start_s[place]))
+        start_s = float(client.start_s[place])
+        owner = client if self._lots is None else self._lenders.at(start_s, float(self._lots[place]))
+        lengths, strayed = owner.lengths_at(start_s)
         self.strayed += strayed
         return arrival_s, {
             "model": np.full(count, self.model),

@@ -84,6 +84,11 @@ class Client:
         covered_s = np.clip(np.minimum(self.start_s + self.window_s, end_s) - begins, 0.0, None)
         return float((self.rate * covered_s).sum() / (end_s - start_s))
 
+    def rate_at(self, time_s: float) -> float:
+        """Requests a second at a time; 0 where there is no window."""
+        place = int(np.searchsorted(self.start_s, time_s, side="right")) - 1
+        return float(self.rate[place]) if place >= 0 and time_s < self.start_s[place] + self.window_s else 0.0
+
     def lengths_at(self, time_s: float) -> tuple[Lengths, bool]:
         """The lengths of a time, and whether they are those of another because it has none of its own."""
         starts = sorted(self.lengths)

@@ -125,8 +125,9 @@ def same_name(name: str, count: int) -> Named:
 
 def by_path(files: Sequence[Path]) -> dict[str, Path]:
     """The files by their paths as text. Raises TraceError when one is given twice."""
+    found = [path.resolve() for path in files]
     for index, path in enumerate(files):
-        if path in files[:index]:
+        if found[index] in found[:index]:
             raise TraceError(f"{path}: is given twice; give each file once")
     return {str(path): path for path in files}
 

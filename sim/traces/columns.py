@@ -22,7 +22,7 @@ MOST_TOKENS = 10**9
 FURTHEST_S = 1e12  # beyond it a float64 clock has less than 0.1 ms resolution
 
 _NUMBER = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
-_OTHER_FORMATS = {"ContextTokens": "azure-llm-2023"}
+_AZURE = "ContextTokens"  # a column of the most likely file of another format
 
 
 def name_problem(name: str, what: str) -> str | None:
@@ -94,9 +94,8 @@ class ColumnChecks:
         for name in required:
             if name in self.table.columns:
                 continue
-            for mark, format_name in _OTHER_FORMATS.items():
-                if mark in unknown:
-                    raise TraceError(f"{where}: column '{name}' is missing; give --format {format_name}")
+            if _AZURE in unknown:
+                raise TraceError(f"{where}: column '{name}' is missing; if it is an Azure trace, `trace import` it")
             candidates = [column for column in unknown if column]
             hint = did_you_mean(name, candidates) if candidates else "add it"
             raise TraceError(f"{where}: column '{name}' is missing; {hint}")

@@ -138,7 +138,7 @@ class Description:
             "iat_cv": self.gaps.moments.variation if timed else None,
             "prompt_tokens": self.prompts.facts(),
             "output_tokens": self.outputs.facts(),
-            "models": {name: {"requests": uses, "share": uses / self.rows} for name, uses in ranked},
+            "models": {name: {"requests": uses, "share": uses / self.rows} for name, uses in ranked if uses},
             "popularity_slope": _slope(used),
             "per_minute": self.minutes.per_window(span_s),
             "first_s": self.first_s,

@@ -119,8 +119,8 @@ def _lost_recipe(target: Path) -> tuple[str, ...]:
 
 def describe_file(
     file: Path, reading: Reading, service: Service, load: OfferedLoad | None, watch: Watch = _unwatched
-) -> tuple[Description, dict[str, Any]]:
-    """The description of a file and its facts; those of the load on a cluster under "load"."""
+) -> tuple[Description, dict[str, Any], list[str]]:
+    """The description of a file, its facts (those of the load on a cluster under "load"), what reading noticed."""
     description = Description(service)
     with watch(reading.stream(file), "describe") as stream:
         for chunk in stream.chunks:
@@ -132,7 +132,7 @@ def describe_file(
     facts = description.facts()
     if load is not None:
         facts["load"] = load.facts(description.span_s)
-    return description, facts
+    return description, facts, stream.notices
 
 
 def short_names(files: Sequence[Path]) -> list[str]:

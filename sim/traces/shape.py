@@ -63,7 +63,7 @@ def shift(stream: TraceStream, by_s: float | None) -> TraceStream:
             if arrival_s[0] < 0:
                 first = f"the first request would arrive at {arrival_s[0]:g} s"
                 raise TraceError(
-                    f"{stream.where}: shift {offset:g}: {first}; shift by at least {-chunk.arrival_s[0]:g}"
+                    f"{stream.where}: shift {offset:g}: {first}; shift by at least {0 - chunk.arrival_s[0]:g}"
                 )
             reachable(arrival_s, stream.where, f"shift {offset:g}")
             yield replace(chunk, arrival_s=arrival_s)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sim.errors import ConfigError
 from sim.spec import load_scenario
+from sim.traces.columns import FURTHEST_S
 from sim.traces.recipe import Recipe, parse_recipe
 
 STEPS = ("assign", "window", "shift", "time-scale", "thin", "repeat", "limit", "split")
@@ -123,7 +124,9 @@ def _timed(asked: Shorthand) -> list[dict[str, Any]]:
         start, colon, end = asked.window.partition(":")
         if not colon:
             raise ConfigError(f"--window {asked.window}: write START:END in seconds, for example 0:3600")
-        steps.append({"window": {"start_s": _number("--window", start or "0"), "end_s": _number("--window", end)}})
+        # Either side may be left open: no trace goes on for longer.
+        start_s, end_s = _number("--window", start or "0"), _number("--window", end) if end else FURTHEST_S
+        steps.append({"window": {"start_s": start_s, "end_s": end_s}})
     if asked.shift is not None:
         by_s = None if asked.shift == "start" else _number("--shift", asked.shift)
         steps.append({"shift": {} if by_s is None else {"by_s": by_s}})
@@ -137,6 +140,8 @@ def _split(asked: Shorthand) -> list[dict[str, Any]]:
         raise ConfigError(f"{names}: one way of splitting at a time; compose again for the other")
     if asked.split is not None:
         shares = _numbers("--split", asked.split, "0.8,0.2")
+        if len(shares) < 2:
+            raise ConfigError(f"--split {asked.split}: a share for each of at least two parts, for example 0.8,0.2")
         return [{"split": {"shares": shares, "whole_sessions": asked.whole_sessions}}]
     if asked.split_at is not None:
         return [{"split": {"at_s": _numbers("--split-at", asked.split_at, "600,1200")}}]

@@ -196,7 +196,9 @@ def _percent(value: float | None) -> str:
 
 
 def _models(found: Found) -> Table:
-    table = grid(shown("Models", found["models"]), "", "requests", "share", "mean prompt", "mean output")
+    table = grid(
+        shown("Models", found["models"], "--json has all"), "", "requests", "share", "mean prompt", "mean output"
+    )
     means = found["model_tokens"]
     for name, row in list(found["models"].items())[:MOST_ROWS]:
         own = means.get(name, {})
@@ -214,7 +216,7 @@ def _load(load: Found) -> list[Table]:
     if load["left_out"]:
         pairs.append(("left out", f"{number(load['left_out'])} requests: too long, or their model fits no GPU whole"))
     table = grid(
-        shown("By model, on one GPU", load["models"]),
+        shown("By model, on one GPU", load["models"], "--json has all"),
         "",
         "on",
         "batch",

@@ -54,6 +54,8 @@ def first_problem(error: ValidationError, root: type[BaseModel], whole: str) -> 
     if kind == "union_tag_invalid":
         tag = context["discriminator"].strip("'")
         return f"field '{field}.{tag}': unknown '{context['tag']}'; {did_you_mean(str(context['tag']), tags)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"field '{field}': give a mapping of fields, not {problem['input']!r:.60}"
     text = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""

@@ -136,7 +136,9 @@ class ForClass(Frozen):
 def _models_in_full(value: Any) -> Any:
     if value == "all":
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_MODELS:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= MOST_MODELS:
+            raise ValueError(f"give names, or a number of models from 1 to {MOST_MODELS:,}")
         return tuple(f"model-{number}" for number in range(1, value + 1))
     return (value,) if isinstance(value, str) else value
 
