@@ -234,6 +234,10 @@ def main() -> None:
         policy, requests, gpus, models = json.loads(arguments.one)
         print(json.dumps(measure(policy, requests, gpus, models, arguments.seed)))
         return
+    if wrong := [gpus for gpus in arguments.gpus if gpus < 16 or gpus % 16]:
+        parser.error(f"--gpus {wrong[0]}: give multiples of 16")
+    if wrong_names := [name for name in arguments.policies if name not in POLICIES]:
+        parser.error(f"--policies {wrong_names[0]}: choose from {', '.join(POLICIES)}")
     if arguments.quick:
         arguments.requests, arguments.gpus, arguments.models = [2_000, 10_000], [16, 256], [8, 32]
         arguments.repeats = 1

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -24,15 +26,43 @@ from sim.compiled import LIBRARY, MODULES, build_folder  # noqa: E402  needs the
 
 def build(folder: Path, verbose: bool) -> None:
     """Compile into a folder beside `folder`, then move it there, so that nothing half made is ever used."""
+    try:
+        import mypyc.build  # noqa: F401, PLC0415  only this script needs it
+        import setuptools  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise SystemExit(f"error: {error}; install what compiling needs: pip install '.[compile]'") from None
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if shutil.which(compiler) is None:
+        raise SystemExit(f"error: there is no C compiler '{compiler}'; install one, or name yours in CC")
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise SystemExit(f"error: {fresh.parent}: cannot be written ({error.strerror}); nothing was compiled") from None
+    try:
+        _compile_into(fresh, verbose)
+        if build_folder() != folder:
+            raise SystemExit("error: the engine's source was changed while it was compiled; run this again")
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    for old in folder.parent.glob(f"{sys.implementation.cache_tag}-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _compile_into(fresh: Path, verbose: bool) -> None:
     from mypyc.build import mypycify  # noqa: PLC0415  only this script needs it
     from setuptools import Distribution  # noqa: PLC0415
+    from setuptools.errors import CompileError, LinkError  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(ROOT):
         extensions = mypycify(
             [*(f"sim/{name}.py" for name in MODULES), "--config-file", "pyproject.toml"],
             group_name=LIBRARY.removesuffix("__mypyc"),
             target_dir=scratch,
-            opt_level="2",
+            opt_level="3",
             verbose=verbose,
         )
         for extension in extensions:
@@ -40,15 +70,12 @@ def build(folder: Path, verbose: bool) -> None:
             extension.extra_compile_args.append("-ffp-contract=off")
         distribution = Distribution({"name": "residency-sim-engine", "ext_modules": extensions})
         command = distribution.get_command_obj("build_ext")
-        fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
         command.build_lib, command.build_temp, command.parallel = str(fresh), scratch, os.cpu_count()
         command.ensure_finalized()
-        command.run()
-    shutil.rmtree(folder.parent / folder.name, ignore_errors=True)
-    fresh.rename(folder)
-    for old in folder.parent.iterdir():
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            command.run()
+        except (CompileError, LinkError) as error:
+            raise SystemExit(f"error: the C compiler failed ({error}); --verbose shows more") from None
 
 
 def main() -> None:

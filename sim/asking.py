@@ -69,7 +69,10 @@ def _actions(answer: Any) -> Iterator[Any]:
 
 def _place(error: BaseException) -> str:
     """File and line of a policy's mistake."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    place, trace = "no place", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith("<"):  # the generated methods of our dataclasses are nobody's file
+            place = f"{Path(file).name}, line {trace.tb_lineno}"
         trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "no place"
+    return place

@@ -28,6 +28,7 @@ class Peers:
         self.roomy = Ranking(_room_rank)  # the most available memory first
         self.quiet = Ranking(_crowd_rank)  # the fewest instances that compute first
         self.idle = Ranking(_idle_rank)  # idle instances on them, the longest unused first
+        self.yielding = Ranking(_yield_rank)  # the most memory first, if all that is idle there were stopped
 
     def add(self, gpu: Gpu) -> None:
         self.gpus.append(gpu)
@@ -41,6 +42,8 @@ class Peers:
         found = {gpu.index: gpu for gpu in self.roomy.first(count)}
         found.update((gpu.index, gpu) for gpu in self.quiet.first(count))
         found.update((instance.gpu.index, instance.gpu) for instance in self.idle.first(count))
+        # Without these a load that fits somewhere, once idle instances are stopped, might never be seen to fit.
+        found.update((gpu.index, gpu) for gpu in self.yielding.first(1))
         return found
 
 
@@ -81,6 +84,7 @@ class Gpu:
         """What it has available, or how many compute on it, changed: who ranks GPUs by these must look again."""
         self.peers.roomy.mark(self.index, self)
         self.peers.quiet.mark(self.index, self)
+        self.peers.yielding.mark(self.index, self)
 
     def release_later(self, size: int) -> None:
         """So many bytes more (or with a negative size: less) are on their way out."""
@@ -207,6 +211,11 @@ def _room_rank(gpu: Gpu) -> Rank | None:
 
 def _crowd_rank(gpu: Gpu) -> Rank | None:
     return len(gpu.active), -gpu.available_bytes, gpu.index
+
+
+def _yield_rank(gpu: Gpu) -> Rank | None:
+    idle = [i.gpu_bytes for i in gpu.instances.values() if i.idle and i.stop_mode is None and i.resizing is None]
+    return -(gpu.available_bytes + sum(idle)), 0, gpu.index
 
 
 def _idle_rank(instance: Instance) -> Rank | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from importlib.machinery import ExtensionFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -37,8 +37,8 @@ def use_compiled(search_path: list[str]) -> bool:
     if not (PACKAGE / "_compiled").is_dir() or os.environ.get("SIM_INTERPRETED"):
         return False
     folder = build_folder()
-    library = next(folder.glob(f"{LIBRARY}.*"), None)
-    if library is None:
+    library = folder / f"{LIBRARY}{EXTENSION_SUFFIXES[0]}"  # with the machine in its name: others may share the folder
+    if not library.is_file():
         return False
     spec = spec_from_file_location(LIBRARY, library, loader=ExtensionFileLoader(LIBRARY, str(library)))
     assert spec is not None, library

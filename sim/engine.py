@@ -91,6 +91,7 @@ class Engine:
         self._feed = Feed(chunks, self.clock, self._on_arrival)
         self._in_flight: dict[int, Request] = {}
         self._wakes = 0
+        self._report_at = 4096  # events
         self._spare = Changes()  # to be used in turn with the world's
         self._progress = 0  # tokens and ends so far
         self._progress_s = 0.0  # since when there are no more
@@ -114,13 +115,14 @@ class Engine:
         if reason:
             request.reason = reason
             recorder.end(request, IMPOSSIBLE, now_s)
+            self.estimates.ended(request)
         else:
             self._in_flight[request.index] = request
             self.world.cluster.wait(request)
             self.world.changes.arrived.append(request)
             patience_s = self.world.cluster.service_classes[service_class].patience_s
             if patience_s is not None:
-                self.clock.at(now_s + patience_s, self._on_impatience, request, 0)
+                self.clock.at(now_s + patience_s, self._on_impatience, None, request.index)
         return request
 
     def _impossible(self, request: Request) -> str:
@@ -132,15 +134,15 @@ class Engine:
             return f"needs more than {model.name}'s max_context of {model.max_context} tokens"
         return ""
 
-    def _on_impatience(self, subject: Any, _: int) -> None:
+    def _on_impatience(self, _: Any, number: int) -> None:
         """The client leaves if no token has come; while its prompt is computed it looks again after a while."""
-        request: Request = subject
-        if request.outcome >= 0 or request.started:
+        request = self._in_flight.get(number)  # only its number, so that who has long ended is not kept until now
+        if request is None or request.outcome >= 0 or request.started:
             return
         if request.phase == PREFILL:
             patience_s = self.world.cluster.service_classes[request.service_class].patience_s
             assert patience_s is not None
-            self.clock.at(self.clock.now_s + patience_s, self._on_impatience, request, 0)
+            self.clock.at(self.clock.now_s + patience_s, self._on_impatience, None, number)
             return
         if request.index in request.model.waiting:
             self.world.cluster.unwait(request)
@@ -190,7 +192,8 @@ class Engine:
             self._check_laws()
         if self._feed.done and not self._in_flight:
             self.clock.stop()
-        if self.clock.events % 4096 == 0:
+        if self.clock.events >= self._report_at:
+            self._report_at = self.clock.events + 4096
             if self.on_progress is not None:
                 self.on_progress(world.recorder.all_ended, self.clock.now_s)
             if self.on_events is not None:

@@ -23,12 +23,12 @@ _SUMMED = 8192
 
 
 class Turn:
-    """A request's place in its session: when it ended, and who waits for that."""
+    """The place in its session of a request that has not ended, and who waits for its end."""
 
-    __slots__ = ("ended_s", "next_row", "next_turn")
+    __slots__ = ("next_row", "next_turn", "session")
 
-    def __init__(self) -> None:
-        self.ended_s = -1.0
+    def __init__(self, session: int) -> None:
+        self.session = session
         self.next_row: Row | None = None
         self.next_turn: Turn | None = None
 
@@ -47,7 +47,8 @@ class Feed:
         self._send = send
         self._thinking = 0  # rows whose time has come, but whose session is not that far
         self._turns: dict[int, Turn] = {}  # of requests in flight that belong to a session
-        self._sessions: dict[int, Turn] = {}  # the last of each
+        self._sessions: dict[int, Turn] = {}  # the last of each, until it has ended
+        self._ended_s = array("d")  # by session: when its last turn so far ended; -1: none has, or one has not
         self._sent = array("q")  # prompt and output tokens of requests that are not in the sum yet
         self._summed = 0
         self._sum = 0
@@ -75,18 +76,19 @@ class Feed:
         if session < 0:
             self._let_go(row)
             return
-        turn = Turn()
+        turn = Turn(session)
         before = self._sessions.get(session)
         self._sessions[session] = turn
         if isnan(think_s):  # open loop: nothing to wait for
             self._take_turn(turn, self._let_go(row))
             return
-        assert before is not None, f"session {session} begins with a think time"
         self._thinking += 1
-        if before.ended_s < 0:
+        if before is not None:
             before.next_row, before.next_turn = row, turn
         else:
-            self._later(row, turn, before.ended_s + think_s)
+            assert session < len(self._ended_s), f"session {session} begins with a think time"
+            assert self._ended_s[session] >= 0, f"session {session} begins with a think time"
+            self._later(row, turn, self._ended_s[session] + think_s)
 
     def _later(self, row: Row, turn: Turn, time_s: float) -> None:
         def go(_subject: Any, _version: int) -> None:
@@ -110,11 +112,16 @@ class Feed:
             self._turns[request.index] = turn
 
     def _end(self, turn: Turn) -> None:
-        turn.ended_s = self._clock.now_s
+        now_s, session = self._clock.now_s, turn.session
         if turn.next_row is not None:
             assert turn.next_turn is not None
-            self._later(turn.next_row, turn.next_turn, turn.ended_s + turn.next_row[7])
+            self._later(turn.next_row, turn.next_turn, now_s + turn.next_row[7])
             turn.next_row = turn.next_turn = None
+        elif self._sessions.get(session) is turn:
+            del self._sessions[session]
+            while len(self._ended_s) <= session:
+                self._ended_s.append(-1.0)
+            self._ended_s[session] = now_s
 
     def _let_go(self, row: Row) -> Request:
         sent = self._sent

@@ -7,7 +7,7 @@ decision see what earlier ones did.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
@@ -135,7 +135,7 @@ class Gate:
             raise self._refuse(action, "the request has ended")
         if request.index in request.model.waiting:
             self.world.cluster.unwait(request)
-        elif request.instance is not None and any(entry[3] is request for entry in request.instance.waiting):
+        elif request.instance is not None and request.instance.waiting.has(request.index):
             self.serving.withdraw(request)
             if request.phase == LOAD_WAIT:
                 request.enter(QUEUED, self.world.clock.now_s)
@@ -186,11 +186,13 @@ class Gate:
         self.loading.resize(instance, 0 if sleeps else action.layers)
 
     def _wake_at(self, action: Any) -> None:
-        if not isinstance(action.at_s, int | float) or not isfinite(action.at_s):
+        at_s = action.at_s
+        is_number = isinstance(at_s, int | float)  # a whole number may be larger than any float
+        if not is_number or not abs(at_s) <= float_info.max:
             raise self._refuse(action, "at_s must be a finite time in seconds")
-        if action.at_s <= self.world.clock.now_s:
+        if at_s <= self.world.clock.now_s:
             raise self._refuse(action, "at_s must lie in the future")
-        self._wake(float(action.at_s))
+        self._wake(float(at_s))
 
 
 def _describe(action: object) -> str:

@@ -173,7 +173,7 @@ class Loading:
             bytes=float(weights.gpu_bytes(instance.layers)),
             from_disk=load.from_disk,
         )
-        for _, _, _, request in instance.waiting:
+        for request in instance.waiting.in_order():
             if request.phase == LOAD_WAIT:
                 request.enter(QUEUED, now_s)
         self.world.changes.loaded.append(instance)
@@ -211,12 +211,11 @@ class Loading:
             self.world.touch(instance)
 
     def send_back_waiting(self, instance: Instance) -> None:
-        for entry in sorted(instance.waiting, key=lambda entry: entry[:2]):
-            request = entry[3]
+        for request in instance.waiting.in_order():
             if request.phase == LOAD_WAIT:
                 request.enter(QUEUED, self._now_s)
+            instance.waiting.remove(request.index)
             self.world.requeue(request)
-        instance.waiting = []
 
     def _cancel_load(self, instance: Instance) -> None:
         gpu = instance.gpu
@@ -273,6 +272,7 @@ class Loading:
     def _evacuate(self, instance: Instance, mode: str) -> None:
         """Take every sequence out; then free. `restart` and `sleep` keep their sequences waiting at the instance."""
         instance.status = STOPPING
+        instance.changed()
         if instance.sequences:
             self.world.recorder.counts["model_preemptions"] += 1
         if mode not in ("restart", "sleep"):
@@ -368,7 +368,8 @@ class Loading:
             weights = instance.model.weights
             memory.unpin(weights.key)
         instance.status = GONE
-        instance.changed()
+        instance.model.ranking.drop(instance.number)
+        gpu.peers.idle.drop(instance.number)
         instance.version += 1
         del gpu.instances[instance.number]
         del instance.model.instances[instance.number]

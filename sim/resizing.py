@@ -79,7 +79,7 @@ class Resizing:
             weights = instance.model.weights
             instance.gpu.node.memory.unpin(weights.key)
             instance.pins_weights = False
-        for _, _, _, request in instance.waiting:
+        for request in instance.waiting.in_order():
             if request.phase == QUEUED:
                 request.enter(LOAD_WAIT, self._now_s)
         self.loading.restart(instance)

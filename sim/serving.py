@@ -8,7 +8,7 @@ takes over an instance at a boundary when it is to stop or to change its layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop
+from heapq import heappop
 from typing import Any
 
 from sim.batch import (
@@ -56,10 +56,11 @@ class Serving:
         """Take a waiting request out of its instance's queue."""
         instance = request.instance
         assert instance is not None
-        instance.waiting = [entry for entry in instance.waiting if entry[3] is not request]
-        heapify(instance.waiting)
+        instance.waiting.remove(request.index)
         instance.changed()
         request.instance = None
+        if instance.idle:
+            self.world.changes.idled.append(instance)
         self.world.touch(instance)  # it may have kept out others that fit
 
     # --- the end of an instant
@@ -85,10 +86,10 @@ class Serving:
             return True
         if instance.preempt_next:
             return True
-        if not instance.waiting or instance.status != READY:
+        if not instance.waiting.size or instance.status != READY:
             return False
         self._settle(instance)
-        return instance.leap is None or self._fits(instance, instance.waiting[0][3])
+        return instance.leap is None or self._fits(instance, instance.waiting.first())
 
     def _cut(self, instance: Instance) -> None:
         """End the leap at the next iteration boundary."""
@@ -122,7 +123,7 @@ class Serving:
             self.sharing.deactivate(instance)
             return
         preempted = instance.preempted_s == self.clock.now_s
-        if instance.waiting and instance.status == READY and not preempted:
+        if instance.waiting.size and instance.status == READY and not preempted:
             self._admit(instance)
         self._start_leap(instance)
         if preempted and instance.leap is not None:
@@ -146,15 +147,15 @@ class Serving:
         if chunked:
             budget -= len(instance.decoding)
         budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
-        while instance.waiting:
-            request = instance.waiting[0][3]
+        while instance.waiting.size:
+            request = instance.waiting.first()
             if not self._fits(instance, request):
                 return
             if request.kv_node is None:
                 if budget <= 0 or (not chunked and instance.prefilling and request.context > budget):
                     return
                 budget -= request.context
-            heappop(instance.waiting)
+            instance.waiting.remove(request.index)
             self._enter(instance, request)
 
     def _enter(self, instance: Instance, request: Request) -> None:
@@ -235,15 +236,15 @@ class Serving:
         """See that a call comes by the end of the leap. One that comes too early, since the end has moved, looks again:
         a batch that is cut short or slowed down over and over makes few calls."""
         end_s, timers = instance.end_s, instance.timers
-        for timer_s in timers:
-            if timer_s <= end_s:
-                return
+        if timers and timers[-1] <= end_s:
+            return
         timers.append(end_s)
         self.clock.at(end_s, self._on_timer, instance, 0)
 
     def _on_timer(self, subject: Any, _: int) -> None:
         instance: Instance = subject
-        instance.timers.remove(self.clock.now_s)
+        due_s = instance.timers.pop()
+        assert due_s == self.clock.now_s, (due_s, self.clock.now_s)
         leap = instance.leap
         if leap is None or instance.begun:
             return
@@ -337,7 +338,7 @@ class Serving:
         request.instance = None
         self.recorder.end(request, COMPLETED, self.clock.now_s)
         self.world.changes.finished.append(request)
-        if not instance.sequences and not instance.waiting:
+        if not instance.sequences and not instance.waiting.size:
             self.world.changes.idled.append(instance)
 
     def close(self, instance: Instance) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sim.batch import Leap, sequence_blocks
 from sim.links import Link, Transfer
 from sim.profiles import Profile, Weights
-from sim.ranking import Rank, Ranking
+from sim.ranking import Line, Rank, Ranking
 from sim.request import DECODE, STALLED, Request
 from sim.spec import ModelSpec
 
@@ -96,7 +96,7 @@ class Instance:
         self.version = 0  # of the timer of a load or a stop: a timer with another version is stale
         self.view: InstanceView | None = None
         # The batch.
-        self.waiting: list[tuple[int, int, int, Request]] = []  # a heap of (urgency, arrival order, number, request)
+        self.waiting = Line()  # requests, the most urgent first, then in order of arrival
         self.prefilling: list[Request] = []
         self.restoring: dict[int, Request] = {}
         self.restores: dict[int, list[Transfer]] = {}
@@ -129,7 +129,7 @@ class Instance:
         self.preempted_s = -1.0  # the last boundary at which somebody was preempted: it admits nobody
         self.begun = False  # a leap that has no stretch and no timer yet
         self.end_s = 0.0  # when the leap ends, as things are
-        self.timers: list[float] = []  # calls to come: one of them is not after end_s
+        self.timers: list[float] = []  # calls to come, the last to come first: the first to come is not after end_s
         self.settled_s = 0.0
         self.gpu_stretch = 1.0
         self.host_stretch = 1.0
@@ -179,7 +179,7 @@ class Instance:
     @property
     def load(self) -> int:
         """Requests that run or wait here."""
-        return self.sequences + len(self.waiting)
+        return self.sequences + self.waiting.size
 
     @property
     def accepts(self) -> bool:
@@ -190,11 +190,12 @@ class Instance:
         """Its load, its layers or its status changed: who ranks instances by these must look again."""
         self.model.ranking.mark(self.number, self)
         self.gpu.peers.idle.mark(self.number, self)
+        self.gpu.peers.yielding.mark(self.gpu.index, self.gpu)
 
     @property
     def idle(self) -> bool:
         """Ready, and nobody runs or waits here."""
-        return self.status == READY and not self.sequences and not self.waiting
+        return self.status == READY and not self.sequences and not self.waiting.size
 
     @property
     def free_blocks(self) -> int:
@@ -291,13 +292,12 @@ class Instance:
             heappop(finishes)
 
     def push_waiting(self, request: Request, urgency: int) -> None:
-        heappush(self.waiting, (urgency, request.index, self.number, request))
+        self.waiting.push(urgency, request.index, request)
         self.changed()
 
     def requests(self) -> Iterator[Request]:
         """Everyone routed here: waiting, in prefill, decoding, and on the way in or out."""
-        for entry in sorted(self.waiting, key=lambda entry: entry[:2]):
-            yield entry[3]
+        yield from self.waiting.in_order()
         yield from self.prefilling
         yield from self.joining
         for group in (self.restoring, self.decoding, self.saving):

@@ -301,8 +301,8 @@ class InstanceView(Facade):
 
     @property
     def requests(self) -> Iterator[RequestView]:
-        """Everyone routed here: the waiting in order, then the running."""
-        return (self._views.request(request) for request in self._of.requests())
+        """Everyone routed here, as they are now: the waiting in order, then the running."""
+        return iter([self._views.request(request) for request in self._of.requests()])
 
     @property
     def kv_tokens(self) -> int:

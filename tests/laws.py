@@ -6,10 +6,13 @@ and the random policy call it. The laws of every instant are the engine's own (`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scenarios import columns
 
 from sim.engine import Engine
+from sim.ranking import Ranking
 from sim.request import COMPLETED, PHASES, UNFINISHED
 from sim.state import ASLEEP, DRAINING, READY
 
@@ -78,6 +81,20 @@ def _assert_machines(engine: Engine) -> None:
             assert sum(link.bytes_by_cause.values()) - running <= most * (1 + ROUNDING) + 1.0, link.name
     if not engine.world.recorder.ended[UNFINISHED]:
         cluster.check()
+
+
+def assert_rankings(engine: Engine) -> None:
+    """The rankings that spare a policy a look at everybody say what that look would say, whenever they are asked."""
+    cluster = engine.world.cluster
+    pairs: list[tuple[Ranking, list[Any]]] = [(m.ranking, list(m.instances.values())) for m in cluster.models]
+    for peers in cluster.peers.values():
+        pairs += [(ranking, peers.gpus) for ranking in (peers.roomy, peers.quiet, peers.yielding)]
+        pairs.append((peers.idle, [i for gpu in peers.gpus for i in gpu.instances.values()]))
+    for ranking, everybody in pairs:
+        rank_of = ranking._rank_of
+        expected = sorted(rank for member in everybody if (rank := rank_of(member)) is not None)
+        assert [rank_of(member) for member in ranking.first(len(everybody) + 1)] == expected, rank_of.__name__
+        assert sorted(rank for _, rank in ranking._present.values()) == expected, rank_of.__name__
 
 
 def assert_settled(engine: Engine) -> None:

@@ -23,7 +23,7 @@ EVENTS = {
     ("least-loaded", 16, 32): 12366,
     ("lru-swap", 16, 8): 9389,
     ("residency-aware", 16, 32): 12574,
-    ("residency-aware", 64, 32): 11453,
+    ("residency-aware", 64, 32): 11625,
 }
 
 

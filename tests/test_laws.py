@@ -16,7 +16,7 @@ import pytest
 import scenarios
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from laws import assert_laws, assert_settled, assert_work_conserving
+from laws import assert_laws, assert_rankings, assert_settled, assert_work_conserving
 from random_cases import Seeded, random_case
 from random_policy import STUCK, RandomPolicy
 from scenarios import (
@@ -35,6 +35,7 @@ from scenarios import (
 )
 
 from sim.engine import Engine
+from sim.gate import Gate
 from sim.policy import Load, Policy, View, load_policy, policy_names
 from sim.request import COMPLETED, IMPOSSIBLE, REJECTED
 from sim.spec import Scenario
@@ -61,15 +62,26 @@ def told(of: Scenario, rows: list[Row], **more: Any) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _law_7(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine's own check of every instant, and law 7 with it."""
+def _every_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own check of every instant, and with it law 7 and the rankings; these also after every action."""
     own: Callable[[Engine], None] = Engine._check_laws
+    engines: list[Engine] = []
 
     def check(engine: Engine) -> None:
+        engines[:] = [engine]
         own(engine)
         assert_work_conserving(engine)
+        assert_rankings(engine)
+
+    act: Callable[[Gate, object], None] = Gate.apply
+
+    def apply(gate: Gate, action: object) -> None:
+        act(gate, action)
+        if engines and engines[0].world is gate.world:
+            assert_rankings(engines[0])
 
     monkeypatch.setattr(Engine, "_check_laws", check)
+    monkeypatch.setattr(Gate, "apply", apply)
 
 
 def drawn_policy(draws: Seeded) -> RandomPolicy:
