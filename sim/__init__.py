@@ -3,7 +3,8 @@
 Start with these three files: spec.py says what an experiment is, state.py what is true while it runs, and engine.py
 plays it. Then batch.py (one instance's iterations), serving.py and loading.py (what happens to requests and to models),
 policy.py (all that a scheduler sees and may ask; the schedulers are in the package `policies`), profiles.py (where
-times and bytes come from) and summary.py (what is reported). `python -m sim --help` is the command line.
+times and bytes come from) and summary.py (what is reported). Requests come from the packages traces, formats and
+workloads. `python -m sim --help` is the command line.
 
     from pathlib import Path
     from sim import load_scenario, simulate, summarize
