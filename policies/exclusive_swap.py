@@ -38,7 +38,7 @@ class ExclusiveSwap(Policy):
                 return joins
         # The GPU that serves it best: most layers, then empty, then idle for longest.
         ranked = []
-        for gpu in view.shortlist(24):
+        for gpu in view.shortlist():
             layers = model.layers_within(gpu.capacity_bytes)
             held = gpu.instances
             freed = sum(instance.gpu_bytes for instance in held)

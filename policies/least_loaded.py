@@ -58,7 +58,7 @@ class LeastLoaded(Policy):
 
     def _roomiest(self, view: View, model: ModelView) -> GpuView | None:
         """The GPU without a copy of the model that has the most available memory, if it takes the whole model."""
-        for gpus in (view.shortlist(64), view.gpus):
+        for gpus in (view.shortlist(), view.gpus):
             fitting = [gpu for gpu in gpus if model not in gpu.models and gpu.takes(model, model.layers)]
             if fitting:
                 return max(fitting, key=lambda gpu: gpu.available_bytes)

@@ -24,8 +24,6 @@ from sim.policy import (
     costs,
 )
 
-_LOOKED_AT = 24  # GPUs, in a cluster that has more
-
 
 class LruSwap(Policy):
     """Load on demand, evict the least recently used idle instances."""
@@ -62,7 +60,7 @@ class LruSwap(Policy):
         """The GPU whose idle victims were used longest ago; none at all is best."""
         best: tuple[GpuView, int, list[InstanceView]] | None = None
         best_rank = (0, 0.0)
-        for gpu in view.shortlist(_LOOKED_AT):
+        for gpu in view.shortlist():
             layers = model.layers_within(gpu.capacity_bytes)
             needed = model.gpu_bytes(layers)
             idle = sorted((i for i in gpu.instances if i.idle), key=lambda i: (i.last_used_s, i.number))

@@ -34,8 +34,6 @@ from sim.policy import (
     costs,
 )
 
-_PLACES = 24  # GPUs that are looked at where there are more
-
 
 class ResidencyAware(Policy):
     """Cheapest of join, load, evict, shrink, preempt and wait, priced in seconds of delay."""
@@ -121,7 +119,7 @@ class ResidencyAware(Policy):
         target, join_price, slowed = self.prices.best_join(view, queue)
         if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
             limit = join_price / self.parameters.margin
-            places = view.shortlist(_PLACES) if target is None else self._better_places(view, target)
+            places = view.shortlist() if target is None else self._better_places(view, target)
             best = self.prices.best_load(view, queue, places, limit)
             if best is not None and not best.wait:
                 grown = target if view.resize == "elastic" and target in best.victims else None
@@ -150,9 +148,9 @@ class ResidencyAware(Policy):
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
         if instance.layers < instance.model.layers:
-            return view.shortlist(_PLACES)
+            return view.shortlist()
         crowd = instance.gpu.crowd(instance)[0]
-        return [gpu for gpu in view.shortlist(_PLACES) if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
+        return [gpu for gpu in view.shortlist() if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time. Where there are many and

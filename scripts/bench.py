@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 POLICIES = ("least-loaded", "lru-swap", "residency-aware")
-KINDS = (("Llama-3.2-1B", 8192), ("Qwen2.5-3B", 8192), ("Llama-3-8B", 8192), ("Qwen3-8B", 8192), ("Qwen2.5-14B", 8192))
+KINDS = ("Llama-3.2-1B", "Qwen2.5-3B", "Llama-3-8B", "Qwen3-8B", "Qwen2.5-14B")
 NODES = (("xeon-8480", "h100", 4), ("xeon-8480", "h100", 4), ("epyc-7453", "a100-80gb", 8))  # 16 GPUs
 RATE_PER_S = 1.0  # of a GPU
 
@@ -43,9 +43,8 @@ def scenario(policy: str, requests: int, gpus: int, models: int, seed: int) -> A
         for place, (host, gpu, count) in enumerate(NODES)
     ]
     served = [
-        {"name": f"m{index:03d}", "model": name, "quantization": "Q4_K_M", "max_context": context}
+        {"name": f"m{index:03d}", "model": KINDS[index % len(KINDS)], "quantization": "Q4_K_M", "max_context": 8192}
         for index in range(models)
-        for name, context in [KINDS[index % len(KINDS)]]
     ]
     load_per_s = RATE_PER_S * (min(gpus, models) if policy == "lru-swap" else gpus)
     weights = [1.0 if policy == "least-loaded" else (index + 1) ** -0.8 for index in range(models)]

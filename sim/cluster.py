@@ -81,10 +81,14 @@ class Gpu:
         return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
 
     def changed(self) -> None:
-        """What it has available, or how many compute on it, changed: who ranks GPUs by these must look again."""
+        """What it has available changed: who ranks GPUs by that must look again."""
         self.peers.roomy.mark(self.index, self)
         self.peers.quiet.mark(self.index, self)
         self.peers.yielding.mark(self.index, self)
+
+    def crowd_changed(self) -> None:
+        """How many compute on it changed."""
+        self.peers.quiet.mark(self.index, self)
 
     def release_later(self, size: int) -> None:
         """So many bytes more (or with a negative size: less) are on their way out."""

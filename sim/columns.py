@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import starmap
@@ -56,13 +57,13 @@ class Part(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, name: str) -> NDArray[Any]: ...
 
+    @abstractmethod
     def between(self, low: int, high: int) -> Columns:
         """All columns of the rows whose key is in [low, high), in any order. The key: the store's, or the row's
         number."""
-        raise NotImplementedError
 
 
 class _InMemory(Part):

@@ -87,7 +87,7 @@ def host_relief(view: View, model: ModelView) -> InstanceView | None:
     one takes time, so its room is there at a later decision. None: something else is in the way.
     """
     candidates: list[InstanceView] = []
-    for gpu in view.shortlist(24):
+    for gpu in view.shortlist():
         idle = [instance for instance in gpu.instances if instance.idle]
         layers = model.layers_within(gpu.available_bytes + sum(instance.gpu_bytes for instance in idle))
         if layers < model.profile(gpu).fewest_layers:

@@ -15,6 +15,8 @@ from sim.request import Request
 from sim.views import InstanceView, ModelView, RequestView, Views
 from sim.world import Changes, World
 
+LOOKED_AT = 24  # GPUs for one load, where there are more; smaller clusters are seen whole
+
 
 class View:
     """One decision's view of everything. Valid until `decide` returns."""
@@ -61,7 +63,7 @@ class View:
         views = self._check()
         return [views.gpu(gpu) for gpu in self._world.cluster.gpus]
 
-    def shortlist(self, count: int) -> list[GpuView]:
+    def shortlist(self, count: int = LOOKED_AT) -> list[GpuView]:
         """All GPUs when there are at most `count`; else about so many that a load might go to: of every kind the
         roomiest, the quietest, and those of the instances that have been idle for longest. In order of index."""
         views = self._check()

@@ -43,6 +43,7 @@ _IDLE_WAKES = 10_000
 _STALLED_S = 86_400.0
 # So many decisions in one instant, each of which changed something at once: it goes round in circles.
 _MOST_DECISIONS = 1_000
+_REPORT_EVERY = 4_096  # events, to whoever follows the run
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Engine:
         self._feed = Feed(chunks, self.clock, self._on_arrival)
         self._in_flight: dict[int, Request] = {}
         self._wakes = 0
-        self._report_at = 4096  # events
+        self._report_at = _REPORT_EVERY
         self._spare = Changes()  # to be used in turn with the world's
         self._progress = 0  # tokens and ends so far
         self._progress_s = 0.0  # since when there are no more
@@ -193,7 +194,7 @@ class Engine:
         if self._feed.done and not self._in_flight:
             self.clock.stop()
         if self.clock.events >= self._report_at:
-            self._report_at = self.clock.events + 4096
+            self._report_at = self.clock.events + _REPORT_EVERY
             if self.on_progress is not None:
                 self.on_progress(world.recorder.all_ended, self.clock.now_s)
             if self.on_events is not None:

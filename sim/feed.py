@@ -116,7 +116,6 @@ class Feed:
         if turn.next_row is not None:
             assert turn.next_turn is not None
             self._later(turn.next_row, turn.next_turn, now_s + turn.next_row[7])
-            turn.next_row = turn.next_turn = None
         elif self._sessions.get(session) is turn:
             del self._sessions[session]
             while len(self._ended_s) <= session:

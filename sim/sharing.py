@@ -36,7 +36,7 @@ class Sharing:
         if instance.number not in gpu.active:
             gpu.account(self.world.clock.now_s)
             gpu.active[instance.number] = instance
-            gpu.changed()
+            gpu.crowd_changed()
             self._shake(instance, host_share)
         elif gpu_share != instance.gpu_share or host_share != instance.host_share:
             gpu.account(self.world.clock.now_s)
@@ -54,7 +54,7 @@ class Sharing:
         if instance.number in gpu.active:
             gpu.account(self.world.clock.now_s)
             del gpu.active[instance.number]
-            gpu.changed()
+            gpu.crowd_changed()
             self._shake(instance, 0.0)
             gpu.node.active.pop(instance.number, None)
             instance.gpu_share = instance.host_share = 0.0

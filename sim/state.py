@@ -189,8 +189,9 @@ class Instance:
     def changed(self) -> None:
         """Its load, its layers or its status changed: who ranks instances by these must look again."""
         self.model.ranking.mark(self.number, self)
-        self.gpu.peers.idle.mark(self.number, self)
-        self.gpu.peers.yielding.mark(self.gpu.index, self.gpu)
+        if self.load <= 1:  # else it neither was idle nor is
+            self.gpu.peers.idle.mark(self.number, self)
+            self.gpu.peers.yielding.mark(self.gpu.index, self.gpu)
 
     @property
     def idle(self) -> bool:

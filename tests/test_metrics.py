@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenarios import scenario, synthetic
 
-import sim
+from sim.build import build_cluster
+from sim.library import Library
 from sim.metrics import BIN_WIDTH, SWITCH_COLUMNS, Recorder, TokenLatencies
+from sim.state import Instance
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True, max_examples=150)
 
@@ -72,14 +74,14 @@ def test_extreme_latencies_stay_in_the_histogram() -> None:
     assert latencies.counts.sum() == 2
 
 
-@pytest.mark.skipif(sim.COMPILED, reason="the compiled recorder takes no stand-in for an instance")
 def test_a_switch_has_every_column_and_no_other() -> None:
+    of = scenario()
+    cluster = build_cluster(of, Library(Path(synthetic())))
+    instance = Instance(7, cluster.models[0], cluster.gpus[0], 3, 64, 16)
     recorder = Recorder()
-    instance: Any = SimpleNamespace(
-        number=7, layers=3, model=SimpleNamespace(name="a"), gpu=SimpleNamespace(name="gpu")
-    )
     recorder.switch(1.0, "load", instance, reload_s=2.0, bytes=5.0, from_disk=True)
     row = dict(zip(SWITCH_COLUMNS, recorder.switches[0], strict=True))
+    assert (row["model"], row["gpu"], row["instance"]) == ("a", cluster.gpus[0].name, 7)
     assert (row["layers"], row["reload_s"], row["kv_save_s"], row["mode"], row["from_disk"]) == (3, 2.0, 0.0, "", True)
     assert recorder.seconds["reload_s"] == 2.0
     with pytest.raises(AssertionError):
