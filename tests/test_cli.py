@@ -227,6 +227,7 @@ class Interrupted(Policy):
     """Presses Ctrl-C at the first decision, if the environment says so."""
     def decide(self, view):
         if "INTERRUPT" in os.environ:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins by ignoring it
             os.kill(os.getpid(), signal.SIGINT)
         return ()
 '''

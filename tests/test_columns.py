@@ -243,6 +243,7 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
         SMALL_RUN
         + """
         import os, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins by ignoring it
         class Interrupted(metrics.Recorder):
             def _turn_rows(self):
                 super()._turn_rows()
