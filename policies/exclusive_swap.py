@@ -17,6 +17,7 @@ from sim.policy import Action, Field, Load, Policy, PolicyParameters, RequestVie
 class ExclusiveSwap(Policy):
     """One model a GPU, strictly in order of arrival."""
 
+    tier = "naive"
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

@@ -17,6 +17,7 @@ from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyPa
 class LeastLoaded(Policy):
     """Join the shortest queue over a static placement."""
 
+    tier = "naive"
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

@@ -28,6 +28,7 @@ from sim.policy import (
 class LruSwap(Policy):
     """Load on demand, evict the least recently used idle instances."""
 
+    tier = "naive"
     follows_every_finish = False
 
     def __init__(self, parameters: PolicyParameters | None = None) -> None:

@@ -38,6 +38,7 @@ from sim.policy import (
 class ResidencyAware(Policy):
     """Cheapest of join, load, evict, shrink, preempt and wait, priced in seconds of delay."""
 
+    tier = "ours"
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

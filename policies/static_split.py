@@ -17,6 +17,7 @@ from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyPa
 class StaticSplit(Policy):
     """Divide each GPU's memory among its models once."""
 
+    tier = "naive"
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

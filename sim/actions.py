@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sim.machine_views import GpuView
-from sim.views import InstanceView, ModelView, RequestView
+from sim.request_view import RequestView
+from sim.views import InstanceView, ModelView
 
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Load `layers` of the model's layers on the GPU, with a KV pool of `kv_tokens` (None: the model's default).
+    """Load `layers` of the model's layers on the GPU, with a KV pool of `kv_tokens` (None: the model's default) and a
+    batch of at most `max_sequences` (None: the engine's).
 
     Needs gpu.available_bytes: free memory and memory that others are giving back, for which the load then waits.
     """
@@ -23,6 +25,7 @@ class Load:
     gpu: GpuView
     layers: int
     kv_tokens: int | None = None
+    max_sequences: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +43,12 @@ class Route:
 @dataclass(frozen=True, eq=False)
 class Resize:
     """Change an instance's layers on the GPU; what it costs depends on the engine's `resize` capability. Under
-    `sleep`, 0 layers puts it to sleep and its former number wakes it."""
+    `sleep`, 0 layers puts it to sleep and its former number wakes it; with `drop_weights` it sleeps without a claim to
+    the host's copy of its weights (vLLM's level 2), which may then have to be read from disk again."""
 
     instance: InstanceView
     layers: int
+    drop_weights: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from heapq import merge
 from sim.errors import PolicyError
 from sim.machine_views import GpuView, NodeView
 from sim.request import Request
-from sim.views import InstanceView, ModelView, RequestView, Views
+from sim.request_view import RequestView
+from sim.views import InstanceView, ModelView, Views
 from sim.world import Changes, World
 
 LOOKED_AT = 24  # GPUs for one load, where there are more; smaller clusters are seen whole
@@ -47,6 +48,11 @@ class View:
     def resize(self) -> str:
         """The engine's capability: none, sleep or elastic."""
         return self._world.options.resize
+
+    @property
+    def contention(self) -> str:
+        """How instances that compute on one GPU share it: proportional or time_slice."""
+        return self._world.sharing.contention
 
     @property
     def max_sequences(self) -> int:

@@ -16,10 +16,11 @@ from sim.errors import PolicyError
 from sim.loading import Loading
 from sim.machine_views import GpuView
 from sim.request import LOAD_WAIT, QUEUED, REJECTED, Request
+from sim.request_view import RequestView
 from sim.room import gib, host_missing, need, status_word, why_not_layers, why_not_resize
 from sim.serving import Serving
 from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
-from sim.views import InstanceView, ModelView, RequestView
+from sim.views import InstanceView, ModelView
 from sim.world import World
 
 
@@ -82,6 +83,10 @@ class Gate:
             raise self._refuse(
                 action, f"a KV pool of {kv_tokens} tokens cannot hold one request of max_context {model.max_context}"
             )
+        most = self.world.options.max_sequences
+        sequences = most if action.max_sequences is None else action.max_sequences
+        if not isinstance(sequences, int) or not 1 <= sequences <= most:
+            raise self._refuse(action, f"max_sequences must be a whole number from 1 to the engine's {most}")
         needed = need(model, action.layers, kv_tokens, self.world.options)
         if needed.gpu > gpu.available_bytes:
             raise self._refuse(
@@ -90,7 +95,7 @@ class Gate:
                 f"{gib(gpu.capacity_bytes)} are available",
             )
         self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
-        self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens)))
+        self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens, sequences)))
 
     def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: object) -> None:
         reason = why_not_layers(model, gpu, layers)
@@ -183,6 +188,9 @@ class Gate:
             raise self._refuse(action, reason)
         asleep = instance.status == ASLEEP
         sleeps = self.world.options.resize == "sleep" and not asleep
+        if action.drop_weights is not False and not (action.drop_weights is True and sleeps):
+            raise self._refuse(action, "drop_weights is for an instance that is put to sleep (resize: sleep)")
+        instance.drops_weights = bool(action.drop_weights)
         self.loading.resize(instance, 0 if sleeps else action.layers)
 
     def _wake_at(self, action: Any) -> None:

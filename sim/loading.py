@@ -56,11 +56,11 @@ class Loading:
 
     # --- load
 
-    def load(self, model: Model, gpu: Gpu, layers: int, kv_tokens: int) -> Instance:
+    def load(self, model: Model, gpu: Gpu, layers: int, kv_tokens: int, max_sequences: int) -> Instance:
         """A new instance, which waits for its memory and then loads."""
         self._number += 1
         block = self.world.options.block_tokens
-        instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block)
+        instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block, max_sequences)
         if layers < model.weights.layers or self.world.options.resize != "none":
             self.pin(instance)
         self.take_host_kv(instance, instance.host_kv_bytes_at(layers))
@@ -75,6 +75,8 @@ class Loading:
         self.world.recorder.counts["resizes"] += 1
         if instance.status == ASLEEP:
             instance.layers = layers
+            if not instance.pins_weights:
+                self.pin(instance)
             self.take_host_kv(instance, instance.host_kv_bytes_at(layers))
             self.wait_for_memory(instance, Load(self._now_s, wake=True))
         else:

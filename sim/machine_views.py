@@ -54,6 +54,16 @@ class GpuView(Facade):
         return self._of.available_bytes
 
     @property
+    def h2d_bytes_per_s(self) -> float:
+        """Its link from host memory."""
+        return self._of.kind.h2d_bytes_per_s
+
+    @property
+    def d2h_bytes_per_s(self) -> float:
+        """Its link to host memory."""
+        return self._of.kind.d2h_bytes_per_s
+
+    @property
     def growth_bytes(self) -> int:
         """What an elastic resize may take now: memory that is free already and that no load waits for."""
         return growth_room(self._of)
@@ -112,6 +122,10 @@ class NodeView(Facade):
     @property
     def gpus(self) -> list[GpuView]:
         return [self._views.gpu(gpu) for gpu in self._of.gpus]
+
+    @property
+    def disk_bytes_per_s(self) -> float:
+        return self._of.kind.disk_bytes_per_s
 
     @property
     def host_available_bytes(self) -> int:

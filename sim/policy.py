@@ -26,7 +26,8 @@ from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.knapsack import choose_options
 from sim.machine_views import GpuView, NodeView
 from sim.prices import Option, Prices, Queue
-from sim.views import InstanceView, ModelView, RequestView
+from sim.request_view import RequestView
+from sim.views import InstanceView, ModelView
 
 __all__ = [
     "Action",
@@ -67,6 +68,7 @@ class Policy:
     """A cluster scheduler. Subclass it, with a nested `Parameters(PolicyParameters)` if it has any."""
 
     Parameters: ClassVar[type[PolicyParameters]] = PolicyParameters
+    tier: ClassVar[str] = "other"  # naive, production, research, ours or oracle: where it stands on the ladder
     oracle: ClassVar[str] = ""  # what it knows that no scheduler can know; such a policy is marked in every table
 
     # Is it to be asked when requests finish although nobody waits and no instance fell idle? Most have nothing to say.

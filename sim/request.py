@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sim.cluster import Node
+    from sim.request_view import RequestView
     from sim.state import Instance, Model
-    from sim.views import RequestView
 
 # A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
 QUEUED: Final = 0

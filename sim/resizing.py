@@ -85,11 +85,15 @@ class Resizing:
         self.loading.restart(instance)
 
     def sleep(self, instance: Instance) -> None:
-        """Only the process and the host copy of the weights stay."""
+        """Only the process and the host copy of the weights stay; of that copy too, if it drops them, only what the
+        host's cache happens to keep."""
         gpu = instance.gpu
         gpu.take(-instance.gpu_bytes, self._now_s)
         gpu.release_later(-instance.gpu_bytes)
         self.loading.take_host_kv(instance, -instance.host_kv_bytes_at(instance.layers))
+        if instance.drops_weights:
+            gpu.node.memory.unpin(instance.model.weights.key)
+            instance.pins_weights = False
         instance.status = ASLEEP
         instance.changed()
         self.loading.send_back_waiting(instance)

@@ -133,7 +133,7 @@ class Serving:
 
     def _fits(self, instance: Instance, request: Request) -> bool:
         """Is there a place and KV memory for it at the next boundary?"""
-        if instance.sequences >= self.options.max_sequences:
+        if instance.sequences >= instance.max_sequences:
             return False
         free = instance.free_blocks - sequence_blocks(request.context, instance.block_tokens)
         if instance.leap is not None and instance.decoding:

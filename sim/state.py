@@ -84,7 +84,9 @@ class Model:
 class Instance:
     """One model on one GPU with `layers` of its layers there, and the batch that it runs."""
 
-    def __init__(self, number: int, model: Model, gpu: Gpu, layers: int, kv_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self, number: int, model: Model, gpu: Gpu, layers: int, kv_blocks: int, block_tokens: int, max_sequences: int
+    ) -> None:
         self.number = number
         self.model = model
         self.gpu = gpu
@@ -92,6 +94,7 @@ class Instance:
         self.layers = layers
         self.kv_blocks = kv_blocks
         self.block_tokens = block_tokens
+        self.max_sequences = max_sequences
         self.status = PENDING
         self.version = 0  # of the timer of a load or a stop: a timer with another version is stale
         self.view: InstanceView | None = None
@@ -143,6 +146,7 @@ class Instance:
         ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
         self.resizing: object = None  # a resize under way
         self.pins_weights = False
+        self.drops_weights = False  # when it falls asleep
         self.ready_s = -1.0
         self.last_used_s = 0.0
 

@@ -7,97 +7,17 @@ and requests stay the same objects for a whole run, so that a policy may keep th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isnan
 
 from sim.cluster import Cluster, Gpu, Node
 from sim.estimates import Estimates
 from sim.facade import Facade
 from sim.machine_views import GpuView, NodeView
 from sim.profiles import Profile
-from sim.request import DECODE, PREFILL, RECOMPUTE, Request
+from sim.request import Request
+from sim.request_view import RequestView
 from sim.room import need, why_not_resize
 from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, STATUSES, Instance, Model
 from sim.world import World
-
-
-class RequestView(Facade):
-    """A request as its client sent it, and how far it is."""
-
-    __slots__ = ()
-    _of: Request
-
-    def __repr__(self) -> str:
-        return f"request {self._of.index} for {self._of.model.name}"
-
-    @property
-    def number(self) -> int:
-        """Its place in the order of arrival, which is also its name."""
-        return self._of.index
-
-    @property
-    def model(self) -> ModelView:
-        return self._views.model(self._of.model)
-
-    @property
-    def arrival_s(self) -> float:
-        return self._of.arrival_s
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self._of.prompt_tokens
-
-    @property
-    def priority(self) -> int:
-        """Smaller is more urgent."""
-        return self._of.priority
-
-    @property
-    def deadline_s(self) -> float | None:
-        """Seconds after its arrival by which its client needs the whole answer."""
-        return None if isnan(self._of.deadline_s) else self._of.deadline_s
-
-    @property
-    def service_class(self) -> str:
-        return self._views.cluster.service_classes[self._of.service_class].name
-
-    @property
-    def weight(self) -> float:
-        """The weight of its service class times that of its model."""
-        return self._views.cluster.service_classes[self._of.service_class].weight * self._of.model.spec.weight
-
-    @property
-    def instance(self) -> InstanceView | None:
-        return None if self._of.instance is None else self._views.instance(self._of.instance)
-
-    @property
-    def produced_tokens(self) -> int:
-        request, instance = self._of, self._of.instance
-        if instance is None or request.index not in instance.decoding:
-            return request.produced
-        return instance.tokens_of(request) + instance.ahead(self._views.clock.now_s)
-
-    @property
-    def context_tokens(self) -> int:
-        return self._of.prompt_tokens + self.produced_tokens
-
-    @property
-    def running(self) -> bool:
-        """Is it in a batch, computing its prompt or decoding?"""
-        return self._of.phase in (PREFILL, DECODE, RECOMPUTE)
-
-    @property
-    def expected_output_tokens(self) -> float:
-        """The predictor's estimate of its whole output."""
-        return self._views.estimates.output_tokens(self._of)
-
-    @property
-    def expected_remaining_tokens(self) -> float:
-        return self._views.estimates.remaining_tokens(self._of, self.produced_tokens)
-
-    @property
-    def saved_on(self) -> NodeView | None:
-        """The node whose host memory holds its saved KV."""
-        return None if self._of.kv_node is None else self._views.node(self._of.kv_node)
 
 
 class ModelView(Facade):
@@ -298,6 +218,22 @@ class InstanceView(Facade):
     def load(self) -> int:
         """Requests that run or wait here."""
         return self._of.load
+
+    @property
+    def max_sequences(self) -> int:
+        """The most sequences in its batch."""
+        return self._of.max_sequences
+
+    @property
+    def running(self) -> list[RequestView]:
+        """Those in its batch that compute their prompt or decode."""
+        of = self._of
+        return [self._views.request(request) for request in [*of.prefilling, *of.decoding.values()]]
+
+    @property
+    def waiting(self) -> list[RequestView]:
+        """Those routed here that are not in its batch yet, in the order in which they enter."""
+        return [self._views.request(request) for request in self._of.waiting.in_order()]
 
     @property
     def requests(self) -> Iterator[RequestView]:

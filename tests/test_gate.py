@@ -74,6 +74,18 @@ ILLEGAL: dict[str, tuple[Case, str]] = {
     "resize: as it is": (lambda view: [Resize(first(view), 4)], "it has that many layers already"),
     "resize: too many": (lambda view: [Resize(first(view), 5)], "a whole number from 0 to 4"),
     "resize: no instance": (lambda view: [Resize(view.models[0], 2)], "the instance must be taken from the view"),
+    "resize: drop what stays": (
+        lambda view: [Resize(first(view), 2, drop_weights=True)],
+        "drop_weights is for an instance that is put to sleep",
+    ),
+    "load: no batch": (
+        lambda view: [Stop(first(view)), Load(view.models[1], view.gpus[1], 4, max_sequences=0)],
+        "max_sequences must be a whole number from 1 to the engine's 1",
+    ),
+    "load: a larger batch": (
+        lambda view: [Load(view.models[1], view.gpus[1], 4, max_sequences=2)],
+        "max_sequences must be a whole number from 1 to the engine's 1",
+    ),
     "resize: twice": (lambda view: [Resize(first(view), 2), Resize(first(view), 3)], "the instance is being resized"),
     "resize: while it loads": (
         load_then_resize,

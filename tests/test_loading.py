@@ -296,6 +296,28 @@ def test_a_sleeping_engine_wakes_without_its_start() -> None:
     assert row["start_s"] == 0
 
 
+@pytest.mark.parametrize(("drop", "another", "read"), [(False, False, False), (True, False, False), (True, True, True)])
+def test_who_sleeps_without_its_host_copy_reads_the_disk_if_others_took_its_place(
+    drop: bool, another: bool, read: bool
+) -> None:
+    # The host has room for one model's weights: 4 GB of `a`, 2 GB of `b`.
+    of = scenario(
+        engine={"max_sequences": 8, "resize": "sleep"},
+        models={"a": "four", "b": "two"},
+        cluster=nodes(("small", 2), memory_gib=4.5 * GB / 2**30, cache_at_start="none"),
+    )
+    times: dict[float, Decide] = {
+        10.0: lambda view: iter([Resize(view.instances[0], 0, drop_weights=drop)]),
+        20.0: lambda view: iter([Load(view.models[1], view.gpus[1], view.models[1].layers)] if another else []),
+        30.0: lambda view: iter([Stop(i) for i in view.instances[1:]]),
+        40.0: lambda view: iter([Resize(view.instances[0], 4)]),
+    }
+    engine = play(of, script(times, load((0, 0, 4))), trace(of, LATE))
+    (row,) = switches(engine, "wake")
+    assert row["from_disk"] == read
+    assert row["time_s"] == pytest.approx(40 + 0.125 + 4 / (2 if read else 8), rel=1e-12)
+
+
 @pytest.mark.parametrize(("first", "then", "seconds"), [(1, 4, 3 / 8), (4, 1, 0.0)])
 def test_an_elastic_engine_moves_only_what_changes(first: int, then: int, seconds: float) -> None:
     engine = resized("elastic", first, then)

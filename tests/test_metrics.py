@@ -77,7 +77,7 @@ def test_extreme_latencies_stay_in_the_histogram() -> None:
 def test_a_switch_has_every_column_and_no_other() -> None:
     of = scenario()
     cluster = build_cluster(of, Library(Path(synthetic())))
-    instance = Instance(7, cluster.models[0], cluster.gpus[0], 3, 64, 16)
+    instance = Instance(7, cluster.models[0], cluster.gpus[0], 3, 64, 16, 8)
     recorder = Recorder()
     recorder.switch(1.0, "load", instance, reload_s=2.0, bytes=5.0, from_disk=True)
     row = dict(zip(SWITCH_COLUMNS, recorder.switches[0], strict=True))

@@ -21,7 +21,7 @@ ORDER = [
     "clock", "compiled", "errors", "locate", "rng", "yamlfile", "profiles", "library", "hybrid", "memory",
     "workloads.fields", "workloads.laws", "workloads.presets", "workloads.spec", "spec",
     "batch", "links", "ranking", "request", "state", "cluster", "estimates", "room", "columns", "metrics", "world",
-    "facade", "machine_views", "views", "actions", "knapsack", "decision", "costs", "prices", "policy",
+    "facade", "machine_views", "request_view", "views", "actions", "knapsack", "decision", "costs", "prices", "policy",
     "catalogue", "tables", "catalogue_tables",
     "traces.blocks", "traces.files", "traces.columns", "traces.trace", "traces.extras", "traces.order", "traces.stream",
     "traces.write", "traces.shape", "traces.models", "traces.overlay", "traces.spread", "traces.facts", "traces.assign",
