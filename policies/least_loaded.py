@@ -18,6 +18,7 @@ class LeastLoaded(Policy):
     """Join the shortest queue over a static placement."""
 
     tier = "naive"
+    keeps_placement = True
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

@@ -1,12 +1,12 @@
 """Residency-aware scheduling: every way to serve a waiting model is priced on one scale, seconds of delay.
 
-Source: the project's own proposal (policies.md section 5, first version). Models with waiting requests come in the
-order of their set-up index (requests finished per second and byte, the load included; 5.3). Each is priced: join an
-instance; load with the layers that free memory holds; load after evicting idle instances (their reload, as likely as
-they are wanted again), shrinking them where the engine is elastic; preempt those that run (5.5), or wait for them.
-Prices come from measured curves, so a partly resident model pays for its own slowness and a busy GPU for its
-neighbours'. Memory that is left goes to models by a multiple-choice knapsack (5.4). A wait beyond max_wait_s counts
-tenfold. Left out: link ordering, redirection of running work between nodes, the threshold for unknown lengths.
+Source: the project's own proposal (policies.md section 5). Models with waiting requests come in the order of their
+set-up index (requests finished per second and byte, the load included; 5.3). Each is priced: join an instance; wake or
+grow one; load with the layers that free memory holds; load after evicting idle instances (their return, as likely as
+they are wanted again), preempting those that run (5.5), or once they are through. Evicting is what the engine does
+best: shedding only the layers that are needed, sleep, or a stop. Prices come from measured curves, so a partly resident
+model pays for its own slowness and for its neighbours'. Memory that is left goes to whole models by a multiple-choice
+knapsack (5.4). A wait beyond max_wait_s counts tenfold.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sim.policy import (
     InstanceView,
     Load,
     ModelView,
+    Option,
     Policy,
     PolicyParameters,
     Prices,
@@ -42,7 +43,7 @@ class ResidencyAware(Policy):
     follows_every_finish = False
 
     class Parameters(PolicyParameters):
-        horizon_s: float = Field(60.0, gt=0, description="how far ahead expected arrivals count")
+        horizon_s: float = Field(30.0, gt=0, description="how far ahead expected arrivals count")
         rate_memory_s: float = Field(300.0, gt=0, description="memory of the arrival-rate estimate")
         max_wait_s: float = Field(120.0, gt=0, description="starvation guard: a longer wait counts tenfold")
         margin: float = Field(1.2, ge=1, description="a second copy must be cheaper than joining by this factor")
@@ -52,7 +53,15 @@ class ResidencyAware(Policy):
         hysteresis: float = Field(1.0, ge=0, description="multiplies what evicting an idle model costs")
         partial: bool = Field(True, description="load a part of a model where the whole does not fit")
         preempt: bool = Field(True, description="may running models be preempted (or shrunk)?")
+        interference: bool = Field(True, description="are neighbours on a GPU or CPU thought to slow one another?")
+        preempt_margin: float = Field(2.0, ge=1, description="what preempting costs others counts so many times")
+        partial_margin: float = Field(1.1, ge=1, description="a part of a model must be cheaper by this factor")
+        theta: float = Field(
+            0.0, ge=0, description="expect to wait as long again as was waited, times this; 0: by length"
+        )
         replicate: bool = Field(True, description="may a model be loaded a second time?")
+        index: bool = Field(True, description="serve models by requests finished per second and byte, else by arrival")
+        redirect: bool = Field(True, description="may who waits at one copy be sent to another that is idle?")
         many_copies: int = Field(8, ge=1, description="with so many copies, no other is loaded while one is idle")
         preload: bool = Field(True, description="load models before they are asked for, while memory is free")
 
@@ -61,20 +70,27 @@ class ResidencyAware(Policy):
         asked = self.parameters
         self.rates = ArrivalRates(asked.rate_memory_s)
         self.prices = Prices(
-            self.rates, asked.horizon_s, asked.max_wait_s, asked.hysteresis, asked.partial, asked.preempt
+            self.rates,
+            asked.horizon_s,
+            asked.max_wait_s,
+            asked.hysteresis,
+            asked.partial,
+            asked.preempt,
+            asked.interference,
+            asked.theta,
+            asked.preempt_margin,
+            asked.partial_margin,
         )
         self._waits: dict[ModelView, tuple[int, float]] = {}  # how many it was decided to let wait, and when
         self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
 
     def start(self, view: View) -> Iterator[Action]:
-        """Spread the models, largest first, whole where they fit; the rest share what is left."""
+        """Spread the models, largest first, whole where they fit; the rest waits until it is asked for."""
         if self.parameters.preload:
             for model in sorted(view.models, key=lambda model: -model.total_bytes):
                 fitting = [gpu for gpu in view.gpus if gpu.takes(model, model.layers)]
                 if fitting:
                     yield Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
-            for gpu in view.gpus:
-                yield from self._fill(view, gpu)
 
     def decide(self, view: View) -> Iterator[Action]:
         for request in view.arrived:
@@ -88,10 +104,12 @@ class ResidencyAware(Policy):
                 queues.append(self.prices.queue(view, model))
             else:
                 yield from (Route(request, free) for request in model.waiting)
-        if len(queues) > 1:
+        if len(queues) > 1 and self.parameters.index:
             queues.sort(key=lambda queue: -self._index(view, queue))
         for queue in queues:
-            yield from self._serve(view, queue)
+            yield from self._serve(view, queue.model)
+        for instance in view.idled if self.parameters.redirect else ():
+            yield from self._redirect(instance)
         for gpu in view.freed:
             yield from self._grow(view, gpu)
             if self.parameters.preload and not view.waiting_models:
@@ -112,39 +130,63 @@ class ResidencyAware(Policy):
         gpu = view.largest_gpu
         layers = model.layers_within(gpu.capacity_bytes)
         setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
-        work_s = costs.service_s(model, gpu, layers, queue.batch, queue.tokens, (0.0, 0.0))
-        return queue.urgency * queue.batch / ((setup_s + work_s) * model.gpu_bytes(layers))
+        work_s = costs.service_s(model, gpu, layers, queue.length, queue.tokens)
+        return queue.urgency * queue.length / ((setup_s + work_s) * model.gpu_bytes(layers))
 
-    def _serve(self, view: View, queue: Queue) -> Iterator[Action]:
-        model = queue.model
-        target, join_price, slowed = self.prices.best_join(view, queue)
-        if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
-            limit = join_price / self.parameters.margin
-            places = view.shortlist() if target is None else self._better_places(view, target)
-            best = self.prices.best_load(view, queue, places, limit)
-            if best is not None and not best.wait:
-                grown = target if view.resize == "elastic" and target in best.victims else None
-                needed = model.gpu_bytes(best.layers) - (grown.gpu_bytes if grown else 0)
-                for victim in best.victims:
-                    if victim is not grown:
-                        yield from self._evict(view, victim, needed - best.gpu.available_bytes)
-                if grown:
-                    yield from (Route(request, grown) for request in model.waiting)
-                    yield from self._grow(view, best.gpu)
-                    return
-                if not best.gpu.takes(model, best.layers):
-                    return  # layers that were shed took the host memory; their room on the GPU is still to come
-                load = Load(model, best.gpu, best.layers)
-                yield load
-                yield from (Route(request, load) for request in model.waiting)
-                return
-            self._thought_s[model] = view.now_s
-            if target is None:
-                self._waits[model] = (queue.length, view.now_s)
-                if best is None and (relief := costs.host_relief(view, model)):
+    def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
+        """A batch of its requests after the other: each goes where it costs least, or all wait."""
+        while model.waiting_count and not any(instance.resizing for instance in model.instances):
+            queue = self.prices.queue(view, model)
+            target: InstanceView | Load | None
+            target, join_price, slowed = self.prices.best_join(view, queue)
+            option = None
+            if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
+                places = view.shortlist() if target is None else self._better_places(view, target)
+                option = self.prices.best_load(view, queue, places, join_price / self.parameters.margin)
+                if option is None:
+                    self._thought_s[model] = view.now_s
+            if option is not None and not option.wait:
+                made: list[InstanceView | Load] = []
+                yield from self._make(view, model, option, made)
+                target = made[0] if made else target
+            elif option is not None or target is None:
+                self._waits[model] = (model.waiting_count, view.now_s)
+                if option is None and (relief := costs.host_relief(view, model)):
                     yield Stop(relief)
-        if target is not None:
-            yield from (Route(request, target) for request in model.waiting)
+                return
+            if option is not None and not option.wait and not made:
+                return  # it comes once there is room, or once the layers are there
+            assert target is not None
+            yield from (Route(request, target) for request in model.first_waiting(queue.length))
+
+    def _make(self, view: View, model: ModelView, option: Option, made: list[InstanceView | Load]) -> Iterator[Action]:
+        """Carry out an option; `made` gets what serves then."""
+        own, gpu = option.own, option.gpu
+        grows = own is not None and own.ready and view.resize == "elastic"
+        needed = model.gpu_bytes(option.layers) - (own.gpu_bytes if own is not None and grows else 0)
+        if own is not None and own.ready and not grows:
+            yield Stop(own, "preempt")
+        for victim in option.victims:
+            yield from self._evict(view, victim, needed - gpu.available_bytes)
+        if own is not None and grows:
+            if own.takes_resize(option.layers):  # else its memory comes when those who run have shed theirs
+                yield Resize(own, option.layers)
+            self._waits[model] = (model.waiting_count, view.now_s)
+        elif own is not None and own.status == "asleep" and own.takes_resize(option.layers):
+            made.append(own)
+            yield Resize(own, option.layers)
+        elif gpu.takes(model, option.layers):  # else layers that were shed took the host memory: room is still to come
+            load = Load(model, gpu, option.layers)
+            made.append(load)
+            yield load
+
+    def _redirect(self, instance: InstanceView) -> Iterator[Action]:
+        """Who waits at another copy comes to one that has nothing to do."""
+        if instance.idle and instance.accepts and instance.model.instance_count > 1:
+            for other in instance.model.quietest(2 * self.parameters.many_copies):
+                if other is not instance and other.layers <= instance.layers:
+                    for request in other.waiting[: instance.max_sequences - instance.load]:
+                        yield Route(request, instance)
 
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
@@ -156,20 +198,26 @@ class ResidencyAware(Policy):
     def _may_copy(self, view: View, model: ModelView) -> bool:
         """A second copy is thought about while none is on its way, and not all the time. Where there are many and
         one of them is idle, the crowd on its GPU is what slows: more copies would only crowd other GPUs."""
-        if not self.parameters.replicate or model.loading:
+        if not self.parameters.replicate:
             return False
         least = model.least_loaded
         if least is not None and least.idle and model.instance_count >= self.parameters.many_copies:
             return False
-        return view.now_s - self._thought_s.get(model, -inf) >= float(self.parameters.reconsider_s)
+        since_s = self._thought_s.get(model, -inf)
+        return since_s == view.now_s or view.now_s - since_s >= float(self.parameters.reconsider_s)
 
     def _evict(self, view: View, victim: InstanceView, needed: float) -> Iterator[Action]:
-        if view.resize == "elastic" and not victim.idle and victim.gpu_bytes > needed > 0:
-            keep = victim.model.layers_within(victim.gpu_bytes - needed, victim.kv_tokens)
-            if 0 < keep < victim.layers and victim.takes_resize(keep):
+        """Take so many bytes of its memory, or all of it, in the engine's gentlest way."""
+        if view.resize == "elastic":
+            keep = victim.model.layers_within(max(0.0, victim.gpu_bytes - needed), victim.kv_tokens)
+            if victim.takes_resize(keep):
                 yield Resize(victim, keep)
                 return
-        yield Stop(victim, "preempt")
+        if view.resize == "sleep" and victim.takes_resize(0):
+            yield Resize(victim, 0)
+            return
+        dear = 2 * costs.save_s(victim) > costs.recompute_s(victim)
+        yield Stop(victim, "abort" if dear else "preempt")
 
     # --- memory that is left
 
@@ -177,7 +225,7 @@ class ResidencyAware(Policy):
         """Where the engine can, give free memory back to models that are there in part, the most wanted first."""
         if view.resize == "elastic":
             parts = [i for i in gpu.instances if i.ready and not i.resizing and i.layers < i.model.layers]
-            for instance in sorted(parts, key=lambda i: (-self.prices.future(view, i.model), i.number)):
+            for instance in sorted(parts, key=lambda i: (-i.load, -self.prices.future(view, i.model), i.number)):
                 room = instance.gpu_bytes + gpu.growth_bytes
                 layers = instance.model.layers_within(room, instance.kv_tokens)
                 if layers > instance.layers and instance.takes_resize(layers):
@@ -187,27 +235,13 @@ class ResidencyAware(Policy):
         """Give free memory to models that are loaded nowhere: knapsack over (bytes, delay saved)."""
         absent, groups = [], []
         for model in view.models:
-            options = self._parts(view, model, gpu) if not model.instances else []
-            if options:
-                absent.append((model, [0, *(layers for layers, _ in options)]))
-                groups.append([(0.0, 0.0), *((float(model.gpu_bytes(layers)), value) for layers, value in options)])
+            if not model.instances and gpu.takes(model, model.layers):
+                wanted = max(self.prices.future(view, model), 0.1)
+                absent.append(model)
+                value = wanted * model.load_s(gpu, model.layers)
+                groups.append([(0.0, 0.0), (float(model.gpu_bytes(model.layers)), value)])
         if not groups:
             return
-        for (model, layers), taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
-            if taken and gpu.takes(model, layers[taken]):
-                yield Load(model, gpu, layers[taken])
-
-    def _parts(self, view: View, model: ModelView, gpu: GpuView) -> list[tuple[int, float]]:
-        """Up to eight numbers of layers that fit, and the delay that each would save within the horizon."""
-        profile, most = model.profile(gpu), model.layers_within(gpu.available_bytes)
-        whole = model.layers_within(gpu.capacity_bytes)
-        wanted = max(self.prices.future(view, model), 0.1)
-        cold_s, none_s = model.load_s(gpu, whole), profile.step_s(0)
-        # A part that is slow would only draw requests to it, unless the engine can let it grow in place.
-        slowest_s = none_s if view.resize == "elastic" else self.parameters.tolerance * profile.step_s(whole)
-        found = []
-        for layers in range(most, 0, -max(1, most // 8)):
-            step_s = profile.step_s(layers)
-            if step_s <= slowest_s and gpu.takes(model, layers):
-                found.append((layers, wanted * (cold_s + model.expected_output_tokens * (none_s - step_s))))
-        return found
+        for model, taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
+            if taken and gpu.takes(model, model.layers):
+                yield Load(model, gpu, model.layers)

@@ -18,6 +18,7 @@ class StaticSplit(Policy):
     """Divide each GPU's memory among its models once."""
 
     tier = "naive"
+    keeps_placement = True
     follows_every_finish = False
 
     class Parameters(PolicyParameters):

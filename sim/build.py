@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sim.cluster import Cluster, Gpu, Node
 from sim.errors import ConfigError, ProfileError
+from sim.ideal import gpu_kind, host_kind, switch_costs
 from sim.library import Library
 from sim.memory import HostMemory
 from sim.room import need
@@ -25,7 +26,7 @@ def build_cluster(scenario: Scenario, library: Library) -> Cluster:
     Raises ProfileError (unknown GPU, host or model, missing tables) and ConfigError.
     """
     models = [_model(index, scenario, library) for index in range(len(scenario.models))]
-    nodes = _nodes(scenario.cluster, library)
+    nodes = _nodes(scenario.cluster, library, scenario.engine.ideal)
     cluster = Cluster(nodes, models, scenario.service_classes)
     for model in models:
         _attach_profiles(model, cluster, library, scenario.engine)
@@ -65,28 +66,29 @@ def _node_specs(cluster: ClusterSpec) -> list[NodeSpec]:
     return [spec for spec in cluster.nodes for _ in range(spec.count)]
 
 
-def _nodes(cluster: ClusterSpec, library: Library) -> list[Node]:
+def _nodes(cluster: ClusterSpec, library: Library, ideal: tuple[str, ...]) -> list[Node]:
     nodes: list[Node] = []
     gpus = 0
     names: dict[str, int] = {}
     for spec in _node_specs(cluster):
-        kind = library.host(spec.host)
+        kind = host_kind(library.host(spec.host), ideal)
         base = spec.name or spec.host
         names[base] = names.get(base, 0) + 1
         name = base if spec.name and spec.count == 1 else f"{base}-{names[base]}"
         if any(node.name == name for node in nodes):
             raise ConfigError(f"cluster.nodes: the name '{name}' is given twice; choose another")
-        capacity = round(spec.memory_gib * GIB) if spec.memory_gib else kind.memory_bytes
-        limit = None if spec.weight_cache_gib is None else round(spec.weight_cache_gib * GIB)
+        bounded = "memory" not in ideal
+        capacity = round(spec.memory_gib * GIB) if spec.memory_gib and bounded else kind.memory_bytes
+        limit = round(spec.weight_cache_gib * GIB) if spec.weight_cache_gib is not None and bounded else None
         node = Node(len(nodes), name, kind, HostMemory(capacity, limit))
         for group in spec.gpus:
             for _ in range(group.count):
-                gpu_kind = library.gpu(group.gpu)
+                own = gpu_kind(library.gpu(group.gpu), ideal)
                 gpu_name = f"{name}/{group.gpu}-{len(node.gpus)}"
                 reserve = round(cluster.gpu_reserve_gib * GIB)
-                if reserve >= gpu_kind.memory_bytes:
+                if reserve >= own.memory_bytes:
                     raise ConfigError(f"cluster.gpu_reserve_gib: leaves nothing of {group.gpu}'s memory; lower it")
-                node.gpus.append(Gpu(gpus, gpu_name, gpu_kind, node, reserve))
+                node.gpus.append(Gpu(gpus, gpu_name, own, node, reserve))
                 gpus += 1
         nodes.append(node)
     return nodes
@@ -109,7 +111,9 @@ def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: 
                 f"{profile.label}: the tables end at a batch of {profile.largest_batch}; "
                 "set engine.max_sequences to at most that"
             )
-        model.profiles[pair] = profile
+        model.profiles[pair] = (
+            profile.with_switch(switch_costs(profile.switch, options.ideal)) if options.ideal else profile
+        )
 
 
 def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions, kv_tokens: int) -> str:

@@ -22,6 +22,8 @@ from sim.profiles import Profile
 # Contexts, in tokens, at which a preemption's cost is shown; batch sizes at which throughput is.
 CONTEXTS = (1000, 5000)
 BATCHES = (1, 8)
+# The steps of the ladder, from the bottom up; what says nothing of itself, or something else, is on none.
+TIERS = ("naive", "production", "research", "ours", "oracle", "other")
 _MOST_STEPS = 9  # rows of a throughput curve
 
 
@@ -40,6 +42,7 @@ class PolicyFacts:
     """`line`: what it does, in a line. `text`: how, with its source. `problem`: why it cannot be loaded, or empty."""
 
     name: str
+    tier: str
     line: str
     text: str
     oracle: str
@@ -48,14 +51,14 @@ class PolicyFacts:
 
 
 def policy_catalogue() -> list[PolicyFacts]:
-    """All policies that can be chosen by name; one that cannot be loaded is listed with its problem."""
+    """All policies that can be chosen by name, tier by tier; one that cannot be loaded is listed with its problem."""
     found = []
     for name in policy_names():
         try:
             found.append(policy_facts(name))
         except PolicyError as error:
-            found.append(PolicyFacts(name, "", "", "", (), str(error)))
-    return found
+            found.append(PolicyFacts(name, "other", "", "", "", (), str(error)))
+    return sorted(found, key=lambda facts: (TIERS.index(facts.tier), facts.name))
 
 
 def policy_facts(name: str) -> PolicyFacts:
@@ -67,6 +70,7 @@ def policy_facts(name: str) -> PolicyFacts:
     fields = cls.Parameters.model_fields.items()
     return PolicyFacts(
         name,
+        cls.tier if cls.tier in TIERS else TIERS[-1],
         line,
         "\n\n".join(part for part in (own, module) if part),
         cls.oracle,

@@ -10,26 +10,30 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from sim.breakeven import RESIDENCIES, BreakEven
 from sim.catalogue import BATCHES, PolicyFacts, ProfileFacts, TableFacts
 from sim.tables import facts, gib, grid, number, seconds, share, show
 
+WAYS = {"restart": "restart", "sleep": "wake", "elastic": "grow"}  # what an engine can: which n*
 _MOST_FULL = 3  # so many profiles are shown in full
 
 
 def print_policies(policies: Sequence[PolicyFacts], console: Console) -> None:
-    """All policies, a line each."""
-    table = grid("Policies", "name", "what it does", left=2)
-    table.columns[0].no_wrap = True
+    """All policies, a line each, under their tiers."""
+    table = grid("Policies", "tier", "name", "what it does", left=3)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    before = ""
     for policy in policies:
         mark = "[oracle] " if policy.oracle else ""
-        table.add_row(policy.name, policy.problem or mark + policy.line)
+        table.add_row("" if policy.tier == before else policy.tier, policy.name, policy.problem or mark + policy.line)
+        before = policy.tier
     show(console, table)
     console.print("python -m sim policies NAME shows one and its parameters.")
 
 
 def print_policy(policy: PolicyFacts, console: Console) -> None:
     """One policy: what it says of itself, and its parameters."""
-    console.print(Text(policy.name, style="bold"))
+    console.print(Text.assemble((policy.name, "bold"), f" ({policy.tier})"))
     console.print(Text("\n\n".join(map(_flowing, (policy.text or policy.line).split("\n\n")))))
     if policy.oracle:
         console.print(Text(f"An oracle, which no real scheduler can be: {policy.oracle}"))
@@ -113,3 +117,28 @@ def _print_profile(profile: ProfileFacts, console: Console) -> None:
         cells = zip(parts, totals, strict=True)
         cost.add_row(name, *(text for part, total in cells for text in (seconds(part), share(part / total))))
     show(console, curve, cost)
+
+
+def print_break_even(points: Sequence[BreakEven], console: Console) -> None:
+    """n* of every (model, GPU, host, engine): a row for an engine that restarts and one for each residency."""
+    at = points[0]
+    heads = [f"{share:.0%}" for share in RESIDENCIES]
+    title = f"Break-even n*: output tokens that pay for all layers, batch {at.batch}, {at.context:,} tokens of context"
+    table = grid(title, "GPU / host / engine", "model", "engine can", *heads, left=3)
+    groups: dict[tuple[str, ...], dict[float, BreakEven]] = {}
+    for point in points:
+        place = f"{point.gpu} / {point.host} / {point.engine}"
+        group = groups.setdefault((place, f"{point.model} {point.quantization}"), {})
+        group[min(RESIDENCIES, key=lambda share: abs(share - point.residency))] = point
+    for (place, model), found in groups.items():
+        ways = {"restart": "restart", "elastic": "grow"} if len(groups) > _MOST_FULL else WAYS
+        for which, (word, way) in enumerate(ways.items()):
+            cells = [getattr(found[share], way) if share in found else None for share in RESIDENCIES]
+            names = (place, model) if which == 0 else ("", "")
+            table.add_row(*names, word, *("-" if cell is None else number(cell) for cell in cells))
+    show(console, table)
+    console.print(
+        "Fewer tokens than n* before the next change: serve them at that residency. More: load the rest first. "
+        "restart loads the whole model anew, engine start included; sleep wakes a process that still lives; elastic "
+        "moves only the missing layers."
+    )

@@ -13,6 +13,11 @@ from typing import Annotated
 
 import typer
 
+from sim.bounds_cli import bounds
+from sim.policy_cli import policy_app
+from sim.report_cli import report
+from sim.study_cli import study_app
+from sim.sweep_cli import sweep_app
 from sim.terminal import RunProgress, console, mistakes_in_one_line, say
 from sim.trace_cli import Strict, TraceFormat, trace_app
 
@@ -25,7 +30,22 @@ app = typer.Typer(
 )
 profile_app = typer.Typer(help="Show the profile tables: what is known of hardware.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
+app.add_typer(policy_app, name="policies")
 app.add_typer(profile_app, name="profile")
+app.command("bounds")(bounds)
+app.command("report")(report)
+app.add_typer(study_app)
+app.add_typer(sweep_app)
+
+
+TimelineFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev: .json or .json.gz.")
+]
+TimelineSize = Annotated[
+    float | None, typer.Option(metavar="MB", help="Keep the timeline's JSON below this by merging; default: 64.")
+]
+TimelineFrom = Annotated[float | None, typer.Option(metavar="S", help="Leave out of the timeline what was before.")]
+TimelineUntil = Annotated[float | None, typer.Option(metavar="S", help="Leave out of it what was after.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -66,25 +86,42 @@ def run(
         bool, typer.Option("--check", help="Assert the laws of the model at every instant (slow).")
     ] = False,
     strict: Strict = False,
+    timeline: TimelineFile = None,
+    timeline_max_mb: TimelineSize = None,
+    timeline_from: TimelineFrom = None,
+    timeline_until: TimelineUntil = None,
 ) -> None:
     """Run a scenario under a policy and print what came of it."""
     with mistakes_in_one_line():
         from sim import runner  # noqa: PLC0415
         from sim.results import summary_text, what_is_kept  # noqa: PLC0415
+        from sim.timeline_file import timeline_options  # noqa: PLC0415
 
         options = runner.RunOptions(
-            scenario, policy, trace, trace_format, assign, tuple(settings or ()), seed, out, check, strict
+            scenario,
+            policy,
+            trace,
+            trace_format,
+            assign,
+            tuple(settings or ()),
+            seed,
+            out,
+            check,
+            strict,
+            timeline_options(timeline, timeline_max_mb, timeline_from, timeline_until),
         )
-        progress = RunProgress()
+        progress, notices = RunProgress(), list[str]()
         try:
             with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
-                summary = runner.run(options, progress)
+                summary = runner.run(options, progress, notices.append)
         except KeyboardInterrupt:
             progress.close()
             say(f"{progress}; {what_is_kept(out)}")
             raise typer.Exit(130) from None
         finally:
             progress.close()
+        for notice in notices:
+            say(notice)
         if as_json:
             sys.stdout.write(summary_text(summary))
             return
@@ -93,18 +130,6 @@ def run(
         print_run(summary, console())
         if out is not None:
             print(f"\nkept in {out}")
-
-
-@app.command()
-def policies(name: Annotated[str | None, typer.Argument(help="Show this policy and its parameters.")] = None) -> None:
-    """List the policies, or show one and its parameters."""
-    with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
-
-        if name is None:
-            catalogue_tables.print_policies(catalogue.policy_catalogue(), console())
-        else:
-            catalogue_tables.print_policy(catalogue.policy_facts(name), console())
 
 
 @profile_app.command("list")
@@ -127,6 +152,26 @@ def profile_show(
         from sim import catalogue, catalogue_tables  # noqa: PLC0415
 
         catalogue_tables.print_profiles(catalogue.profile_catalogue(model, gpu, quantization), console())
+
+
+@profile_app.command("break-even")
+def profile_break_even(
+    model: Annotated[str | None, typer.Argument(help="A model of profiles/models.csv; default: all.")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU.")] = None,
+    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
+    context: Annotated[int, typer.Option(min=0, help="Tokens of context of each.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Show n*: how many tokens pay for loading the rest of a partly resident model, per GPU and residency."""
+    with mistakes_in_one_line():
+        from sim import breakeven, catalogue_tables  # noqa: PLC0415
+
+        points = breakeven.break_even(model, gpu, quantization, breakeven.At(batch, context))
+        if as_json:
+            sys.stdout.write(breakeven.as_json(points))
+        else:
+            catalogue_tables.print_break_even(points, console())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappush
+from math import inf
 from typing import Any, ClassVar
 
 import simpy
@@ -45,6 +46,8 @@ class SimClock:
         self._callbacks: list[Callable[[Any], None]] = [self._fire]  # of every timer: SimPy only reads the list
         self._timers = 0
         self._stopped = False
+        self._look_s = inf
+        self._look: Callable[[float], float] | None = None
 
     def at(self, time_s: float, action: Callable[[Any, int], None], subject: object, version: int) -> None:
         """Call action(subject, version) at `time_s`, in the order of the calls of that instant."""
@@ -58,11 +61,20 @@ class SimClock:
         """One event: what it does, and the turn if it was the last of its instant."""
         self.events += 1
         now_s: float = self._environment._now
+        if now_s >= self._look_s and self._look is not None:
+            self._look_s = self._look(now_s)
         self.now_s = now_s
         timer.action(timer.subject, timer.version)
         queue = self._queue
         if not queue or queue[0][0] > now_s:
             self._turn()
+
+    def watch(self, look: Callable[[float], float]) -> None:
+        """Call look(time) before the first event from a time on, with that event's time; it says when to call again.
+
+        It is no event: it may only look at what holds until then.
+        """
+        self._look_s, self._look = look(0.0), look
 
     @property
     def pending(self) -> int:

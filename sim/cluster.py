@@ -18,6 +18,7 @@ from sim.state import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING
 
 if TYPE_CHECKING:
     from sim.machine_views import GpuView, NodeView
+    from sim.timeline import Timeline
 
 
 class Peers:
@@ -73,6 +74,7 @@ class Gpu:
         self.byte_seconds = 0.0
         self.memory_since_s = 0.0
         self.peak_bytes = 0
+        self.timeline: Timeline | None = None  # of a run that is followed in detail
         self.view: GpuView | None = None
 
     @property
@@ -115,6 +117,8 @@ class Gpu:
         else:
             name = "idle"
         elapsed_s = now_s - self.activity_since_s
+        if self.timeline is not None:
+            self.timeline.activity(self, name, self.activity_since_s, now_s)
         self.activity_s[name] += elapsed_s
         if self.active:
             self.work_s += elapsed_s * min(1.0, sum([instance.gpu_share for instance in self.active.values()], 0.0))

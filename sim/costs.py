@@ -1,8 +1,8 @@
 """Estimates in seconds that policies reason with: what serving, waiting, saving and reloading would take now.
 
-Everything comes from views and profile tables, nothing from the future. Interference follows the contention model's
-proportional rule: who computes on a GPU or CPU beside others is slowed by the sum of their shares. Policies import it
-from sim.policy.
+Everything comes from views and profile tables, nothing from the future. Interference follows the contention model: who
+computes on a GPU or CPU beside others is slowed by the sum of their shares, or by their number. Policies import it from
+sim.policy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from math import exp
 
 from sim.decision import View
-from sim.machine_views import GpuView
+from sim.machine_views import Crowd, GpuView
 from sim.views import InstanceView, ModelView
 
+NOBODY = Crowd(0.0, 0.0, False)
+_LOOKED_AT = 32  # sequences of a batch, for the one that runs longest
 # A typical context for questions that are not about one request, in tokens.
 TYPICAL_CONTEXT = 1024.0
 
@@ -37,36 +39,48 @@ class ArrivalRates:
 
 
 def service_s(
-    model: ModelView, gpu: GpuView, layers: int, batch: int, tokens: tuple[float, float], others: tuple[float, float]
+    model: ModelView,
+    gpu: GpuView,
+    layers: int,
+    batch: int,
+    tokens: tuple[float, float],
+    others: Crowd = NOBODY,
 ) -> float:
-    """Seconds to serve one request of (prompt, output) tokens in a batch of `batch`, beside others that ask for so much
-    of the GPU and of the CPU (GpuView.crowd)."""
+    """Seconds to serve one request of (prompt, output) tokens in a batch of `batch` beside `others` (GpuView.crowd)."""
     prompt_tokens = min(tokens[0], model.max_context)
     output_tokens = min(tokens[1], max(1.0, model.max_context - prompt_tokens))
     profile = model.profile(gpu)
     gpu_s, host_s = profile.decode_curve(layers, batch).at(min(prompt_tokens + output_tokens / 2, model.max_context))
-    gpu_stretch = host_stretch = 1.0
-    if others[0] or others[1]:
-        gpu_stretch = max(1.0, gpu_s / (gpu_s + host_s) + others[0])
-        host_stretch = max(1.0, host_s / (gpu_s + host_s) + others[1])
+    step_s = gpu_s + host_s
+    gpu_stretch, host_stretch = others.stretch(gpu_s / step_s, host_s / step_s)
     decode_s = output_tokens * (gpu_s * gpu_stretch + host_s * host_stretch)
     return decode_s + profile.prefill_s(layers, prompt_tokens) * gpu_stretch
+
+
+def shares(model: ModelView, gpu: GpuView, layers: int, batch: int) -> tuple[float, float]:
+    """How much of the GPU and of the CPU a decoding batch asks for, 0 to 1."""
+    context = min(TYPICAL_CONTEXT, model.max_context)
+    gpu_s, host_s = model.profile(gpu).decode_curve(layers, batch).at(context)
+    return gpu_s / (gpu_s + host_s), host_s / (gpu_s + host_s)
 
 
 def drain_s(instance: InstanceView, layers: int | None = None) -> float:
     """Seconds until those who run and wait at the instance are expected to be through, if nobody else comes.
 
-    With `layers`: if it had so many on the GPU.
-    Those who run are taken to be half through; who waits comes in after them, a batch at a time.
+    With `layers`: if it had so many on the GPU. Of those who run the one with the most expected tokens left counts; who
+    waits comes in after them, a batch at a time. A load under way counts whole.
     """
-    if not instance.load:
-        return 0.0
-    batch = max(1, instance.running_count)
-    held = instance.layers if layers is None else layers
+    running, waiting = instance.running_count, instance.waiting_count
+    if not running and not waiting:
+        return reload_s(instance) if instance.loading else 0.0
     model = instance.model
+    held = instance.layers if layers is None else layers
+    batch = max(running, min(waiting, instance.max_sequences))
     step_s = model.profile(instance.gpu).known_step_s(held, batch, min(TYPICAL_CONTEXT, model.max_context))
-    rounds = 0.5 + instance.waiting_count / batch
-    return rounds * model.expected_output_tokens * step_s
+    tokens = instance.longest_left_tokens(_LOOKED_AT)
+    rounds = -(-waiting // batch)
+    wait_s = reload_s(instance) if instance.loading else 0.0
+    return wait_s + (tokens + rounds * model.expected_output_tokens) * step_s
 
 
 def save_s(instance: InstanceView) -> float:
@@ -75,9 +89,26 @@ def save_s(instance: InstanceView) -> float:
     return used_bytes / instance.model.profile(instance.gpu).switch.kv_save_bytes_per_s
 
 
+def recompute_s(instance: InstanceView) -> float:
+    """Seconds to compute again what its sequences have in their KV, at a typical context, with its layers."""
+    model = instance.model
+    context = min(TYPICAL_CONTEXT, model.max_context)
+    return instance.running_count * model.profile(instance.gpu).prefill_s(instance.layers, context)
+
+
 def reload_s(instance: InstanceView) -> float:
-    """Seconds to load the instance as it is once more."""
+    """Seconds to load the instance as it is once more, engine start included."""
     return instance.model.load_s(instance.gpu, instance.layers)
+
+
+def return_s(view: View, instance: InstanceView) -> float:
+    """Seconds to have the instance back as it is, once it has had to leave the GPU, as the engine can."""
+    switch = instance.model.profile(instance.gpu).switch
+    whole_s = reload_s(instance)
+    if view.resize == "none":
+        return whole_s
+    spared_s = switch.start_s + switch.reload_fixed_s
+    return whole_s - spared_s + (switch.wake_fixed_s if view.resize == "sleep" else 0.0)
 
 
 def host_relief(view: View, model: ModelView) -> InstanceView | None:

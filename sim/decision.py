@@ -60,6 +60,11 @@ class View:
         return self._world.options.max_sequences
 
     @property
+    def service_classes(self) -> list[str]:
+        """The names of all service classes."""
+        return [service_class.name for service_class in self._world.cluster.service_classes]
+
+    @property
     def models(self) -> list[ModelView]:
         views = self._check()
         return [views.model(model) for model in self._world.cluster.models]

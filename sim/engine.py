@@ -21,12 +21,14 @@ from sim.cluster import Cluster
 from sim.errors import PolicyError
 from sim.estimates import Estimates
 from sim.feed import Feed
+from sim.future import Future
 from sim.gate import Gate
+from sim.ideal import in_its_world, marks
 from sim.library import Library
 from sim.loading import Loading
 from sim.locate import code_digest
 from sim.metrics import Recorder
-from sim.policy import Policy, load_policy
+from sim.policy import Policy, load_policy, why_not_marked
 from sim.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
 from sim.serving import Serving
 from sim.spec import Scenario, TraceWorkload, run_id
@@ -73,13 +75,13 @@ class Engine:
         cluster: Cluster,
         policy: Policy,
         check: bool = False,
-        scratch: Path | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.scenario = scenario
         self.policy = policy
         self.check = check
         self.clock = SimClock(self._turn)
-        self.world = World(self.clock, cluster, scenario.engine, scenario.sharing, Recorder(scratch))
+        self.world = World(self.clock, cluster, scenario.engine, scenario.sharing, recorder or Recorder())
         self.transfers = Transfers(self.world)
         self.serving = Serving(self.world, self.transfers)
         self.loading = Loading(self.world, self.transfers, self.serving)
@@ -97,18 +99,28 @@ class Engine:
         self._progress = 0  # tokens and ends so far
         self._progress_s = 0.0  # since when there are no more
         self._wake_times: dict[float, bool] = {}
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let a recorder that follows the run look at it."""
+        recorder, cluster = self.world.recorder, self.world.cluster
+        if recorder.series is not None or recorder.timeline is not None:
+            self.clock.watch(lambda now_s: recorder.look(now_s, cluster))
+        for gpu in cluster.gpus:
+            gpu.timeline = recorder.timeline
 
     # --- arrivals
 
     def _on_arrival(self, row: Row) -> Request:
         """The request of a row arrives now."""
-        _, model_index, prompt_tokens, output_tokens, service_class, priority, _, _, deadline_s = row
+        _, model_index, prompt_tokens, output_tokens, service_class, priority, session, _, deadline_s = row
         now_s = self.clock.now_s
         recorder = self.world.recorder
         model = self.world.cluster.models[model_index]
         request = Request(recorder.arrived, model, now_s, prompt_tokens, output_tokens)
         request.service_class = service_class
         request.priority = priority
+        request.session = session
         request.deadline_s = deadline_s
         recorder.arrived += 1
         self.estimates.arrived(request)
@@ -209,7 +221,7 @@ class Engine:
     def _watch_progress(self, changes: Changes) -> None:
         recorder = self.world.recorder
         progress = recorder.output_tokens + recorder.all_ended
-        if progress != self._progress or not self._feed.done:
+        if progress != self._progress or changes.arrived or not self._feed.done:
             self._progress, self._progress_s = progress, self.clock.now_s
         elif self.clock.now_s - self._progress_s > _STALLED_S:
             waiting = len(self._in_flight)
@@ -239,6 +251,12 @@ class Engine:
 
     def run(self) -> None:
         """Until every request has ended, or the horizon. What has not ended then is unfinished."""
+        if reason := why_not_marked(self.policy):
+            raise PolicyError(self.asking.blame(reason))
+        if self.policy.foresees:
+            chunks = self._feed.all_chunks()
+            future = Future(chunks, [model.name for model in self.world.cluster.models])
+            self.policy.foresee(future)
         self.asking.ask(self.policy.start, Changes())
         self.serving.plan()
         self._feed.next()
@@ -257,6 +275,8 @@ class Engine:
         for gpu in self.world.cluster.gpus:
             gpu.account(now_s)
             gpu.take(0, now_s)
+        if self.world.recorder.timeline is not None:
+            self.world.recorder.timeline.close(self.world.cluster, now_s)
 
     def _assert_trace_was_kept(self) -> None:
         """Requests are as their clients sent them; only a policy that reached behind its views changes them."""
@@ -277,22 +297,27 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def prepare(scenario: Scenario) -> tuple[Policy, Cluster, list[tuple[str, str]]]:
+def prepare(
+    scenario: Scenario, library: Library | None = None, chosen: tuple[Policy, str] | None = None
+) -> tuple[Policy, Cluster, list[tuple[str, str]]]:
     """What a run needs: its policy, its cluster at time 0, and the hashes of all that affects the result but the trace.
 
-    Raises SimError for what the user can mend.
+    `library`: the scenario's tables, if they are open already. `chosen`: the policy and the hash of its source, when it
+    is not the one that the scenario's name for it means. Raises SimError for what the user can mend.
     """
-    library = Library(Path(scenario.profiles) if scenario.profiles else None)
-    policy, digest = load_policy(scenario.policy.name, scenario.policy.parameters)
-    cluster = build_cluster(scenario, library)
+    library = library or Library(Path(scenario.profiles) if scenario.profiles else None)
+    policy, digest = chosen or load_policy(scenario.policy.name, scenario.policy.parameters)
+    cluster = build_cluster(in_its_world(scenario, policy), library)
     profiles = [profile for model in cluster.models for profile in model.profiles.values()]
-    return policy, cluster, [("policy", digest), ("sim", code_digest()), *library.digests(profiles)]
+    parts = [("policy", part) for part in (digest, *policy.parts())]
+    return policy, cluster, [*parts, ("sim", code_digest()), *library.digests(profiles)]
 
 
-def identify(scenario: Scenario, workload: Workload) -> str:
+def identify(scenario: Scenario, workload: Workload, chosen: tuple[Policy, str] | None = None) -> str:
     """The name of the run that this would be: a hash of the scenario, the trace, the policy's file, the tables and the
     simulator's source. Reads the whole trace if nobody has yet. Raises SimError."""
-    return run_id(scenario, [("trace", workload.digest()), *prepare(scenario)[2]])
+    policy, _, ingredients = prepare(scenario, None, chosen)
+    return run_id(in_its_world(scenario, policy), [("trace", workload.digest()), *ingredients])
 
 
 def simulate(
@@ -301,17 +326,19 @@ def simulate(
     workload: Workload | None = None,
     on_progress: Callable[[int, float], None] | None = None,
     on_events: Callable[[int], None] | None = None,
-    scratch: Path | None = None,
+    recorder: Recorder | None = None,
+    chosen: tuple[Policy, str] | None = None,
 ) -> Outcome:
     """Run a scenario to its end.
 
     `check` asserts the laws of the model at every instant. `workload`: the scenario's own, if it is open already.
     `on_progress(ended, now_s)` and `on_events(pending)`, with the number of events to come, are called now and then.
-    What memory does not hold of the requests that have ended goes to a nameless file in the folder `scratch` (None: the
-    system's temporary folder). Raises SimError for what the user can mend.
+    `recorder`: a fresh one, if it is to follow more than the default, or to set things aside elsewhere. `chosen`: as
+    for `prepare`. Raises SimError for what the user can mend.
     """
     workload = workload if workload is not None else open_workload(scenario)
-    policy, cluster, ingredients = prepare(scenario)
+    policy, cluster, ingredients = prepare(scenario, None, chosen)
+    scenario = in_its_world(scenario, policy)
     signs = Signs()
 
     def watched() -> Iterator[Trace]:
@@ -319,7 +346,7 @@ def simulate(
             signs.add(chunk)
             yield chunk
 
-    engine = Engine(scenario, watched(), cluster, policy, check, scratch)
+    engine = Engine(scenario, watched(), cluster, policy, check, recorder)
     engine.on_progress, engine.on_events = on_progress, on_events
     begin_s = perf_counter()
     with _rare_collections():
@@ -330,7 +357,7 @@ def simulate(
         scenario=scenario,
         run_id=run_id(scenario, [("trace", workload.digest()), *ingredients]),
         policy_name=scenario.policy.name,
-        oracle=policy.oracle,
+        oracle=marks(scenario, policy),
         notices=(*workload.notices, *(signs.remarks() if played else ())),
         cluster=cluster,
         recorder=engine.world.recorder,

@@ -57,6 +57,12 @@ class Feed:
     def done(self) -> bool:
         return self.exhausted and not self._thinking
 
+    def all_chunks(self) -> list[Trace]:
+        """The whole trace, before the first of it is sent; from here on it is in memory. Raises SimError."""
+        chunks = list(self._chunks)
+        self._chunks = iter(chunks)
+        return chunks
+
     def next(self) -> None:
         """Set the timer of the next row. Raises SimError: a row that cannot be played."""
         row = next(self._rows, None)

@@ -68,6 +68,8 @@ class KvMoves:
         moving, begun_s, moved = instance.kv_moves[cause]
         instance.kv_moves[cause] = (moving - 1, begun_s, moved + size)
         if moving == 1:
+            if self.world.recorder.timeline is not None:
+                self.world.recorder.timeline.moved(instance, cause, begun_s, now_s, moved + size)
             parts: dict[str, Any] = {f"{cause}_s": now_s - begun_s}
             self.world.recorder.switch(now_s, cause, instance, bytes=moved + size, **parts)
             instance.kv_moves[cause] = (0, 0.0, 0.0)

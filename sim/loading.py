@@ -82,6 +82,11 @@ class Loading:
         else:
             self.resizing.begin(instance, layers)
 
+    def become(self, instance: Instance, status: int) -> None:
+        """Its status from now on."""
+        instance.status = status
+        self.world.recorder.note(instance, self._now_s)
+
     def take_host_kv(self, instance: Instance, size: int) -> None:
         """Host memory for the KV of layers outside the GPU, which the gate has seen to be there."""
         taken = instance.gpu.node.memory.take_instance_kv(size)
@@ -98,7 +103,7 @@ class Loading:
         instance.pins_weights = True
 
     def wait_for_memory(self, instance: Instance, load: Load) -> None:
-        instance.status = PENDING
+        self.become(instance, PENDING)
         instance.changed()
         instance.model.loading[instance.number] = instance
         self._loads[instance.number] = load
@@ -119,7 +124,7 @@ class Loading:
             load.begun_s = self._now_s
             load.start_s = 0.0 if load.wake else switch.start_s
             load.fixed_s = switch.wake_fixed_s if load.wake else switch.reload_fixed_s
-            instance.status = STARTING
+            self.become(instance, STARTING)
             instance.version += 1
             self.world.clock.at(self._now_s + load.start_s + load.fixed_s, self._on_started, instance, instance.version)
 
@@ -127,7 +132,7 @@ class Loading:
         instance: Instance = subject
         if version != instance.version:
             return
-        instance.status = LOADING
+        self.become(instance, LOADING)
         load = self._loads[instance.number]
         weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
         key = weights.key
@@ -160,7 +165,7 @@ class Loading:
         del self._loads[instance.number]
         gpu.account(now_s)
         gpu.loads -= 1
-        instance.status = READY
+        self.become(instance, READY)
         instance.ready_s = instance.last_used_s = now_s
         del instance.model.loading[instance.number]
         instance.changed()
@@ -193,6 +198,8 @@ class Loading:
 
     def stop(self, instance: Instance, mode: str) -> None:
         """drain, preempt or abort; whoever only waits there goes back to the cluster's queue at once."""
+        if self.world.recorder.timeline is not None:
+            self.world.recorder.timeline.instant(instance, f"stop: {mode}", {}, self._now_s)
         self.send_back_waiting(instance)
         if instance.status in (PENDING, STARTING, LOADING):
             self._cancel_load(instance)
@@ -202,9 +209,9 @@ class Loading:
             self._vanish(instance)
             return
         if mode == "drain":
-            instance.status = DRAINING
+            self.become(instance, DRAINING)
         else:
-            instance.status = STOPPING
+            self.become(instance, STOPPING)
             instance.stop_mode = mode
         instance.changed()
         if instance.leap is None and not instance.sequences:
@@ -273,10 +280,13 @@ class Loading:
 
     def _evacuate(self, instance: Instance, mode: str) -> None:
         """Take every sequence out; then free. `restart` and `sleep` keep their sequences waiting at the instance."""
-        instance.status = STOPPING
+        self.become(instance, STOPPING)
         instance.changed()
         if instance.sequences:
             self.world.recorder.counts["model_preemptions"] += 1
+            if self.world.recorder.timeline is not None:
+                preempted = {"sequences": instance.sequences, "mode": mode}
+                self.world.recorder.timeline.instant(instance, "model preempted", preempted, self._now_s)
         if mode not in ("restart", "sleep"):
             self.send_back_waiting(instance)
         leaving = self._drop_unfinished(instance)
@@ -334,7 +344,7 @@ class Loading:
 
     def _free(self, instance: Instance, mode: str = "stop") -> None:
         """Give the GPU memory back, after the time that takes."""
-        instance.status = FREEING
+        self.become(instance, FREEING)
         instance.version += 1
         free_s = instance.profile.switch.free_s
         if mode != "restart":
@@ -369,7 +379,7 @@ class Loading:
         if instance.pins_weights:
             weights = instance.model.weights
             memory.unpin(weights.key)
-        instance.status = GONE
+        self.become(instance, GONE)
         instance.model.ranking.drop(instance.number)
         gpu.peers.idle.drop(instance.number)
         instance.version += 1

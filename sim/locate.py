@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from sim.errors import ConfigError, did_you_mean
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -14,6 +16,14 @@ def data_folder(name: str) -> Path:
     if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
         return beside
     return _PACKAGE / "data" / name
+
+
+def scenario_file(name: str) -> Path:
+    """The file of a scenario that came with the project, such as "desktop". Raises ConfigError: there is none."""
+    files = {path.stem: path for path in sorted((data_folder("traces") / "scenarios").glob("*.yaml"))}
+    if name not in files:
+        raise ConfigError(f"no scenario '{name}' comes with the project; {did_you_mean(name, files)}")
+    return files[name]
 
 
 def code_digest() -> str:

@@ -4,7 +4,7 @@ all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sim.cluster import Gpu, Node
 from sim.facade import Facade
@@ -12,6 +12,27 @@ from sim.room import growth_room, host_missing, need, why_not_layers
 
 if TYPE_CHECKING:
     from sim.views import InstanceView, ModelView
+
+
+class Crowd(NamedTuple):
+    """What others ask for of a GPU and of its node's CPU: shares of one; or, where each is served as if it asked for
+    all (contention: time_slice), their numbers."""
+
+    gpu: float
+    host: float
+    sliced: bool
+
+    def stretch(self, gpu_share: float, host_share: float) -> tuple[float, float]:
+        """By how much one that asks for these shares is slowed in its GPU and CPU parts, beside them."""
+        if self.sliced:
+            return 1.0 + self.gpu, 1.0 + self.host
+        return max(1.0, gpu_share + self.gpu), max(1.0, host_share + self.host)
+
+    def joined(self, gpu_share: float, host_share: float) -> Crowd:
+        """The crowd with one more."""
+        if self.sliced:
+            return Crowd(self.gpu + (1.0 if gpu_share else 0.0), self.host + (1.0 if host_share else 0.0), True)
+        return Crowd(self.gpu + gpu_share, self.host + host_share, False)
 
 
 class GpuView(Facade):
@@ -80,6 +101,16 @@ class GpuView(Facade):
             return False
         return host_missing(model._of, self._of, needed.host_weights, needed.host_kv) <= 0
 
+    def layers_when_empty(self, model: ModelView) -> int | None:
+        """The most layers of the model that this GPU and its host could ever hold, with nothing else there, and its
+        default KV pool; None: it cannot be loaded here."""
+        memory, fewest = self._of.node.memory, model.profile(self).fewest_layers
+        for layers in range(model.layers_within(self._of.capacity_bytes), fewest - 1, -1):
+            needed = need(model._of, layers, model.default_kv_tokens, self._views.options)
+            if needed.host_weights + needed.host_kv <= memory.capacity and needed.host_weights <= memory.cache_limit:
+                return layers
+        return None
+
     @property
     def instances(self) -> list[InstanceView]:
         return [self._views.instance(instance) for instance in self._of.instances.values()]
@@ -94,11 +125,25 @@ class GpuView(Facade):
         """The instances that compute on it now."""
         return [self._views.instance(instance) for instance in self._of.active.values()]
 
-    def crowd(self, but: InstanceView | None = None) -> tuple[float, float]:
-        """How much of this GPU and of its node's CPU the running instances (but one) ask for, as shares of one each."""
-        spared = None if but is None else but._of
-        gpu_share = sum([i.gpu_share for i in self._of.active.values() if i is not spared], 0.0)
-        return gpu_share, sum([i.host_share for i in self._of.node.active.values() if i is not spared], 0.0)
+    def crowd(self, *but: InstanceView) -> Crowd:
+        """How much of this GPU and of its node's CPU the running instances (but some) ask for."""
+        spared = [instance._of for instance in but]
+        gpu_shares = [i.gpu_share for i in self._of.active.values() if i not in spared and i.gpu_share]
+        host_shares = [i.host_share for i in self._of.node.active.values() if i not in spared]
+        if self._views.sliced:
+            return Crowd(float(len(gpu_shares)), float(len(host_shares)), True)
+        return Crowd(sum(gpu_shares, 0.0), sum(host_shares, 0.0), False)
+
+    @property
+    def incoming_count(self) -> int:
+        """Transfers to it that are under way."""
+        return len(self._of.link_rates)
+
+    @property
+    def neighbours(self) -> list[InstanceView]:
+        """The instances that compute on it, or on its node's CPU, now."""
+        found = {**self._of.active, **self._of.node.active}
+        return [self._views.instance(found[number]) for number in sorted(found)]
 
     @property
     def loading(self) -> bool:
@@ -122,6 +167,11 @@ class NodeView(Facade):
     @property
     def gpus(self) -> list[GpuView]:
         return [self._views.gpu(gpu) for gpu in self._of.gpus]
+
+    @property
+    def cpu_bytes_per_s(self) -> float:
+        """The memory bandwidth that all layers computed there share, and that loads from there use too."""
+        return self._of.kind.cpu_bytes_per_s
 
     @property
     def disk_bytes_per_s(self) -> float:

@@ -8,17 +8,22 @@ Serving and loading write here; summary.py reads it afterwards. Inter-token late
 from __future__ import annotations
 
 from array import array
-from math import exp, log1p
+from math import exp, inf, log1p
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.columns import ROWS_IN_MEMORY, ColumnStore, rows_checksum
 from sim.links import CAUSES
-from sim.request import LOAD_WAIT, OUTCOMES, PHASES, Request
+from sim.request import COMPLETED, LOAD_WAIT, OUTCOMES, PHASES, UNFINISHED, Request
 from sim.state import Instance
+
+if TYPE_CHECKING:
+    from sim.cluster import Cluster
+    from sim.series import Series
+    from sim.timeline import Timeline
 
 BIN_WIDTH = 0.005
 _LOWEST_S = 1e-6
@@ -119,6 +124,7 @@ REQUEST_COLUMNS = {
     "sequence_preemptions": "i",
     "model_preemptions": "i",
     "cold": "?",
+    "session": "q",
 }
 SWITCH_COLUMNS = {
     "time_s": "d",
@@ -150,6 +156,9 @@ class Recorder:
     def __init__(self, scratch: Path | None = None, most_rows: int = ROWS_IN_MEMORY) -> None:
         self._requests = ColumnStore(REQUEST_COLUMNS, "request", scratch, most_rows)
         self._rows: list[tuple[float, ...]] = []  # of requests, not yet in the columns
+        self.sessions = False  # does any request belong to one?
+        self.series: Series | None = None  # what is on the GPUs over time
+        self.timeline: Timeline | None = None  # what to draw of this run
         self._digest_sum = 0
         self.reasons: dict[str, int] = {"": 0}
         self.arrived = 0
@@ -181,6 +190,26 @@ class Recorder:
         if residency < 1.0:
             self.tokens_below_full_residency += number
 
+    def note(self, instance: Instance, now_s: float) -> None:
+        """Its status, its layers or its bytes changed."""
+        if self.series is not None:
+            self.series.note(instance, now_s)
+        if self.timeline is not None:
+            self.timeline.note(instance, now_s)
+
+    def look(self, now_s: float, cluster: Cluster) -> float:
+        """Note batches and queues where it is time to, as they were before now; when to look again."""
+        again_s = inf
+        if self.series is not None:
+            if now_s >= self.series.next_s:
+                self.series.sample(now_s, cluster)
+            again_s = self.series.next_s
+        if self.timeline is not None:
+            if now_s >= self.timeline.next_s:
+                self.timeline.sample(now_s, cluster)
+            again_s = min(again_s, self.timeline.next_s)
+        return again_s
+
     def switch(self, time_s: float, kind: str, instance: Instance, **parts: Any) -> None:
         """One load, stop, resize, save or restore, with its cost parts; what is not named did not happen."""
         row = {
@@ -210,6 +239,10 @@ class Recorder:
         request.outcome = outcome
         self.ended[outcome] += 1
         self.all_ended += 1
+        if self.timeline is not None and outcome not in (COMPLETED, UNFINISHED):
+            self.timeline.ended(request, OUTCOMES[outcome], now_s)
+        if request.session >= 0:
+            self.sessions = True
         produced = request.produced
         values = (
             request.index,
@@ -230,6 +263,7 @@ class Recorder:
             request.sequence_preemptions,
             request.model_preemptions,
             int(request.cold or request.budget_s[LOAD_WAIT] > 0),
+            request.session,
         )
         self._rows.append(values)
         if len(self._rows) >= _ROWS:

@@ -20,41 +20,85 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sim import costs
 from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.boxes import Box, FrontDoor, IdleTimers, known_models, most_layers
+from sim.combinations import combinations_of
 from sim.costs import ArrivalRates
 from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
+from sim.eviction import least_recent_first, longest_waiting_first, lru_victims
+from sim.fairness import TokenCounters, max_min_shares
+from sim.future import Future
+from sim.keepalive import KeepAlive, KeepAliveChoice
 from sim.knapsack import choose_options
 from sim.machine_views import GpuView, NodeView
 from sim.prices import Option, Prices, Queue
+from sim.replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
 from sim.request_view import RequestView
+from sim.sequencing import least_violation
+from sim.slack import SlackQueue
+from sim.swap_queue import SwapQueue
+from sim.swapping import Alarms, bring, holders, leave, resident, switch_s
+from sim.turns import Batch, Turns, TurnWorker
 from sim.views import InstanceView, ModelView
 
 __all__ = [
     "Action",
+    "Alarms",
     "ArrivalRates",
+    "Batch",
+    "Box",
     "Field",
+    "FrontDoor",
+    "Future",
     "GpuView",
+    "IdleTimers",
     "InstanceView",
+    "KeepAlive",
+    "KeepAliveChoice",
     "Load",
     "ModelView",
     "NodeView",
     "Option",
+    "Placement",
     "Policy",
     "PolicyParameters",
     "Preempt",
     "Prices",
     "Queue",
     "Reject",
+    "ReplicaQueues",
     "RequestView",
     "Resize",
     "Route",
+    "SlackQueue",
     "Stop",
+    "SwapQueue",
+    "TokenCounters",
+    "Traffic",
+    "TurnWorker",
+    "Turns",
     "View",
     "Wake",
+    "bring",
     "choose_options",
+    "combinations_of",
     "costs",
+    "full_batch_s",
+    "holders",
+    "known_models",
+    "least_recent_first",
+    "least_violation",
+    "leave",
     "load_policy",
+    "longest_waiting_first",
+    "lru_victims",
+    "matched",
+    "max_min_shares",
+    "most_layers",
     "policy_names",
+    "resident",
+    "switch_s",
+    "traffic_seen",
 ]
 
 
@@ -70,12 +114,35 @@ class Policy:
     Parameters: ClassVar[type[PolicyParameters]] = PolicyParameters
     tier: ClassVar[str] = "other"  # naive, production, research, ours or oracle: where it stands on the ladder
     oracle: ClassVar[str] = ""  # what it knows that no scheduler can know; such a policy is marked in every table
+    foresees: ClassVar[bool] = False  # does the engine give it the whole trace (`self.future`) before the start?
+    ideal: ClassVar[tuple[str, ...]] = ()  # the ideal world that it runs in, of EngineOptions.ideal
+
+    # For the checks that every policy gets: a model that finds no room at the start is never served, by its rule; and
+    # settings (parameter=value) with which it turns nobody away who can be served, if with its defaults it may.
+    keeps_placement: ClassVar[bool] = False
+    patient: ClassVar[tuple[str, ...]] = ()
 
     # Is it to be asked when requests finish although nobody waits and no instance fell idle? Most have nothing to say.
     follows_every_finish: ClassVar[bool] = True
 
     def __init__(self, parameters: Any = None) -> None:
         self.parameters: Any = parameters if parameters is not None else self.Parameters()
+        self._future: Future | None = None
+
+    @property
+    def future(self) -> Future:
+        """All requests of the run. Raises PolicyError: the class does not say that it foresees."""
+        if self._future is None:
+            raise PolicyError("the future is for policies whose class says foresees = True and what it knows (oracle)")
+        return self._future
+
+    def foresee(self, future: Future) -> None:
+        """The engine calls it before `start`, if the class foresees."""
+        self._future = future
+
+    def parts(self) -> tuple[str, ...]:
+        """Hashes of the further files that this policy is made of: they are part of what names a run."""
+        return ()
 
     def start(self, view: View) -> Iterable[Action]:
         """Before the first arrival, at time 0: what to load in advance."""
@@ -86,7 +153,8 @@ class Policy:
         raise NotImplementedError("a policy needs a method decide(self, view)")
 
 
-def _folder() -> Path:
+def policies_folder() -> Path:
+    """Where the policies of the project lie. Raises PolicyError."""
     spec = importlib.util.find_spec("policies")
     if spec is None or not spec.submodule_search_locations:
         raise PolicyError("the package 'policies' is missing; install the project again")
@@ -95,7 +163,7 @@ def _folder() -> Path:
 
 def policy_names() -> list[str]:
     """Every policy that can be chosen by name: those of the project and of installed entry points."""
-    files = [path.stem.replace("_", "-") for path in _folder().glob("*.py") if not path.stem.startswith("_")]
+    files = [path.stem.replace("_", "-") for path in policies_folder().glob("*.py") if not path.stem.startswith("_")]
     return sorted([*files, *(entry.name for entry in importlib.metadata.entry_points(group="sim.policies"))])
 
 
@@ -109,7 +177,7 @@ def policy_class(name: str) -> tuple[type[Policy], str]:
         if not path.is_file():
             raise PolicyError(f"{name}: no such policy file; give a path to a .py file, or a name from: sim policies")
         return _class_in_file(path)
-    path = _folder() / f"{name.replace('-', '_')}.py"
+    path = policies_folder() / f"{name.replace('-', '_')}.py"
     if path.is_file() and not path.stem.startswith("_"):
         return _class_in_file(path)
     for entry in importlib.metadata.entry_points(group="sim.policies"):
@@ -140,7 +208,20 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     ]
     if len(found) != 1:
         raise PolicyError(f"{path}: a policy file defines exactly one subclass of sim.policy.Policy, not {len(found)}")
+    if reason := why_not_marked(found[0]):
+        raise PolicyError(f"{path}: {reason}")
     return found[0], digest
+
+
+def why_not_marked(policy: type[Policy] | Policy) -> str:
+    """Empty if the policy says of itself all that no scheduler can know or have."""
+    if policy.oracle:
+        return ""
+    if policy.foresees:
+        return "it foresees, but has no `oracle` text; say there what it knows that no scheduler can know"
+    if policy.ideal:
+        return "it asks for an ideal world, but has no `oracle` text; say there what no machine can do"
+    return ""
 
 
 def load_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Policy, str]:
@@ -149,6 +230,11 @@ def load_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Po
     Raises PolicyError (no such policy) or ConfigError (an unknown or bad parameter).
     """
     cls, digest = policy_class(name)
+    return policy_of(cls, name, parameters), digest
+
+
+def policy_of(cls: type[Policy], name: str, parameters: dict[str, Any] | None = None) -> Policy:
+    """A policy of a class with its checked parameters. Raises ConfigError: an unknown or bad parameter."""
     try:
         checked = cls.Parameters(**(parameters or {}))
     except ValidationError as error:
@@ -158,4 +244,9 @@ def load_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Po
             hint = did_you_mean(field, cls.Parameters.model_fields)
             raise ConfigError(f"policy '{name}' has no parameter '{field}'; {hint}") from None
         raise ConfigError(f"policy '{name}', parameter '{field}': {problem['msg'].lower()}") from None
-    return cls(checked), digest
+    try:
+        return cls(checked)
+    except ValueError as error:  # what the policy itself finds wrong with them
+        raise ConfigError(f"policy '{name}': {error}") from None
+    except Exception as error:
+        raise PolicyError(f"policy '{name}' cannot be made ({type(error).__name__}: {error})") from error

@@ -57,6 +57,8 @@ class Preemption:
         """
         save = asked == "save" or (asked is None and self.options.sequence_preemption == "swap")
         now_s = self.clock.now_s
+        if self.recorder.timeline is not None:
+            self.recorder.timeline.preempted(instance, request, asked, now_s)
         self.recorder.counts["sequence_preemptions"] += 1
         request.sequence_preemptions += 1
         instance.composition += 1

@@ -190,6 +190,16 @@ class Profile:
     def longest_context(self) -> int:
         return int(min(self._decode.axes[2][-1], self._prefill.axes[1][-1]))
 
+    @property
+    def knots(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The layers (of both tables) and the batches between which times are interpolated."""
+        layers = sorted({int(knot) for knot in (*self._decode.axes[0], *self._prefill.axes[0])})
+        return tuple(layers), tuple(int(batch) for batch in self._decode.axes[1])
+
+    def with_switch(self, switch: SwitchCosts) -> Profile:
+        """The same tables with other switch costs."""
+        return Profile(self.weights, self._decode, self._prefill, switch, self.offload, self.label)
+
     def decode_curve(self, layers: int, batch: int) -> Curve:
         """Seconds of one decode iteration of `batch` sequences against their mean context."""
         curve = self._decode_curves.get((layers, batch))

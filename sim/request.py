@@ -62,6 +62,7 @@ class Request:
         "residency_tokens",
         "sequence_preemptions",
         "service_class",
+        "session",
         "since_s",
         "stalled_mark_s",
         "view",
@@ -75,6 +76,7 @@ class Request:
         self.output_tokens = output_tokens
         self.service_class = 0
         self.priority = 0
+        self.session = -1  # its number in the trace; -1: none
         self.deadline_s = nan  # after its arrival, for the whole answer; NaN: none
         self.phase = QUEUED
         self.since_s = arrival_s

@@ -91,7 +91,13 @@ class _Derived(Part):
         return holds & ~(self["e2e_s"] > self["deadline_s"])
 
 
-class RequestTable(Part):
+class Requests(Part):
+    """Columns of `rows` entries."""
+
+    rows: int
+
+
+class RequestTable(Requests):
     """Requests as columns of `rows` entries, in the order of the given parts; NaN where one has no such number.
 
     The columns are those of the recorder (metrics.REQUEST_COLUMNS) and, derived from them: ttft_s of those with a
@@ -120,11 +126,32 @@ class RequestTable(Part):
         assert filled == self.rows, (name, filled, self.rows)
         return values
 
+    def since(self, after_s: float) -> Requests:
+        """The requests that arrive at after_s or later, in the same order."""
+        return _Kept(self, self["arrival_s"] >= after_s)
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._parts[0], *DERIVED])
 
     def __len__(self) -> int:
         return len(self._parts[0]) + len(DERIVED)
+
+
+class _Kept(Requests):
+    """The rows of a table that a mask keeps."""
+
+    def __init__(self, table: RequestTable, mask: NDArray[np.bool_]) -> None:
+        self._table, self._mask = table, mask
+        self.rows = int(mask.sum())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return np.asarray(self._table[name][self._mask])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
 
 
 def request_table(outcome: Outcome) -> RequestTable:

@@ -94,7 +94,7 @@ class Resizing:
         if instance.drops_weights:
             gpu.node.memory.unpin(instance.model.weights.key)
             instance.pins_weights = False
-        instance.status = ASLEEP
+        self.loading.become(instance, ASLEEP)
         instance.changed()
         self.loading.send_back_waiting(instance)
         self.world.changes.freed.append(gpu)
@@ -114,6 +114,7 @@ class Resizing:
             started_s=self._now_s,
         )
         instance.resizing = resize
+        self.world.recorder.note(instance, self._now_s)
         if grow:
             gpu.take(resize.extra_gpu_bytes, self._now_s)
         else:
@@ -132,10 +133,14 @@ class Resizing:
             gpu.transfers -= 1
             resize.moved = True
             resize.seconds = self._now_s - resize.started_s
+            if self.world.recorder.timeline is not None:
+                self.world.recorder.timeline.moved(instance, "resize", resize.started_s, self._now_s, resize.bytes)
             self.world.touch(instance)
 
         if size == 0:
             done()
+            if instance.leap is None and not instance.sequences:
+                self.apply(instance)  # nothing runs that would have to come to a boundary
         elif grow:
             self.transfers.start(size, self.transfers.to_gpu(gpu), switch.reload_bytes_per_s, "resize", done)
         else:
@@ -155,6 +160,7 @@ class Resizing:
         instance.layers = resize.layers
         instance.changed()
         instance.resizing = None
+        self.world.recorder.note(instance, self._now_s)
         instance.composition += 1
         if not grew:
             freed = before_bytes - instance.gpu_bytes

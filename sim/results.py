@@ -1,8 +1,9 @@
 """Run folders: what is kept of a run on disk, whole or not at all.
 
 A folder has summary.json, requests.parquet (a row a request), gpus.parquet, switches.parquet (a row a load, stop,
-resize or KV copy) and scenario.yaml (with every default filled in). All is written to a hidden `.partial` folder,
-synced, and then moved; summary.json comes last and marks a whole run.
+resize or KV copy) and scenario.yaml (with every default filled in); of a run that was followed also series.parquet
+(what was on the GPUs over time). All is written to a hidden `.partial` folder, synced, and then moved; summary.json
+comes last and marks a whole run.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from sim.errors import ConfigError
 from sim.metrics import REQUEST_COLUMNS
 from sim.request import OUTCOMES
 from sim.request_table import RequestTable
-from sim.spec import resolved
+from sim.series import COLUMNS as SERIES_COLUMNS
+from sim.spec import Scenario, resolved
+from sim.state import STATUSES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sim.engine import Outcome
 
 SUMMARY = "summary.json"
 FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet", SUMMARY)
+SERIES = "series.parquet"  # only of a run that was followed
+TRACE = "trace.parquet"  # only of requests that were in no file
 _PROBE_BYTES = 1 << 16
 _BLOCK_ROWS = 1 << 19  # of a row group; the file does not depend on how much of the run lay in memory
 _DERIVED = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained")
@@ -110,21 +118,24 @@ def _cannot_write(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--out {folder}: cannot write there ({reason}); choose a folder with write access and room")
 
 
-def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any], trace: Path | None = None) -> None:
     """Keep a run. At no instant does `folder` hold a part of a run that looks whole.
 
+    `trace`: the file of its requests, if that has no other home; it is kept too, and scenario.yaml plays it from there.
     Raises ConfigError when the place cannot be written; nothing of this run is left behind then.
     """
     try:
         partial = _make_partial(folder)
         try:
-            _write(partial / "scenario.yaml", _scenario_text(outcome).encode())
-            for name, blocks in (
-                ("requests", _request_blocks(outcome)),
-                ("gpus", iter([_gpu_columns(outcome, summary)])),
-                ("switches", _switch_blocks(outcome)),
-            ):
-                _write_parquet(partial / f"{name}.parquet", blocks)
+            scenario = outcome.scenario
+            if trace is not None:
+                shutil.copyfile(trace, partial / TRACE)
+                _sync(partial / TRACE)
+                moved = {"workload": scenario.workload.model_copy(update={"file": TRACE})}
+                scenario = scenario.model_copy(update=moved)
+            _write(partial / "scenario.yaml", scenario_text(scenario, outcome.run_id).encode())
+            for name, blocks in _tables(outcome, summary).items():
+                _write_parquet(partial / f"{name}.parquet", blocks())
             _write(partial / SUMMARY, summary_text(summary).encode())
             _sync(partial)
             _move(partial, folder)
@@ -134,11 +145,34 @@ def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
         raise _cannot_write(folder, error) from None
 
 
+def _tables(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+    """By the names of their files, the tables of a run, block by block."""
+    tables: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "requests": lambda: _request_blocks(outcome),
+        "gpus": lambda: iter([_gpu_columns(outcome, summary)]),
+        "switches": lambda: _switch_blocks(outcome),
+    }
+    if outcome.recorder.series is not None:
+        tables["series"] = lambda: iter([_series_columns(outcome)])
+    return tables
+
+
+def table_frame(outcome: Outcome, summary: dict[str, Any], name: str) -> pd.DataFrame:
+    """A table of a run (requests, gpus, switches, series) as it would be read back from its file."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    blocks = _tables(outcome, summary)[name]()
+    pieces = [pa.table({key: _arrow(values) for key, values in block.items()}) for block in blocks]
+    frame: pd.DataFrame = pa.concat_tables(pieces).to_pandas()
+    return frame
+
+
 def _move(partial: Path, folder: Path) -> None:
     if folder.is_dir():
         # Empty, or a run of the same run_id, whose files are the same but for the wall time in the summary.
-        for name in FILES:
-            os.replace(partial / name, folder / name)
+        for name in (SERIES, TRACE, *FILES):
+            if (partial / name).exists():
+                os.replace(partial / name, folder / name)
         _sync(folder)
     else:
         os.rename(partial, folder)
@@ -166,9 +200,10 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _scenario_text(outcome: Outcome) -> str:
-    head = f"# run {outcome.run_id}: every default filled in; `python -m sim run` with this file repeats it\n"
-    return head + yaml.safe_dump(resolved(outcome.scenario), sort_keys=False, allow_unicode=True)
+def scenario_text(scenario: Scenario, run_id: str) -> str:
+    """The scenario of a run as YAML, with every default filled in."""
+    head = f"# run {run_id}: every default filled in; `python -m sim run` with this file repeats it\n"
+    return head + yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True)
 
 
 def _write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
@@ -192,18 +227,25 @@ def _write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
 
 
 def _arrow(values: Any) -> Any:
-    """An array; numbers that are NaN become nulls, (codes, names) become text, all whole numbers have 64 bits."""
+    """An array; numbers that are NaN or masked become nulls, (codes, names) become text and codes below 0 nulls, all
+    whole numbers have 64 bits."""
     import pyarrow as pa  # noqa: PLC0415
 
     if isinstance(values, tuple):
         codes, names = values
-        return pa.array(list(names), pa.string()).take(pa.array(codes))
+        return pa.array(list(names), pa.string()).take(pa.array(codes, mask=np.asarray(codes) < 0))
+    if isinstance(values, np.ma.MaskedArray):
+        return pa.array(values.data, mask=np.ma.getmaskarray(values))
     array = pa.array(values, from_pandas=True)
     return array.cast(pa.int64()) if pa.types.is_integer(array.type) else array
 
 
 def _request_blocks(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """The recorder's columns in order of arrival, with names for codes, and the latencies that follow from them."""
+    """The recorder's columns in order of arrival, with names for codes, and the latencies that follow from them.
+
+    `session` is the number of a session in the trace, from 0 on in the order of their first requests; it is left out
+    where no request has one.
+    """
     names = {
         "model": [model.name for model in outcome.cluster.models],
         "service_class": [service_class.name for service_class in outcome.scenario.service_classes],
@@ -213,11 +255,18 @@ def _request_blocks(outcome: Outcome) -> Iterator[dict[str, Any]]:
     for block in outcome.recorder.columns.blocks(_BLOCK_ROWS):
         table = RequestTable([block], outcome.scenario.service_classes)
         columns = {name: table[name] for name in (*REQUEST_COLUMNS, *_DERIVED)}
+        sessions = columns.pop("session")
+        if outcome.recorder.sessions:
+            columns["session"] = np.ma.masked_less(sessions, 0)
         yield {name: (values, names[name]) if name in names else values for name, values in columns.items()}
 
 
 def _gpu_columns(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
-    columns = {name: [row[name] for row in summary["gpus"]] for name in summary["gpus"][0]}
+    rows = summary["gpus"]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, values in columns.items():
+        if None in values:  # numbers, whose type nulls alone do not tell
+            columns[name] = np.array(values, dtype=np.float64)
     columns["node"] = [gpu.node.name for gpu in outcome.cluster.gpus]
     for name in outcome.cluster.gpus[0].activity_s:
         columns[f"{name}_s"] = [gpu.activity_s[name] for gpu in outcome.cluster.gpus]
@@ -229,3 +278,18 @@ def _switch_blocks(outcome: Outcome) -> Iterator[dict[str, Any]]:
     texts = {name: list(codes) for name, codes in recorder.switch_texts.items()}
     for block in recorder.switch_columns.blocks(_BLOCK_ROWS):
         yield {name: (values, texts[name]) if name in texts else values for name, values in block.items()}
+
+
+def _series_columns(outcome: Outcome) -> dict[str, Any]:
+    """The rows of Series.columns, with names for codes; GPU, status and instance are null where there is none."""
+    assert outcome.recorder.series is not None
+    found = outcome.recorder.series.columns(outcome.end_s)
+    names = {
+        "gpu": [gpu.name for gpu in outcome.cluster.gpus],
+        "model": [model.name for model in outcome.cluster.models],
+        "status": list(STATUSES),
+    }
+    columns: dict[str, Any] = {name: found[name] for name in SERIES_COLUMNS}
+    columns.update((name, (found[name], texts)) for name, texts in names.items())
+    columns["instance"] = np.ma.masked_less(found["instance"], 0)
+    return columns

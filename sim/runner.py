@@ -1,27 +1,29 @@
 """One run from what was asked on the command line to a summary: compose the scenario, run it, keep the results.
 
-The verb `run` calls `run`; whoever has a Scenario already calls engine.simulate and summary.summarize. `compose` turns
-options into a Scenario.
+The verb `run` calls `run`, and api.simulate its parts: `compose` turns options into a Scenario, `play` plays it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.engine import identify, simulate
+from sim.engine import Outcome, identify, simulate
 from sim.errors import ConfigError
 from sim.formats import told_format
 from sim.locate import data_folder
-from sim.policy import load_policy
+from sim.metrics import Recorder
+from sim.policy import Policy, load_policy
 from sim.results import check_target, home_of, write_run
-from sim.spec import PolicySpec, Scenario, load_scenario
+from sim.series import Series
+from sim.spec import PolicySpec, Scenario, resolved, scenario_of
 from sim.summary import summarize
-from sim.workload import open_workload
+from sim.timeline_file import TimelineOptions, check_timeline, new_timeline, write_timeline
+from sim.workload import Workload, open_workload
 from sim.yamlfile import read_yaml
 
 
@@ -29,8 +31,9 @@ from sim.yamlfile import read_yaml
 class RunOptions:
     """What `run` was asked. `settings` are path=value texts; a relative `trace` is taken from the current folder."""
 
-    scenario: Path | None = None  # None: the default scenario that comes with the project
-    policy: str | None = None
+    # A file, or its data, or what was made of that; None: the default scenario that comes with the project.
+    scenario: Path | Mapping[str, Any] | Scenario | None = None
+    policy: str | Mapping[str, Any] | None = None  # a name or path, or that and parameters, as in a scenario
     trace: Path | None = None
     trace_format: str | None = None
     assign: str | None = None
@@ -39,6 +42,7 @@ class RunOptions:
     out: Path | None = None
     check: bool = False
     strict: bool = False
+    timeline: TimelineOptions | None = None
 
 
 def compose(options: RunOptions) -> Scenario:
@@ -46,11 +50,12 @@ def compose(options: RunOptions) -> Scenario:
 
     Another policy than the file's starts with its own default parameters. Raises ConfigError.
     """
-    path = options.scenario or data_folder("traces") / "scenarios" / "default.yaml"
-    data = read_yaml(path)
-    data = data if isinstance(data, dict) else {}
+    given_data, where, folder = _source(options.scenario)
+    data = given_data if isinstance(given_data, dict) else {}
     assignments = []
-    if options.policy is not None:
+    if isinstance(options.policy, Mapping):
+        assignments.append(_assignment("policy", dict(options.policy)))
+    elif options.policy is not None:
         given = data.get("policy", PolicySpec().name)
         own = given.get("name", PolicySpec().name) if isinstance(given, dict) else given
         kept = given if isinstance(given, dict) and own == options.policy else {}
@@ -71,7 +76,17 @@ def compose(options: RunOptions) -> Scenario:
             assignments.append(_assignment(f"workload.{name}", item))
     if options.seed is not None:
         assignments.append(_assignment("seed", options.seed))
-    return load_scenario(path, [*assignments, *options.settings])
+    return scenario_of(given_data, where, folder, [*assignments, *options.settings])
+
+
+def _source(scenario: Path | Mapping[str, Any] | Scenario | None) -> tuple[Any, str, Path]:
+    """A scenario's data, what messages call it, and where relative trace files are."""
+    if isinstance(scenario, Scenario):
+        return resolved(scenario), f"scenario '{scenario.name}'", Path.cwd()
+    if isinstance(scenario, Mapping):
+        return dict(scenario), "scenario", Path.cwd()
+    path = scenario or data_folder("traces") / "scenarios" / "default.yaml"
+    return read_yaml(path), str(path), path.parent
 
 
 def _plays_trace(workload: Any) -> bool:
@@ -82,27 +97,52 @@ def _assignment(path: str, value: Any) -> str:
     return f"{path}={json.dumps(value, ensure_ascii=False)}"
 
 
-def run(options: RunOptions, on_progress: Callable[[int, int | None, float], None] | None = None) -> dict[str, Any]:
+def run(
+    options: RunOptions,
+    on_progress: Callable[[int, int | None, float], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Run what was asked, keep it in `options.out` if given, and return its summary.
 
-    `on_progress(ended, arriving, now_s)` is called now and then. Raises SimError; nothing is kept then.
+    `on_progress(ended, arriving, now_s)` is called now and then, `on_notice` with what is to be known about the files
+    beside the run's own. Raises SimError; nothing is kept then.
     """
+    if options.timeline is not None:
+        check_timeline(options.timeline)
     scenario = compose(options)
     load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
     workload = open_workload(scenario)
     if options.out is not None:
         check_target(options.out, lambda: identify(scenario, workload))
+    recorder = Recorder(None if options.out is None else home_of(options.out))
+    recorder.series = None if options.out is None else Series()
+    recorder.timeline = None if options.timeline is None else new_timeline(options.timeline)
+    outcome = play(scenario, workload, recorder, options.check, on_progress)
+    summary = summarize(outcome, peak_rss_bytes())
+    if options.timeline is not None:
+        notice = write_timeline(options.timeline, outcome)
+        if on_notice is not None:
+            on_notice(notice)
+    if options.out is not None:
+        write_run(options.out, outcome, summary)
+    return summary
+
+
+def play(
+    scenario: Scenario,
+    workload: Workload,
+    recorder: Recorder,
+    check: bool = False,
+    on_progress: Callable[[int, int | None, float], None] | None = None,
+    chosen: tuple[Policy, str] | None = None,
+) -> Outcome:
+    """What the command line and the library run: the scenario with its requests; see engine.simulate."""
 
     def report(ended: int, now_s: float) -> None:
         if on_progress is not None:
             on_progress(ended, workload.rows, now_s)
 
-    scratch = None if options.out is None else home_of(options.out)
-    outcome = simulate(scenario, check=options.check, workload=workload, on_progress=report, scratch=scratch)
-    summary = summarize(outcome, peak_rss_bytes())
-    if options.out is not None:
-        write_run(options.out, outcome, summary)
-    return summary
+    return simulate(scenario, check, workload, report, recorder=recorder, chosen=chosen)
 
 
 def peak_rss_bytes() -> int | None:

@@ -193,6 +193,8 @@ class Serving:
             return
         instance.settled_s = now_s
         instance.last_used_s = now_s
+        if self.recorder.timeline is not None:
+            self.recorder.timeline.leap(instance, now_s)
         batch: object = instance.composition
         if instance.chunks:
             batch = (instance.composition, [(request.index, tokens) for request, tokens in instance.chunks])
@@ -297,6 +299,8 @@ class Serving:
     def _end_leap(self, instance: Instance) -> None:
         """The leap is over: finished prompts give their token, finished sequences leave."""
         now_s = self.clock.now_s
+        if self.recorder.timeline is not None:
+            self.recorder.timeline.leap_ended(instance, now_s)
         instance.leap = None
         while instance.decoding and instance.next_finish() == 0:
             request = heappop(instance.finishes)[3]

@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sim.errors import ConfigError, did_you_mean
 from sim.workloads.fields import Count, Frozen, Name, NonNegative, Positive, first_problem
@@ -103,6 +103,8 @@ class EngineOptions(Frozen):
     `watermark`: a sequence is admitted only if this share of the KV pool stays free after it (vLLM's default).
     `resize`: what changing an instance's layers costs (`none`: a restart, `sleep`: the process survives, all or
     nothing, `elastic`: only the moved layers and their KV).
+    `ideal`: bounds that no machine is within: `memory` has no end, on GPUs and hosts; `switches` (loads, stops, resizes,
+    KV saves and restores, engine starts) take no time. Such a run is marked as an oracle's.
     """
 
     max_sequences: Annotated[int, Field(ge=1, le=100_000)] = 32
@@ -113,6 +115,12 @@ class EngineOptions(Frozen):
     sequence_preemption: Literal["recompute", "swap"] = "recompute"
     sequence_order: Literal["arrival", "priority"] = "arrival"
     resize: Literal["none", "sleep", "elastic"] = "none"
+    ideal: tuple[Literal["memory", "switches"], ...] = ()
+
+    @field_validator("ideal")
+    @classmethod
+    def _in_order(cls, ideal: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(dict.fromkeys(ideal)))  # the same world, however it is written, is the same run
 
     @model_validator(mode="after")
     def _budget_moves(self) -> EngineOptions:
@@ -157,6 +165,7 @@ class Scenario(Frozen):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     horizon_s: Positive | None = None  # None: until every request has ended
+    warm_up_s: NonNegative = 0.0  # no number of requests has those that arrive before; the run itself is the same
     starvation_s: Positive = 300.0  # a request that waits longer than this for its first token counts as starved
     service_classes: tuple[ServiceClass, ...] = (ServiceClass(name="default"),)
     engine: EngineOptions = EngineOptions()
@@ -169,6 +178,8 @@ class Scenario(Frozen):
     def _names_agree(self) -> Scenario:
         if not self.models:
             raise ValueError("a scenario needs at least one model")
+        if self.horizon_s is not None and self.warm_up_s >= self.horizon_s:
+            raise ValueError("warm_up_s must end before horizon_s does")
         model_names = [model.name for model in self.models]
         for what, names in (
             ("model", model_names),
@@ -222,17 +233,20 @@ def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         path, separator, text = assignment.partition("=")
         if not separator or not path:
             raise ConfigError(f"--set {assignment}: write path=value, for example cluster.nodes.0.count=4")
-        _assign(result, path.split("."), parse_value(text, f"--set {assignment}"), assignment)
+        assign(result, path, parse_value(text, f"--set {assignment}"), f"--set {assignment}")
     return result
 
 
-def _assign(target: Any, steps: list[str], value: Any, assignment: str) -> None:
+def assign(data: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set one field of a scenario's data, given by its dotted path. Raises ConfigError when the path leads nowhere."""
+    target: Any = data
+    steps = path.split(".")
     for position, step in enumerate(steps):
         last = position == len(steps) - 1
         here = ".".join(steps[:position]) or "scenario"
         if isinstance(target, list):
             if not step.isdigit() or int(step) >= len(target):
-                raise ConfigError(f"--set {assignment}: '{here}' has items 0 to {len(target) - 1}, not '{step}'")
+                raise ConfigError(f"{where}: '{here}' has items 0 to {len(target) - 1}, not '{step}'")
             if last:
                 target[int(step)] = value
             else:
@@ -243,7 +257,7 @@ def _assign(target: Any, steps: list[str], value: Any, assignment: str) -> None:
             else:
                 target = target.setdefault(step, {})
         else:
-            raise ConfigError(f"--set {assignment}: '{here}' is a plain value, it has no '{step}'")
+            raise ConfigError(f"{where}: '{here}' is a plain value, it has no '{step}'")
 
 
 def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
@@ -251,10 +265,14 @@ def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
 
     Raises ConfigError.
     """
-    data = _long_form(read_yaml(path), str(path))
-    scenario = parse_scenario(override(data, assignments), str(path))
+    return scenario_of(read_yaml(path), str(path), path.parent, assignments)
+
+
+def scenario_of(data: Any, where: str, folder: Path, assignments: Iterable[str] = ()) -> Scenario:
+    """As load_scenario, from a file's data. where: what messages call it; folder: where relative trace files are."""
+    scenario = parse_scenario(override(_long_form(data, where), assignments), where)
     if isinstance(scenario.workload, TraceWorkload):
-        file = (path.parent / scenario.workload.file).resolve()
+        file = (folder / scenario.workload.file).resolve()
         scenario = scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"file": str(file)})})
     return scenario
 

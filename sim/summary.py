@@ -1,6 +1,6 @@
 """Pure: a finished run (engine.Outcome) -> one plain dict of numbers, ready for JSON, tables and sweeps.
 
-`summarize` makes every number that a person is shown. It goes through the requests column by column, with a few whole
+`summarize` makes every number that a person is shown, of the requests that arrive after the warm-up. It goes through the requests column by column, with a few whole
 columns in memory at a time. It reads no clocks, prints nothing, and knows nothing of how a run came about. Averages are
 over completed requests unless stated; the counts of all other outcomes stand beside them.
 """
@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cluster import Gpu
+from sim.ideal import UNBOUNDED_BYTES
 from sim.metrics import TokenLatencies
-from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, UNFINISHED
-from sim.request_table import RequestTable, request_table
+from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
+from sim.request_table import Requests, request_table
 from sim.spec import Scenario
+from sim.statistics import mser5
 
 if TYPE_CHECKING:
     from sim.engine import Outcome
@@ -72,7 +74,7 @@ class Groups:
         return [values[low:high] for low, high in self._bounds]
 
 
-def figures(table: RequestTable, groupings: Sequence[Groups]) -> list[list[Figures]]:
+def figures(table: Requests, groupings: Sequence[Groups]) -> list[list[Figures]]:
     """The figures of each group of each grouping. Every column is read once."""
 
     def split(values: NDArray[Any], number: Callable[[NDArray[Any]], Any]) -> list[list[Any]]:
@@ -122,31 +124,37 @@ def _counts(outcomes: NDArray[Any]) -> dict[str, int]:
     return {"arrived": len(outcomes), **dict(zip(OUTCOMES, counts, strict=True))}
 
 
-def _slo(group: Figures, end_s: float) -> dict[str, float | int | None]:
+def _slo(group: Figures, period_s: float) -> dict[str, float | int | None]:
     return {
         "attained": group.attained,
         "attainment": _ratio(group.attained, group.arrived),
-        "goodput_rps": _ratio(group.attained, end_s),
+        "goodput_rps": _ratio(group.attained, period_s),
     }
 
 
-def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, Any]:
+def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: float | None = None) -> dict[str, Any]:
     """Every number of a run, as plain data without NaN (None instead). Names end in their unit.
 
     All but engine.wall_s, engine.requests_per_wall_s and engine.peak_rss_bytes is the same in every run of the
-    same run_id. tokens.prompt counts prompts that gave a first token. starved: requests that waited longer than the
-    scenario's starvation_s for it. reloads_per_request: loads, the first ones included, per arrived request.
+    same run_id. Of requests, only those that arrive at `after_s` or later are in any number (None: the scenario's
+    warm_up_s); itl_s, switching (but starved), gpus, links and cost are of the whole run. tokens.prompt counts prompts
+    that gave a first token. e2e_all_s: of every request that could be served, those without an answer counted until
+    the end of the run. starved: requests that waited longer than the scenario's starvation_s for their first token.
+    reloads_per_request: loads, the first ones included, per arrived request.
     """
     recorder, end_s = outcome.recorder, outcome.end_s
-    table = request_table(outcome)
-    assert table.rows == recorder.arrived, (table.rows, recorder.arrived)
+    everything = request_table(outcome)
+    assert everything.rows == recorder.arrived, (everything.rows, recorder.arrived)
+    after_s = outcome.scenario.warm_up_s if after_s is None else after_s
+    table = everything.since(after_s) if after_s else everything
+    period_s = max(0.0, end_s - after_s)
     by_model = Groups(table["model"], len(outcome.cluster.models))
     by_class = Groups(table["service_class"], len(outcome.scenario.service_classes))
     (whole,), models, classes = figures(table, [Groups(np.zeros(table.rows, dtype=np.int16), 1), by_model, by_class])
-    assert whole.produced_tokens == recorder.output_tokens, "tokens are not conserved"
+    produced = whole.produced_tokens if table is everything else everything["produced_tokens"].sum(dtype=np.int64)
+    assert produced == recorder.output_tokens, "tokens are not conserved"
     prompts = int(table["prompt_tokens"][table["produced_tokens"] > 0].sum(dtype=np.int64))
     longest_wait_s, starved = _waits(table, outcome.scenario.starvation_s)
-    completed = recorder.ended[COMPLETED]
     summary: dict[str, Any] = {
         "run_id": outcome.run_id,
         "scenario": outcome.scenario.name,
@@ -155,15 +163,16 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
         "seed": outcome.scenario.seed,
         "requests": whole.counts,
         "reasons": _reasons(table, list(recorder.reasons)),
-        "tokens": {"prompt": prompts, "output": recorder.output_tokens},
+        "tokens": {"prompt": prompts, "output": whole.produced_tokens},
         "ttft_s": whole.spreads["ttft_s"],
         "tpot_s": whole.spreads["tpot_s"],
         "itl_s": _token_spread(recorder.latencies),
         **{name: whole.spreads[name] for name in _LATENCIES[2:]},
-        "slo": _slo(whole, end_s),
+        "e2e_all_s": spread(_e2e_all_s(table, end_s)),
+        "slo": _slo(whole, period_s),
         "throughput": {
-            "requests_per_s": _ratio(completed, end_s),
-            "output_tokens_per_s": _ratio(recorder.output_tokens, end_s),
+            "requests_per_s": _ratio(whole.counts["completed"], period_s),
+            "output_tokens_per_s": _ratio(whole.produced_tokens, period_s),
         },
         "switching": _switching(outcome, starved),
         "time_budget_s": {name: float(table[f"{name}_s"].sum()) for name in PHASES},
@@ -172,6 +181,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
         "gpus": [_gpu(gpu, end_s) for gpu in outcome.cluster.gpus],
         "links": outcome.link_bytes,
         "cost": _cost(outcome),
+        "warm_up": _warm_up(everything, after_s, table.rows, end_s),
         "engine": {
             "events": outcome.events,
             "wall_s": outcome.wall_s,
@@ -179,13 +189,31 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None) -> dict[str, 
             "requests_per_wall_s": _ratio(recorder.arrived, outcome.wall_s),
             "peak_rss_bytes": peak_rss_bytes,
         },
-        "models": _models(outcome, models),
-        "classes": _classes(outcome, classes),
+        "models": _models(outcome, models, period_s),
+        "classes": _classes(outcome, classes, period_s),
         "factors": factors(outcome.scenario),
     }
     summary["notices"] = _notices(outcome, summary)
     plain: dict[str, Any] = without_nan(summary)
     return plain
+
+
+def _e2e_all_s(table: Requests, end_s: float) -> Floats:
+    """Seconds from arrival to the answer; to the end of the run where there was none; NaN: nobody could serve it."""
+    outcome, arrival_s = table["outcome"], table["arrival_s"]
+    lasted_s = np.where(outcome == COMPLETED, table["end_s"], end_s) - arrival_s
+    return np.where(outcome == IMPOSSIBLE, np.nan, lasted_s)
+
+
+def _warm_up(everything: Requests, after_s: float, kept: int, end_s: float) -> dict[str, float | int | None]:
+    """What was cut, and what MSER-5 on the end-to-end times would have cut; None: they do not settle in this run."""
+    place = everything["request"]
+    lasted_s, arrival_s = np.empty(everything.rows), np.empty(everything.rows)
+    lasted_s[place], arrival_s[place] = _e2e_all_s(everything, end_s), everything["arrival_s"]
+    known = ~np.isnan(lasted_s)
+    cut = mser5(lasted_s[known])
+    settled_s = None if cut is None else float(arrival_s[known][cut]) if cut else 0.0
+    return {"after_s": after_s, "requests_before": everything.rows - kept, "settled_s": settled_s}
 
 
 def without_nan(value: Any) -> Any:
@@ -206,6 +234,7 @@ def factors(scenario: Scenario) -> dict[str, str]:
         "prefill": scenario.engine.prefill,
         "sequence_preemption": scenario.engine.sequence_preemption,
         "predictor": scenario.predictor.kind,
+        **({"ideal": " and ".join(scenario.engine.ideal)} if scenario.engine.ideal else {}),
     }
 
 
@@ -222,7 +251,7 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
     }
 
 
-def _waits(table: RequestTable, starvation_s: float) -> tuple[float, int]:
+def _waits(table: Requests, starvation_s: float) -> tuple[float, int]:
     """The longest wait for a first token, and how many were longer than starvation_s."""
     wait_s = table["wait_s"]
     return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
@@ -254,7 +283,7 @@ def _gpu(gpu: Gpu, end_s: float) -> dict[str, Any]:
         "idle_fraction": _ratio(seconds["idle"], end_s),
         "mean_memory_bytes": _ratio(gpu.byte_seconds, end_s),
         "peak_memory_bytes": gpu.peak_bytes,
-        "usable_memory_bytes": gpu.capacity_bytes,
+        "usable_memory_bytes": gpu.capacity_bytes if gpu.kind.memory_bytes < UNBOUNDED_BYTES else None,
     }
 
 
@@ -265,13 +294,13 @@ def _cost(outcome: Outcome) -> dict[str, float | None]:
     return {"usd": usd, "output_tokens_per_usd": _ratio(outcome.recorder.output_tokens, usd) if usd else None}
 
 
-def _models(outcome: Outcome, groups: list[Figures]) -> dict[str, Any]:
+def _models(outcome: Outcome, groups: list[Figures], period_s: float) -> dict[str, Any]:
     loads = _loads(outcome)
     return {
         model.name: {
             "requests": group.counts,
             **{name: group.spreads[name] for name in _PARTS},
-            "slo": _slo(group, outcome.end_s),
+            "slo": _slo(group, period_s),
             "output_tokens": group.produced_tokens,
             "mean_residency": _ratio(group.residency_tokens, group.produced_tokens),
             "loads": loads[model.name],
@@ -290,19 +319,19 @@ def _loads(outcome: Outcome) -> dict[str, int]:
     return {model.name: counts[names[model.name]] if model.name in names else 0 for model in outcome.cluster.models}
 
 
-def _classes(outcome: Outcome, groups: list[Figures]) -> dict[str, Any]:
+def _classes(outcome: Outcome, groups: list[Figures], period_s: float) -> dict[str, Any]:
     return {
         service_class.name: {
             "limits": {name: getattr(service_class, name) for name in ("ttft_s", "tpot_s", "e2e_s", "patience_s")},
             "requests": group.counts,
             **{name: group.spreads[name] for name in _PARTS},
-            "slo": _slo(group, outcome.end_s),
+            "slo": _slo(group, period_s),
         }
         for service_class, group in zip(outcome.scenario.service_classes, groups, strict=True)
     }
 
 
-def _reasons(table: RequestTable, texts: list[str]) -> list[dict[str, Any]]:
+def _reasons(table: Requests, texts: list[str]) -> list[dict[str, Any]]:
     """Why requests did not complete, the most frequent reasons first: outcome, reason, requests."""
     reasons = table["reason"]
     given = np.flatnonzero(reasons)
@@ -319,6 +348,12 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers, one line each."""
     scenario = outcome.scenario
     notices = list(outcome.notices)
+    if summary["warm_up"]["after_s"]:
+        notices.append(
+            f"warm-up: {_requests(summary['warm_up']['requests_before'])} that arrived before "
+            f"{summary['warm_up']['after_s']:g} s are in no number of requests; ITL, switching, GPUs, links and cost "
+            "are of the whole run"
+        )
     if outcome.oracle:
         notices.append(f"policy {outcome.policy_name} is an oracle, no real scheduler can do it: {outcome.oracle}")
     refused = [row["reason"] for row in summary["reasons"]]
@@ -329,10 +364,10 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     ]
     for row in summary["reasons"]:
         notices.append(f"{_requests(row['requests'])} {row['outcome'].replace('_', ' ')}: {row['reason']}")
-    unfinished = outcome.recorder.ended[UNFINISHED]
+    unfinished = summary["requests"]["unfinished"]
     if unfinished:
         why = "the policy left them waiting" if scenario.horizon_s is None else "the horizon came first"
-        notices.append(f"{_requests(unfinished)} unfinished ({why}); no average contains them")
+        notices.append(f"{_requests(unfinished)} unfinished ({why}); no average of the completed contains them")
     starved = summary["switching"]["starved"]
     if starved:
         longest_s = summary["longest_wait_s"]

@@ -207,8 +207,8 @@ def _switches(summary: dict[str, Any]) -> Table:
             ("moved", ", ".join(f"{cause} {gigabytes(size)}" for cause, size in moved.items()) or "nothing"),
             (
                 "tokens",
-                f"{number(row['tokens_below_full_residency'])} of {number(summary['tokens']['output'])} came from "
-                f"partly resident models ({share(row['share_below_full_residency'])})",
+                f"{number(row['tokens_below_full_residency'])} came from partly resident models "
+                f"({share(row['share_below_full_residency'])} of all)",
             ),
         ],
     )

@@ -5,6 +5,7 @@ Results go to stdout; all here but the console goes to stderr. Called by `cli` a
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from sim.errors import SimError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sim.sweeps.task import Progress
     from sim.traces.stream import TraceStream
     from sim.traces.trace import Trace
 
@@ -53,6 +55,14 @@ def console() -> Console:
     from rich.console import Console  # noqa: PLC0415
 
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def wide_console(columns: int = 130) -> Console:
+    """As `console`, but where stdout is no terminal (and COLUMNS says nothing) as wide as wide tables need."""
+    from rich.console import Console  # noqa: PLC0415
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else columns
+    return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
 @contextmanager
@@ -149,6 +159,44 @@ class RunProgress:
             return "interrupted"
         total = "" if self.arriving is None else f" of {self.arriving:,}"
         return f"interrupted at t = {self.now_s:,.0f} s after {self.ended:,}{total} requests"
+
+
+class RunsProgress:
+    """How far many runs are: a bar at a terminal, else a line now and then, once they take long."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self._begin_s = self._said_s = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        self.done, self.total = progress.before + progress.done, progress.total
+        clock_s = time.monotonic()
+        if progress.done == 0:  # the next batch of runs
+            self._begin_s = clock_s
+        taken_s = clock_s - self._begin_s
+        failed = f"{progress.failed} failed" if progress.failed else ""
+        if not sys.stderr.isatty():
+            if clock_s - self._said_s > QUIET_S and progress.done:
+                self._said_s = clock_s
+                left_s = taken_s / progress.done * (self.total - self.done)
+                text = f"{self.done:,} of {self.total:,} runs after {taken_s:,.0f} s; {left_s:,.0f} s left"
+                say(f"{text}; {failed}" if failed else text)
+            return
+        if self._bar is None and taken_s > LONG_S:
+            self._bar, self._task = _bar("runs", self.total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, total=self.total, speed=failed)
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __str__(self) -> str:
+        return f"interrupted after {self.done:,} of {self.total:,} runs" if self.total else "interrupted"
 
 
 def _bar(doing: str, rows: int | None) -> tuple[Any, Any]:

@@ -106,7 +106,7 @@ def describe(
         if len({str(file) for file in files}) < len(files):
             raise ConfigError("a file is given twice; name each once")
         if plot is not None:
-            from sim.plots import check_plot  # noqa: PLC0415
+            from sim.plots.traces import check_plot  # noqa: PLC0415
 
             check_plot(plot)
         reading, assumed = _reading(trace_format, option, strict), trace_jobs.parse_service(service)
@@ -116,7 +116,7 @@ def describe(
             descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counted)
             _tell([f"{name}: {notice}" if len(files) > 1 else notice for notice in noticed])
         if plot is not None:
-            from sim.plots import plot_traces  # noqa: PLC0415
+            from sim.plots.traces import plot_traces  # noqa: PLC0415
 
             plot_traces(descriptions, plot)
         first = next(iter(facts.values()))

@@ -34,6 +34,7 @@ class Transfers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.links = [NodeLinks(node) for node in world.cluster.nodes]
+        self._free = "switches" in world.options.ideal  # an ideal world, in which bytes arrive at once
         self._number = 0
         self._open: dict[int, Transfer] = {}
         self._node_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
@@ -86,7 +87,12 @@ class Transfers:
             link.bytes_by_cause[cause] += size
         transfer.join()
         self._open[transfer.number] = transfer
-        self._change_rates(links)
+        if self._free:
+            transfer.remaining = 0.0
+            transfer.end_s = transfer.timer_s = self.world.clock.now_s
+            self.world.clock.at(transfer.end_s, self._on_timer, transfer, 0)
+        else:
+            self._change_rates(links)
         return transfer
 
     def cancel(self, transfer: Transfer) -> None:
@@ -106,7 +112,8 @@ class Transfers:
         transfer.leave()
         del self._open[transfer.number]
         self._set_rate(transfer, 0.0)
-        self._change_rates(transfer.links)
+        if not self._free:
+            self._change_rates(transfer.links)
 
     def _settle(self, transfer: Transfer) -> None:
         now_s = self.world.clock.now_s

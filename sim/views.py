@@ -7,6 +7,7 @@ and requests stay the same objects for a whole run, so that a policy may keep th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from sim.cluster import Cluster, Gpu, Node
 from sim.estimates import Estimates
@@ -79,6 +80,10 @@ class ModelView(Facade):
     def waiting(self) -> list[RequestView]:
         """Requests that are not routed, in order of arrival."""
         return [self._views.request(request) for request in self._of.queue().values()]
+
+    def first_waiting(self, count: int) -> list[RequestView]:
+        """The first so many of the waiting, without looking at the others."""
+        return [self._views.request(request) for request in islice(self._of.queue().values(), count)]
 
     @property
     def oldest(self) -> RequestView | None:
@@ -209,6 +214,11 @@ class InstanceView(Facade):
         return len(self._of.waiting)
 
     @property
+    def shares(self) -> tuple[float, float]:
+        """How much of its GPU and of its node's CPU its present iterations ask for, 0 to 1; nothing while it rests."""
+        return self._of.gpu_share, self._of.host_share
+
+    @property
     def alone(self) -> bool:
         """Does nobody else compute on its GPU now?"""
         active = self._of.gpu.active
@@ -218,6 +228,24 @@ class InstanceView(Facade):
     def load(self) -> int:
         """Requests that run or wait here."""
         return self._of.load
+
+    def longest_left_tokens(self, count: int) -> float:
+        """The most tokens that one of the first `count` of its batch is expected to get yet; 0 when nobody runs."""
+        of, estimates = self._of, self._views.estimates
+        ahead = of.ahead(self._views.clock.now_s)
+        most = 0.0
+        for request in islice(of.decoding.values(), count):
+            most = max(most, estimates.remaining_tokens(request, of.tokens_of(request) + ahead))
+        for request in of.prefilling[:count]:
+            most = max(most, estimates.remaining_tokens(request, request.produced))
+        return most
+
+    @property
+    def weight(self) -> float:
+        """The weight of the first in its batch: class times model; the model's when nobody runs."""
+        of = self._of
+        first = next(iter(of.decoding.values()), None) or (of.prefilling[0] if of.prefilling else None)
+        return of.model.spec.weight if first is None else self._views.request(first).weight
 
     @property
     def max_sequences(self) -> int:
@@ -268,6 +296,7 @@ class Views:
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
         self.options = world.options
+        self.sliced = world.sharing.contention == "time_slice"
         self.clock = world.clock
         self.estimates = estimates
 

@@ -9,7 +9,7 @@ import pytest
 from trace_cases import Row, in_chunks, trace_of
 
 from sim.errors import ConfigError
-from sim.plots import check_plot, plot_traces
+from sim.plots.traces import check_plot, plot_traces
 from sim.traces.facts import Description, describe_stream
 
 

@@ -17,10 +17,10 @@ from cli_cases import scenario_data, write_scenario
 from pyarrow import parquet
 
 import sim
-from sim import columns, engine, metrics, results
+from sim import columns, metrics, results
 from sim.engine import Outcome, identify, simulate
 from sim.errors import ConfigError
-from sim.results import FILES, check_target, finished_run, write_run
+from sim.results import FILES, SERIES, check_target, finished_run, write_run
 from sim.runner import RunOptions, compose, run
 from sim.spec import load_scenario, parse_scenario
 from sim.summary import summarize
@@ -97,10 +97,9 @@ def kept(
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "_ROWS", 37)
         patch.setattr(results, "_BLOCK_ROWS", block_rows)
-        patch.setattr(engine, "Recorder", lambda scratch: metrics.Recorder(scratch, most_rows))
         workload = scenario_data()["workload"] | {"duration_s": 400}
         data = scenario_data(workload=workload, horizon_s=350, cluster=SMALL_GPU, policy={"name": "lru-swap"})
-        played = simulate(parse_scenario(data, "test"), scratch=folder.parent)
+        played = simulate(parse_scenario(data, "test"), recorder=metrics.Recorder(folder.parent, most_rows))
         summary = summarize(played) | {"engine": None}
         write_run(folder, played, summary)
     spilled = sum(type(part).__name__ == "_Spilled" for part in played.recorder.columns.parts())
@@ -158,7 +157,7 @@ def test_a_second_run_with_the_same_id_replaces_the_first(tmp_path: Path) -> Non
     before = (tmp_path / "run" / "summary.json").stat().st_ino
     run(options)
     assert (tmp_path / "run" / "summary.json").stat().st_ino != before
-    assert leftovers(tmp_path / "run") == sorted(FILES)
+    assert leftovers(tmp_path / "run") == sorted((*FILES, SERIES))
 
 
 def test_another_run_is_refused_before_it_starts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures: the only home of matplotlib and seaborn. Draws what others have counted; called by the command line.
+"""Figures of traces: they draw what others have counted; called by the command line.
 
 `plot_traces` compares traces: arrivals over time, gaps, prompt and output lengths, popularity.
 """

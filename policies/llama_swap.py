@@ -1,0 +1,106 @@
+"""llama-swap in group mode: requests for a model that is ready go straight to it, the others wait for their swap.
+
+Source: mostlygeek/llama-swap 0bdb3720, internal/router/group.go, scheduler/fifo.go and config.example.yaml. Before a
+model is loaded its siblings are stopped if its group has `swap`, and the models of all groups that are not persistent
+if its group is `exclusive`; models in no group form a default group with both. Nobody busy is interrupted: the swap
+waits, and because who is ready serves on, A B C A B C becomes A A B B C C (and C may starve). The scheduler, shared
+with llama-swap-matrix, is sim/swap_queue.py. It counts neither bytes nor cost: a model is loaded with the layers that
+fit beside whatever its group lets stay (llama.cpp's fit), and is refused if none can.
+One server a GPU, as users pin processes with CUDA_VISIBLE_DEVICES, or one a node; a front door sends a request to the
+server that has its model, from `spill_requests` of them on (the concurrency limit) also to the next with the fewest.
+Left out: peers, preload hooks, health checks and stop timeouts (no process fails or hangs here), the 1 s grid of ttl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from sim.policy import (
+    Action,
+    Box,
+    Field,
+    FrontDoor,
+    IdleTimers,
+    InstanceView,
+    ModelView,
+    Policy,
+    PolicyParameters,
+    Stop,
+    SwapQueue,
+    View,
+    known_models,
+)
+
+
+class Group(PolicyParameters):
+    """Models that are swapped by the same rule."""
+
+    members: list[str] = Field(description="names of models")
+    swap: bool = Field(True, description="only one member is loaded at a time")
+    exclusive: bool = Field(True, description="loading a member stops the models of all other groups")
+    persistent: bool = Field(False, description="other groups never stop its members")
+
+
+class LlamaSwap(Policy):
+    """Groups, collation and ttl."""
+
+    tier = "production"
+    patient = ("concurrency_limit=1000",)
+
+    class Parameters(PolicyParameters):
+        groups: dict[str, Group] = Field({}, description="group -> members, swap, exclusive, persistent")
+        ttl_s: float = Field(0.0, ge=0, description="seconds idle before a model is unloaded; 0: never (globalTTL)")
+        ttl_by_model: dict[str, float] = Field({}, description="model -> ttl in seconds instead; 0: never")
+        priorities: dict[str, int] = Field({}, description="model -> priority in the queue, larger first; default 0")
+        concurrency_limit: int = Field(10, ge=1, description="requests in flight per model and server; more get a 429")
+        server_per: Literal["gpu", "node"] = Field("gpu", description="what one llama-swap server commands")
+        spill_requests: int | None = Field(
+            None,
+            ge=1,
+            description="requests for a model at its server before another loads it; null: concurrency_limit",
+        )
+
+    def start(self, view: View) -> Iterator[Action]:
+        asked = self.parameters
+        self._group_of: dict[str, Group] = {}
+        for name, group in asked.groups.items():
+            for member in known_models(view, f"groups.{name}.members", group.members):
+                if member in self._group_of:
+                    raise ValueError(f"groups.{name}.members: '{member}' is in another group already")
+                self._group_of[member] = group
+        default = Group(members=[])
+        for model in view.models:
+            self._group_of.setdefault(model.name, default)
+        known_models(view, "ttl_by_model", asked.ttl_by_model)
+        named = known_models(view, "priorities", asked.priorities)
+        self._door = FrontDoor(view, asked.server_per, asked.spill_requests or asked.concurrency_limit)
+        self._timers = IdleTimers(self._ttl_s)
+        priorities = {model: asked.priorities[name] for name, model in named.items()}
+        self._swaps = SwapQueue(self._evicted, asked.concurrency_limit, priorities, self._stays)
+        yield from ()
+
+    def decide(self, view: View) -> Iterator[Action]:
+        boxes = self._door.admit(view)
+        for box in boxes:
+            yield from self._swaps.serve(box)
+        self._door.done(boxes)
+        for instance in self._timers.expired(view):
+            yield Stop(instance)
+        yield from self._timers.wake(view)
+
+    def _evicted(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
+        """Siblings if the group swaps; who is in other groups, not persistent, if it is exclusive."""
+        group = self._group_of[model.name]
+        evicted = []
+        for instance in loaded:
+            other = self._group_of[instance.model.name]
+            if group.swap if other is group else group.exclusive and not other.persistent:
+                evicted.append(instance)
+        return evicted
+
+    def _stays(self, instance: InstanceView) -> bool:
+        return self._group_of[instance.model.name].persistent
+
+    def _ttl_s(self, instance: InstanceView) -> float | None:
+        return self.parameters.ttl_by_model.get(instance.model.name, self.parameters.ttl_s) or None

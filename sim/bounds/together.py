@@ -1,0 +1,101 @@
+"""All bounds of a scenario in one place, and how far a run's summary is from them. For `bounds`, `compare` and reports.
+
+`bounds_of` takes seconds (a linear program and a pass over the requests), so it is asked once a scenario and seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sim.bounds.alone import AloneBound, alone_of
+from sim.bounds.demand import requests_of
+from sim.bounds.fluid import HARD, FluidBound, fluid_of
+from sim.bounds.machines import Machines
+from sim.bounds.pooled import MeanBound, mean_bound
+from sim.bounds.program import Options
+from sim.spec import Scenario
+from sim.workload import Workload, open_workload
+
+_QUANTILES = ("p50", "p90", "p95", "p99", "max")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """fluid: hard in the simulated world. physical: with no more than a second of work a second of a GPU or CPU; the
+    same where both agree. alone and mean are over the requests that arrive at since_s or later."""
+
+    alone: AloneBound
+    fluid: FluidBound
+    physical: FluidBound
+    mean: MeanBound
+    since_s: float
+
+    def limits(self) -> dict[str, float]:
+        """By the summary's dotted names, what no run that completes all requests is below.
+
+        TTFT and end-to-end times in seconds: mean, p50, p90, p95, p99 and max. A policy that turns requests away, or a
+        run that is cut off, is not bound by them.
+        """
+        found = {}
+        for name, numbers in self.alone.spreads().items():
+            found.update({f"{name}.{key}": numbers[key] for key in ("mean", *_QUANTILES)})
+        found["e2e_s.mean"] = self.mean.e2e_s
+        return found
+
+    def distances(self, summary: dict[str, Any]) -> dict[str, float | None]:
+        """By the names of `limits`: the summary's number over its bound, at least 1; 1 is as good as can be. None: the
+        summary has no such number, or is of a run that did not complete all requests that can be served."""
+        counts = summary["requests"]
+        whole = counts["arrived"] == counts["completed"] + counts["impossible"]
+        found: dict[str, float | None] = {}
+        for name, limit in self.limits().items():
+            group, _, key = name.partition(".")
+            value = summary[group][key]
+            found[name] = value / limit if whole and value is not None and limit > 0 else None
+        return found
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data without the columns of single requests."""
+        requests = self.fluid.requests
+        return {
+            "requests": len(requests),
+            "left_out": requests.left_out,
+            "closed_loop": requests.closed_loop,
+            "span_s": requests.span_s,
+            "since_s": self.since_s,
+            "capacity": _fluid_data(self.fluid),
+            "capacity_physical": _fluid_data(self.physical),
+            "alone": self.alone.spreads(),
+            "mean_e2e_s": {"bound": self.mean.e2e_s, "pooled": self.mean.pooled_s, "alone": self.mean.alone_s},
+        }
+
+
+def _fluid_data(fluid: FluidBound) -> dict[str, Any]:
+    return {
+        "requests_per_s": fluid.requests_per_s,
+        "load_factor": fluid.load_factor,
+        "least_span_s": fluid.least_span_s,
+        "prices": fluid.prices,
+        "utilisation": fluid.utilisation,
+        "model_shares": fluid.model_shares,
+        "shares": [
+            {"gpus": s.group, "instances": [list(instance) for instance in s.instances], "share": s.share}
+            for s in fluid.shares
+        ],
+    }
+
+
+def bounds_of(scenario: Scenario, workload: Workload | None = None, since_s: float | None = None) -> Bounds:
+    """All bounds but the plan. `workload`: the scenario's own, if it is open. `since_s`: latencies are bounded over the
+    requests that arrive then or later (None: the scenario's warm_up_s). Raises SimError."""
+    machines = Machines(scenario)
+    requests = requests_of(machines, workload if workload is not None else open_workload(scenario))
+    since_s = scenario.warm_up_s if since_s is None else since_s
+    fluid = fluid_of(machines, requests, HARD)
+    same = scenario.sharing.contention == "time_slice"
+    physical = fluid if same else fluid_of(machines, requests, Options(physical=True))
+    counted = requests.arrival_s >= since_s
+    # Those before only stand in the way: without them the others can be no slower.
+    alone = alone_of(machines, requests.select(counted))
+    return Bounds(alone, fluid, physical, mean_bound(alone, fluid.each_s[counted]), since_s)

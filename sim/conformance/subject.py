@@ -1,0 +1,138 @@
+"""The policy that is checked, and one run of it: a fresh policy object each time, the laws held, no run without an end.
+
+What goes wrong in a run is raised as Failed, with the scenario and the requests that show it. Called by checks.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sim.conformance.hardware import Row, play, scenario, trace
+from sim.conformance.laws import assert_laws
+from sim.engine import Engine
+from sim.errors import SimError
+from sim.policy import Policy, policy_class, policy_of
+from sim.spec import Scenario, override
+
+LONGEST_S = 20.0  # of computing, for 100 requests at most: about twenty times what the slowest of ours takes
+
+
+@dataclass(frozen=True)
+class Play:
+    """A run as it can be played again: the scenario, and the requests in order of arrival."""
+
+    scenario: Scenario
+    rows: Sequence[Row]
+
+
+class Failed(Exception):
+    """The policy does not pass. `plays`: the runs that show it."""
+
+    def __init__(self, reason: str, *plays: Play) -> None:
+        super().__init__(reason)
+        self.plays = plays
+
+
+class Endless(Failed):
+    """A run computes and computes; so will the others."""
+
+
+class NotApplicable(Exception):
+    """The check asks for what this policy does not claim."""
+
+
+class TooLong(SimError):
+    """Raised in the middle of such a run."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy by name or path, with parameters for all runs."""
+
+    name: str
+    cls: type[Policy]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        return Path(inspect.getfile(self.cls))
+
+    def patient(self) -> Subject:
+        """With the parameters under which it says that it turns nobody away, but for those that were given."""
+        return Subject(self.name, self.cls, {**override({}, self.cls.patient), **self.parameters})
+
+    def fresh(self, parameters: Mapping[str, Any]) -> Policy:
+        return policy_of(self.cls, self.name, dict(parameters))
+
+    def scenario(self, resize: str, **changes: Any) -> Scenario:
+        """A scenario for this policy on the synthetic machines."""
+        name = str(self.file) if _is_path(self.name) else self.name
+        policy = {"name": name, **self.parameters}
+        engine = {"max_sequences": 4, "resize": resize}
+        return scenario(**{"engine": engine, "horizon_s": 5000.0, "policy": policy, **changes})
+
+
+def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
+    """The policy of that name, path or entry point. Raises PolicyError (not there) and ConfigError (parameters)."""
+    with _not_for_ever():
+        cls, _ = policy_class(name)
+        found = Subject(name, cls, dict(parameters or {}))
+        found.fresh(found.parameters)
+    return found
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or "/" in name
+
+
+def run(policy: Subject, of: Scenario, rows: Sequence[Row], chosen: Policy | None = None) -> Engine:
+    """Play the requests to the end, the laws held at every instant and after it. `chosen`: instead of a fresh object.
+
+    Raises Failed.
+    """
+    try:
+        with _not_for_ever():
+            engine = play(of, chosen or policy.fresh(of.policy.parameters), trace(of, rows))
+        assert_laws(engine, len(rows))
+    except SimError as error:
+        kind = Endless if isinstance(error, TooLong) or isinstance(error.__cause__, TooLong) else Failed
+        raise kind(str(error), Play(of, rows)) from error
+    except Exception as error:  # a law that is broken, or a fault of the engine: either is the simulator's own
+        raise Failed(_fault(error), Play(of, rows)) from error
+    return engine
+
+
+def _fault(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}: {place.line}"
+    what = "a law of the model is broken" if isinstance(error, AssertionError) else "the simulator failed"
+    return f"{what}, please report it: {type(error).__name__} {error} ({where})"
+
+
+@contextmanager
+def _not_for_ever() -> Iterator[None]:
+    """Raises TooLong in the middle of a run that goes on computing. Only a main thread of a Unix can be told so."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        place = "" if frame is None else f" (it was at {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
+        raise TooLong(f"it computed for {LONGEST_S:g} s without coming to an end{place}")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)

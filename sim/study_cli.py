@@ -1,0 +1,222 @@
+"""The verbs `compare` and `capacity`: parse, call one function, print.
+
+Results go to stdout, progress and errors to stderr. A policy that fails in some run is shown with its error, and the
+exit status is then 1. Heavy imports wait inside the verbs. `cli` adds them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
+from sim.trace_cli import Strict, TraceFormat
+
+if TYPE_CHECKING:
+    from sim.study import StudyOptions
+
+study_app = typer.Typer()
+
+ScenarioFile = Annotated[
+    Path | None, typer.Argument(metavar="SCENARIO.yaml", help="The experiment; default: the one that is shipped.")
+]
+Policies = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B,...",
+        help="Names, files, tiers (naive, production, research, ours, oracle) or all (but oracles), in any mixture; "
+        "with parameters as name:parameter=value or '{name: x, parameter: value}'.",
+    ),
+]
+FirstSeed = Annotated[int, typer.Option(metavar="N", help="The first of the seeds, which follow each other.")]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Play this trace in place of the scenario's workload.")
+]
+Assign = Annotated[
+    str | None,
+    typer.Option(metavar="LAW", help="Give the trace's requests the scenario's models: zipf:1.0, uniform, ..."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B.0.C=VALUE", help="Change a field of the scenario; may be repeated."),
+]
+Jobs = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="Processes (local) or runs at once; 0: all in this process.")
+]
+EngineOf = Annotated[str, typer.Option("--engine", metavar="local|dask|ray", help="Who plays the runs.")]
+Address = Annotated[str | None, typer.Option("--address", "--scheduler", metavar="URL", help="Of the cluster.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep all runs and the result here; runs that are there are not played again."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+@contextmanager
+def _runs(out: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Progress of many runs; after Ctrl-C it says what there is."""
+    progress = RunsProgress()
+    try:
+        with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
+            yield progress
+    except KeyboardInterrupt:
+        progress.close()
+        say(f"{progress}; " + ("nothing was kept" if out is None else f"finished runs are kept in {out}; run it again"))
+        raise typer.Exit(130) from None
+    finally:
+        progress.close()
+
+
+def _study(
+    run: tuple[Path | None, Path | None, str | None, str | None, list[str] | None, bool],
+    policies: str,
+    seeds: int,
+    first_seed: int,
+    machines: tuple[int | None, str, str | None],
+) -> StudyOptions:
+    from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
+    from sim.runner import RunOptions  # noqa: PLC0415
+    from sim.study import StudyOptions  # noqa: PLC0415
+    from sim.sweeps.task import Machines  # noqa: PLC0415
+
+    scenario, trace, trace_format, assign, settings, strict = run
+    jobs, engine, address = machines
+    if engine not in ("local", "dask", "ray"):
+        raise ConfigError(f"--engine {engine}: {did_you_mean(engine, ('local', 'dask', 'ray'))}")
+    options = RunOptions(scenario, None, trace, trace_format, assign, tuple(settings or ()), strict=strict)
+    return StudyOptions(options, policies, seeds, first_seed, Machines(jobs, engine, address))  # type: ignore[arg-type]
+
+
+def _tell_failures(errors: Iterable[str]) -> None:
+    """Each on stderr, and exit status 1 if there is one."""
+    lines = list(errors)
+    for line in lines:
+        say(f"error: {line}")
+    if lines:
+        raise typer.Exit(1)
+
+
+@study_app.command()
+def compare(
+    scenario: ScenarioFile = None,
+    policies: Policies = "all",
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds; each is played by every policy.")] = 10,
+    first_seed: FirstSeed = 1,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whom all are compared with; default: the scenario's policy.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="M,M,...", help="What to show first; the first decides: slo, e2e_all.p99, ttft.p99, ..."),
+    ] = None,
+    warm_up: Annotated[
+        str | None,
+        typer.Option(metavar="auto|SECONDS", help="Leave out requests that arrive before; auto: found by MSER-5."),
+    ] = None,
+    bounds: Annotated[bool, typer.Option("--bounds/--no-bounds", help="Also say how far all are from optimal.")] = True,
+    trace: TraceFile = None,
+    trace_format: TraceFormat = None,
+    assign: Assign = None,
+    settings: Settings = None,
+    strict: Strict = False,
+    jobs: Jobs = None,
+    engine: EngineOf = "local",
+    address: Address = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row for each policy and metric.")] = False,
+) -> None:
+    """Play several policies on the same requests, seed by seed, and say which is best, by how much, how sure."""
+    with mistakes_in_one_line():
+        from sim.compare import CompareOptions  # noqa: PLC0415
+        from sim.compare import compare as compared  # noqa: PLC0415
+        from sim.comparison import comparison_csv  # noqa: PLC0415
+
+        run = (scenario, trace, trace_format, assign, settings, strict)
+        study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
+        names = tuple(filter(None, (name.strip() for name in (metrics or "").split(","))))
+        with _runs(out) as progress:
+            made = compared(CompareOptions(study, baseline, names, warm_up, bounds, out), progress)
+        if as_json or as_csv:
+            sys.stdout.write(made.as_json() if as_json else comparison_csv(made))
+        else:
+            from sim.compare_tables import print_comparison  # noqa: PLC0415
+
+            print_comparison(made, wide_console())
+            if out is not None:
+                print(f"kept in {out}: comparison.json, comparison.csv and every run")
+        count = len(made.seeds)
+        _tell_failures(
+            f"{policy.label} failed on {len(policy.errors)} of {count} seeds: {policy.errors[0].error}"
+            for policy in made.policies
+            if policy.errors
+        )
+
+
+@study_app.command()
+def capacity(
+    scenario: ScenarioFile = None,
+    policies: Policies = "all",
+    find: Annotated[
+        str,
+        typer.Option(metavar="rate|cluster|cost", help="The largest load, the fewest nodes, or $ per million tokens."),
+    ] = "rate",
+    attainment: Annotated[
+        float, typer.Option(metavar="SHARE", help="The share of all requests that must be within their SLO.")
+    ] = 0.9,
+    metric: Annotated[str, typer.Option(metavar="M", help="The goal: slo, or e2e_all.p99, ... with --limit.")] = "slo",
+    limit: Annotated[
+        float | None, typer.Option(metavar="X", help="What the metric may be at most (or must be at least).")
+    ] = None,
+    load: Annotated[
+        float, typer.Option(metavar="F", help="cluster, cost: at so many times the scenario's load.")
+    ] = 1.0,
+    grow: Annotated[
+        str | None, typer.Option(metavar="NODE", help="cluster: the node group whose count changes.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(metavar="T", help="rate: how exactly; 0.05 is to 5 %.")] = 0.05,
+    most: Annotated[
+        float, typer.Option(metavar="N", help="The largest factor, or the most nodes, to be tried.")
+    ] = 64.0,
+    seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds each load is played with.")] = 5,
+    first_seed: FirstSeed = 1,
+    trace: TraceFile = None,
+    trace_format: TraceFormat = None,
+    assign: Assign = None,
+    settings: Settings = None,
+    strict: Strict = False,
+    jobs: Jobs = None,
+    engine: EngineOf = "local",
+    address: Address = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row for each load that was played.")] = False,
+) -> None:
+    """Find how much load each policy carries within its SLOs, how few nodes it needs, or what its tokens cost."""
+    with mistakes_in_one_line():
+        from sim.capacity import CapacityOptions, capacity_csv  # noqa: PLC0415
+        from sim.capacity import capacity as searched  # noqa: PLC0415
+        from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
+
+        if find not in ("rate", "cluster", "cost"):
+            raise ConfigError(f"--find {find}: {did_you_mean(find, ('rate', 'cluster', 'cost'))}")
+        run = (scenario, trace, trace_format, assign, settings, strict)
+        study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
+        goal = (metric, attainment, limit)
+        options = CapacityOptions(study, find, *goal, load, grow, tolerance, most, out)  # type: ignore[arg-type]
+        with _runs(out) as progress:
+            made = searched(options, progress)
+        if as_json or as_csv:
+            sys.stdout.write(made.as_json() if as_json else capacity_csv(made))
+        else:
+            from sim.capacity_tables import print_capacity  # noqa: PLC0415
+
+            print_capacity(made, wide_console())
+            if out is not None:
+                print(f"kept in {out}: capacity.json, capacity.csv and every run")
+        _tell_failures(f"{policy.label} failed {policy.error}" for policy in made.policies if policy.error)

@@ -1,0 +1,216 @@
+"""What a worker does: play one run, and hand back its summary and files, or in one line why there are none.
+
+Runs in a process of this machine or of a cluster, whose disk need not be the driver's: a policy given by its path
+travels as source, results travel as bytes unless both share a folder. Sent there by crews.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sim.engine import Outcome, simulate
+from sim.errors import ConfigError, PolicyError, SimError
+from sim.locate import code_digest
+from sim.metrics import Recorder
+from sim.policy import policy_class
+from sim.results import write_run
+from sim.runner import peak_rss_bytes
+from sim.series import Series
+from sim.spec import Scenario, TraceWorkload
+from sim.summary import summarize
+from sim.sweeps.axes import is_path
+from sim.sweeps.identity import workload_key
+from sim.workload import Workload, open_workload
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be played. desk: a folder that driver and worker share, "" if none. tables: are files wanted?
+
+    policy_source: of a policy that is given by path. version: the hash of the simulator that named the run.
+    """
+
+    run_id: str
+    scenario: Scenario
+    version: str
+    policy_source: bytes | None = None
+    desk: str = ""
+    tables: bool = False
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of a job. error: why the run failed. fault: why this machine could not play it; no run's mistake.
+
+    files: of the run, when there is no shared desk; else the folder <desk>/<run_id> is whole.
+    """
+
+    run_id: str
+    summary: dict[str, Any] | None = None
+    error: str | None = None
+    traceback: str = ""
+    fault: str | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+# Dask's workers may have several threads. Runs are plain Python, which gains nothing from them.
+_one_at_a_time = threading.Lock()
+_LOOK_S = 0.5
+
+
+class _Fault(Exception):
+    """This machine cannot play the run."""
+
+
+def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, tables: bool) -> Job:
+    """The job of a run that has been identified; raises ConfigError if its policy's file has gone since."""
+    policy = scenario.policy.name
+    source = None
+    if is_path(policy):
+        try:
+            source = Path(policy).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{policy}: cannot read the policy ({error.strerror}); check the path") from None
+    if scenario.profiles is not None:  # a worker has another current folder
+        scenario = scenario.model_copy(update={"profiles": str(Path(scenario.profiles).resolve())})
+    return Job(name, scenario, version, source, "" if desk is None else str(desk), tables)
+
+
+def play_one(job: Job) -> Played:
+    """Play a job. Never raises but for what ends the process."""
+    mark = Path(job.desk) / f"{job.run_id}.begun" if job.desk else None
+    try:
+        if mark is not None:
+            mark.touch()
+        with _one_at_a_time:
+            return _play(job)
+    except _Fault as fault:
+        return Played(job.run_id, fault=f"{socket.gethostname()}: {fault}")
+    except SimError as error:
+        return Played(job.run_id, error=" ".join(str(error).split()))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return Played(job.run_id, fault=f"{where}{error.strerror or error}; give it room and run the sweep again")
+    except MemoryError:
+        return Played(job.run_id, error="not enough memory for this run; make it smaller, or use fewer --jobs")
+    except Exception as error:  # a fault of ours in one run must not end the others; it is kept with its traceback
+        text = " ".join(str(error).split())
+        reason = f"internal error: {type(error).__name__}: {text}"
+        return Played(job.run_id, error=reason, traceback=traceback.format_exc())
+    finally:
+        if mark is not None:
+            mark.unlink(missing_ok=True)
+
+
+def _play(job: Job) -> Played:
+    if job.version != _version():
+        raise _Fault("the worker has another version of the simulator than the driver; install the same on both")
+    if not job.desk:
+        _look_for_files(job.scenario)
+    desk = job.desk or None
+    with tempfile.TemporaryDirectory(prefix="sim-", dir=desk) as folder, _policy_here(job, Path(folder)) as scenario:
+        recorder = Recorder(Path(folder))
+        recorder.series = Series() if job.tables else None
+        try:
+            outcome = simulate(scenario, workload=_workload(scenario), recorder=recorder)
+        except SimError as error:
+            text = str(error).replace(scenario.policy.name, job.scenario.policy.name)
+            raise type(error)(text) from None
+        outcome = replace(outcome, scenario=job.scenario, policy_name=job.scenario.policy.name)
+        if outcome.run_id != job.run_id:
+            raise _Fault("trace, tables, policy or simulator are not what they were when the run was named; run again")
+        summary = summarize(outcome, peak_rss_bytes())
+        return Played(job.run_id, summary, files=_keep(job, outcome, summary, Path(folder)))
+
+
+def _keep(job: Job, outcome: Outcome, summary: dict[str, Any], own: Path) -> dict[str, bytes]:
+    """Write the run's files to the desk, or hand them back."""
+    if not job.tables:
+        return {}
+    folder = (Path(job.desk) if job.desk else own) / job.run_id
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        write_run(folder, outcome, summary)
+    except ConfigError as error:
+        raise _Fault(str(error)) from None
+    return {} if job.desk else {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _look_for_files(scenario: Scenario) -> None:
+    """Raises _Fault if the trace, the tables or the policy are not on this machine."""
+    needed = [scenario.workload.file] if isinstance(scenario.workload, TraceWorkload) else []
+    for path in (*needed, *([scenario.profiles] if scenario.profiles else [])):
+        if not Path(path).exists():
+            raise _Fault(f"{path} is not there; put it at the same path on every machine of the cluster")
+    if not is_path(scenario.policy.name):
+        try:
+            policy_class(scenario.policy.name)
+        except PolicyError as error:
+            raise _Fault(f"{error}; install the same policies on every machine of the cluster") from None
+
+
+@contextmanager
+def _policy_here(job: Job, folder: Path) -> Iterator[Scenario]:
+    """The job's scenario, its policy's file made anew where this machine does not have the same."""
+    scenario = job.scenario
+    if job.policy_source is not None and not _same_file(Path(scenario.policy.name), job.policy_source):
+        path = folder / Path(scenario.policy.name).name
+        path.write_bytes(job.policy_source)
+        policy = scenario.policy.model_copy(update={"name": str(path)})
+        scenario = scenario.model_copy(update={"policy": policy})
+    yield scenario
+
+
+def _same_file(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+@cache
+def _version() -> str:
+    """Of the source that this process has loaded: asked once, early."""
+    return code_digest()
+
+
+_open: dict[str, Workload] = {}
+
+
+def _workload(scenario: Scenario) -> Workload:
+    """The requests of a scenario; the last workload of this process stays open, for the next run that plays it."""
+    key = workload_key(scenario)
+    if isinstance(scenario.workload, TraceWorkload) and Path(scenario.workload.file).exists():
+        facts = os.stat(scenario.workload.file)
+        key += f"-{facts.st_size}-{facts.st_mtime_ns}"
+    if key not in _open:
+        _open.clear()
+        _open[key] = open_workload(scenario)
+    return _open[key]
+
+
+def begin_worker(driver: int) -> None:
+    """In a process that belongs to a driver on this machine: leave stdout and Ctrl-C to it, and go when it goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver says when to stop
+    os.dup2(2, 1)  # what a policy prints is not among the results
+    threading.Thread(target=_go_with, args=(driver,), daemon=True).start()
+
+
+def _go_with(driver: int) -> None:
+    """Nobody wants the results of the workers of a killed sweep, nor their memory kept."""
+    while os.getppid() == driver:
+        time.sleep(_LOOK_S)
+    os._exit(1)

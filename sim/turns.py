@@ -1,0 +1,216 @@
+"""GPUs that take turns: they compute groups of prompts and decode batches of several models, one after the other.
+
+Aegaeon's prefill_scheduler and decode_scheduler (Zyyeric/Aegaeon ca8caccf) on the simulator's actions: who comes when,
+for how long, and how KV and models leave and come. Who goes to which GPU, group and batch is the policy's. Policies
+import it from sim.policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sim.actions import Action, Load, Preempt, Route
+from sim.decision import View
+from sim.machine_views import GpuView
+from sim.request_view import RequestView
+from sim.swapping import Alarms, bring, leave, resident, switch_s
+from sim.views import InstanceView, ModelView
+
+Steps = Generator[Action, None, bool]
+LOOKAHEAD = 64  # tokens that a sequence may grow in a turn when a batch is formed (4 blocks of 16)
+
+
+@dataclass(eq=False)
+class Batch:
+    """Sequences of one model that decode together, and how long their turn is."""
+
+    model: ModelView
+    requests: dict[int, RequestView] = field(default_factory=dict)
+    quota_s: float = 0.0
+
+    def takes(self, request: RequestView, most: int) -> bool:
+        """Is it of the same model, and is there a place and KV memory for it?"""
+        if request.model is not self.model or len(self.requests) >= most:
+            return False
+        tokens = sum(other.context_tokens + LOOKAHEAD for other in (*self.requests.values(), request))
+        return tokens <= self.model.default_kv_tokens
+
+
+@dataclass(eq=False)
+class TurnWorker:
+    """A GPU: groups whose prompts it computes, batches that it decodes in rounds; the first batch has its turn."""
+
+    gpu: GpuView
+    groups: list[list[RequestView]] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    prefilling: bool = True
+    group: list[RequestView] | None = None  # being served
+    prompt: RequestView | None = None  # under way
+    turns: int = 0  # left in this round
+    turn_ends_s: float | None = None
+
+    def upcoming(self) -> list[ModelView]:
+        """Models in the order in which they are wanted."""
+        prompts = [group[0].model for group in self.groups if group]
+        decodes = [batch.model for batch in self.batches]
+        return list(dict.fromkeys([*prompts, *decodes] if self.prefilling else [*decodes, *prompts]))
+
+
+def turn_lengths(steps_s: Sequence[float], switches_s: float, tpot_s: float, longest_s: float) -> list[float]:
+    """Seconds of each batch's turn in a round. steps_s: of one token; switches_s: to bring in each model once (c0)."""
+    n = [tpot_s / step_s for step_s in steps_s]
+    rates = sum(1.0 / each for each in n)
+    alpha = max(switches_s / (min(n) * longest_s) + rates, 0.5)
+    return [switches_s / (each * (alpha - rates)) for each in n]
+
+
+class Turns:
+    """Prompts and turns on all GPUs. `queued`: numbers of requests that wait in the cluster's queue; `moved` is told in
+    which batch a request now is.
+    """
+
+    def __init__(
+        self, tpot_s: float, longest_s: float, prefetch: bool, moved: Callable[[RequestView, TurnWorker, Batch], None]
+    ) -> None:
+        self.queued: dict[int, bool] = {}
+        self.fragile: dict[int, bool] = {}  # whose prompt was cut off once: they leave after their first token
+        self._tpot_s, self._longest_s, self._prefetches, self._moved = tpot_s, longest_s, prefetch, moved
+        self._alarms = Alarms()
+
+    def rung(self, view: View) -> list[GpuView]:
+        """GPUs where a prompt or a turn ends now."""
+        return self._alarms.rung(view)
+
+    def step(self, view: View, worker: TurnWorker) -> Iterator[Action]:
+        """A group of prompts and a turn of decoding by turns, as far as there is work of either kind."""
+        while True:
+            over = yield from self._prefill(view, worker) if worker.prefilling else self._decode(view, worker)
+            if not over or not (worker.groups or worker.batches):
+                return
+            worker.prefilling = not worker.batches if worker.prefilling else bool(worker.groups)
+
+    def _prefill(self, view: View, worker: TurnWorker) -> Steps:
+        """The first group's prompts, one by one; True when the group is through."""
+        while True:
+            if worker.prompt is None:
+                worker.groups = [group for group in worker.groups if group]
+                if not worker.groups or (worker.group is not None and worker.groups[0] is not worker.group):
+                    worker.group = None
+                    return True
+                worker.group = worker.groups[0]
+                worker.prompt = worker.group.pop(0)
+                if not worker.group:
+                    del worker.groups[0]
+            request = worker.prompt
+            if request.number in self.queued:
+                target = yield from self._bring(view, worker, request.model)
+                if target is None:
+                    return False
+                yield Route(request, target)
+                del self.queued[request.number]
+                yield from self._prefetch(view, worker, request.model)
+            instance = request.instance
+            if instance is None or not instance.ready:
+                return False
+            left_s = self._prompt_left_s(request, instance)
+            if left_s > 0:
+                yield from self._alarms.set(view, worker.gpu, view.now_s + left_s)
+                return False
+            # Asked for in the last iteration of the prompt: it leaves with its first token, and decodes nothing here.
+            yield Preempt(request)
+            worker.prompt = None
+
+    def _prompt_left_s(self, request: RequestView, instance: InstanceView) -> float:
+        """Seconds until a Preempt is due: a moment before its prompt is through."""
+        whole_s = request.model.profile(instance.gpu).prefill_s(instance.layers, request.prompt_tokens)
+        if request.number in self.fragile:
+            return 0.0 if request.running and request.produced_tokens else max(whole_s / 8, 0.001)
+        left_s = whole_s * (1.0 - 1e-6) - request.served_s
+        return left_s if left_s > 1e-7 or not request.running else 0.0
+
+    def _decode(self, view: View, worker: TurnWorker) -> Steps:
+        """The turn of the first batch; True when it is over, or there is none."""
+        if not worker.batches:
+            return True
+        batch, ends_s = worker.batches[0], worker.turn_ends_s
+        contested = bool(worker.groups) or len(worker.batches) > 1
+        used_up = ends_s is not None and view.now_s >= ends_s and contested
+        if used_up or not batch.requests:
+            del worker.batches[0]
+            if batch.requests:
+                worker.batches.append(batch)
+                yield from self._leave(view, worker, batch)
+            worker.turns, worker.turn_ends_s = worker.turns - 1, None
+            return True
+        if worker.turns <= 0:
+            self._new_round(view, worker)
+            batch = worker.batches[0]
+        target = yield from self._bring(view, worker, batch.model)
+        if target is None:
+            return False
+        for number, request in batch.requests.items():
+            if number in self.queued:
+                yield Route(request, target)
+                del self.queued[number]
+        if isinstance(target, InstanceView) and target.ready and worker.turn_ends_s is None:
+            worker.turn_ends_s = view.now_s + batch.quota_s
+        if contested and worker.turn_ends_s is not None:
+            yield from self._alarms.set(view, worker.gpu, worker.turn_ends_s)
+        yield from self._prefetch(view, worker, batch.model)
+        return False
+
+    def _leave(self, view: View, worker: TurnWorker, batch: Batch) -> Iterator[Action]:
+        """KV leaves; where some of it is still on its way in, only the whole instance can."""
+        routed = [request for number, request in batch.requests.items() if number not in self.queued]
+        for request in routed:
+            if request.running:
+                yield Preempt(request)
+        instance = resident(batch.model, worker.gpu)
+        if instance is not None and not all(request.running for request in routed):
+            yield from leave(view, instance)
+
+    def _new_round(self, view: View, worker: TurnWorker) -> None:
+        """Form batches anew, first come, first served; those of a model side by side; and give each its turn."""
+        requests = [request for batch in worker.batches for request in batch.requests.values()]
+        batches: list[Batch] = []
+        for request in sorted(requests, key=lambda request: request.number):
+            batch = next((b for b in batches if b.takes(request, view.max_sequences)), None)
+            if batch is None:
+                batches.append(batch := Batch(request.model))
+            batch.requests[request.number] = request
+            self._moved(request, worker, batch)
+        models = {model: place for place, model in enumerate(view.models)}
+        worker.batches = sorted(batches, key=lambda batch: models[batch.model])
+        worker.turns = len(batches)
+        quotas_s = turn_lengths(
+            [self.step_s(worker.gpu, batch) for batch in worker.batches],
+            sum(switch_s(model, worker.gpu) for model in dict.fromkeys(batch.model for batch in worker.batches)),
+            self._tpot_s,
+            self._longest_s,
+        )
+        for batch, quota_s in zip(worker.batches, quotas_s, strict=True):
+            batch.quota_s = quota_s
+
+    def step_s(self, gpu: GpuView, batch: Batch) -> float:
+        """Predicted seconds of a token of this batch."""
+        context = sum(request.context_tokens for request in batch.requests.values()) / len(batch.requests)
+        layers = gpu.layers_when_empty(batch.model) or 0
+        return batch.model.profile(gpu).step_s(layers, len(batch.requests), min(context, batch.model.max_context))
+
+    def _bring(
+        self, view: View, worker: TurnWorker, model: ModelView
+    ) -> Generator[Action, None, InstanceView | Load | None]:
+        """In place of those that are wanted last, or not at all."""
+        wanted = {other: place for place, other in enumerate(worker.upcoming())}
+        others = [instance for instance in worker.gpu.instances if instance.model is not model]
+        others.sort(key=lambda instance: (-wanted.get(instance.model, len(wanted)), instance.number))
+        return (yield from bring(view, model, worker.gpu, others))
+
+    def _prefetch(self, view: View, worker: TurnWorker, model: ModelView) -> Iterator[Action]:
+        """The next other model, if there is room for it beside this one."""
+        wanted = worker.upcoming()
+        following = next((other for other in wanted if other is not model), None)
+        if self._prefetches and following is not None:
+            idle = [i for i in worker.gpu.instances if i.idle and i.model not in (*wanted, model)]
+            yield from bring(view, following, worker.gpu, idle, relieve=False)
