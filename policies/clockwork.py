@@ -52,18 +52,12 @@ class Clockwork(Policy):
 
     class Parameters(PolicyParameters):
         slo_s: float | None = Field(
-            None, gt=0, description="TTFT promised to classes without a promise (published: 0.1)"
+            None, gt=0, description="TTFT promised where a class promises nothing (published: 0.1)"
         )
         max_batch: int = Field(16, ge=1, description="largest batch")
         buffer_s: float = Field(0.005, ge=0, description="seconds by which work is to be done before its deadline")
-        load_share: float = Field(
-            0.15, ge=0, description="least share of its promise for which a request asks for a load"
-        )
-        capacity_s: float = Field(
-            10.0,
-            gt=0,
-            description="seconds of work that a GPU is taken to do within a promise (published: its slo, 0.1)",
-        )
+        load_share: float = Field(0.15, ge=0, description="share of its promise for which a request asks for a load")
+        capacity_s: float = Field(10.0, gt=0, description="seconds of work that a GPU does in time (published: 0.1)")
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
@@ -206,10 +200,9 @@ class Clockwork(Policy):
             spare = work_s[gpu] < self.parameters.capacity_s  # else a further copy there would serve nobody
             held = gpu.models
             absent = [m for m, p in wanted.items() if p > 0 and (spare or not m.instance_count) and m not in held]
-            for model in sorted(absent, key=lambda model: (-wanted[model], _front(model))):
+            for model in sorted(absent, key=lambda model: -wanted[model]):
                 layers = _layers(view, model, gpu)
-                victims = None if layers is None else self._victims(gpu, model, layers)
-                if layers is not None and victims is not None:
+                if layers is not None and (victims := self._victims(gpu, model, layers)) is not None:
                     yield from (Stop(victim) for victim in victims)
                     yield Load(model, gpu, layers)
                     wanted[model] = self._priority(view, model)
@@ -238,20 +231,15 @@ class Clockwork(Policy):
         idle.sort(key=lambda i: (i.model.waiting_count > 0, i.last_used_s, i.number))
         needed, freed = model.gpu_bytes(layers) - gpu.available_bytes, 0
         victims: list[InstanceView] = []
-        for instance in idle:
-            if needed > freed:
-                freed += instance.gpu_bytes
-                victims.append(instance)
+        while needed > freed and len(victims) < len(idle):
+            freed += idle[len(victims)].gpu_bytes
+            victims.append(idle[len(victims)])
         return victims if gpu.takes(model, layers, freed_bytes=freed) else None
 
 
 def _work_s(gpu: GpuView) -> float:
     """Seconds of work that are outstanding on a GPU."""
     return sum([costs.drain_s(instance) for instance in gpu.instances], 0.0)
-
-
-def _front(model: ModelView) -> int:
-    return model.oldest.number if model.oldest else 0
 
 
 def _layers(view: View, model: ModelView, gpu: GpuView) -> int | None:

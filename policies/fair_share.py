@@ -14,6 +14,7 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from heapq import heappop, heappush
 from typing import Literal
 
 from sim.policy import (
@@ -52,7 +53,8 @@ class FairShare(Policy):
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
         self.counters = TokenCounters(self.parameters.prompt_weight, self.parameters.output_weight)
-        self.queues: dict[str, dict[int, RequestView]] = {}  # of each client, in order of arrival
+        self.queues: dict[str, dict[int, RequestView]] = {}  # who waits, of each client
+        self._order: dict[str, list[int]] = {}  # their numbers, as a heap
         self._running: dict[str, dict[int, tuple[RequestView, int]]] = {}  # with the tokens counted so far
         self._drained: dict[GpuView, ModelView] = {}  # for whom
         self._settled_s = -1.0
@@ -63,7 +65,7 @@ class FairShare(Policy):
         for request in view.requeued:
             client = self._client(request)
             self._count(client, *self._running[client].pop(request.number))
-            self.queues[client] = dict(sorted([*self.queues[client].items(), (request.number, request)]))
+            self._wait(client, request)
         if (view.arrived or any(self.queues.values())) and view.now_s - self._settled_s >= float(
             self.parameters.settle_s
         ):
@@ -75,9 +77,20 @@ class FairShare(Policy):
             client = self._client(request)
             if not self._active(client):
                 self.counters.lift(client, [other for other in self.queues if self._active(other)])
-            self.queues.setdefault(client, {})[request.number] = request
+            self._wait(client, request)
             self._running.setdefault(client, {})
         yield from self._admit(view)
+
+    def _wait(self, client: str, request: RequestView) -> None:
+        self.queues.setdefault(client, {})[request.number] = request
+        heappush(self._order.setdefault(client, []), request.number)
+
+    def _first(self, client: str) -> RequestView:
+        """Of those who wait the one that arrived first."""
+        order = self._order[client]
+        while order[0] not in self.queues[client]:
+            heappop(order)
+        return self.queues[client][order[0]]
 
     # --- counters
 
@@ -110,7 +123,7 @@ class FairShare(Policy):
         while (
             client := self.counters.least(c for c, queue in self.queues.items() if queue and c not in out)
         ) is not None:
-            request = next(iter(self.queues[client].values()))
+            request = self._first(client)
             target = yield from self._place(view, client, request.model)
             if target is None:
                 out[client] = True

@@ -15,9 +15,7 @@ on request anyway), and the evolved placement that minimises the resulting ratio
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Generator, Iterator
 
 from sim.policy import (
     Action,
@@ -29,6 +27,7 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
+    PressureRoom,
     RequestView,
     Route,
     SlackQueue,
@@ -36,43 +35,13 @@ from sim.policy import (
     View,
     bring,
     holders,
+    least_pressed,
     leave,
+    pressure_moves,
+    pressure_rooms,
     resident,
     switch_s,
 )
-
-
-@dataclass(eq=False)
-class Room:
-    """A GPU in a placement: the demand put on it, and what weights (and their KV pools) leave of its memory."""
-
-    gpu: GpuView
-    left_bytes: int
-    free_bytes: int
-    demand: float = 0.0
-
-    @property
-    def pressure(self) -> float:
-        """KVPR: requests per second and second of promise, per byte that is left for KV."""
-        return self.demand / self.left_bytes if self.left_bytes > 0 else inf
-
-    def rank(self) -> tuple[float, int]:
-        return self.pressure, self.gpu.index
-
-    def takes(self, model: ModelView) -> bool:
-        layers = self.gpu.layers_when_empty(model)
-        return layers is not None and model.gpu_bytes(layers) <= self.free_bytes
-
-    def add(self, model: ModelView, demand: float) -> None:
-        layers = self.gpu.layers_when_empty(model) or 0
-        self.left_bytes -= layers * model.layer_bytes if layers < model.layers else model.total_bytes
-        self.free_bytes -= model.gpu_bytes(layers)
-        self.demand += demand
-
-
-def lowest(rooms: list[Room], model: ModelView) -> Room | None:
-    """Of those that still take the model the one with the lowest pressure."""
-    return next((room for room in sorted(rooms, key=Room.rank) if room.takes(model)), None)
 
 
 class Prism(Policy):
@@ -113,7 +82,8 @@ class Prism(Policy):
             touched[self._queue(view, request)] = None
         if view.now_s >= self._planned_s + float(self.parameters.plan_s):
             self._planned_s = view.now_s
-            for model, gpu in self._plan(view):
+            demands = {model: self._demand(view, model) for model in self.homes}
+            for model, gpu in pressure_moves(view.gpus, self.homes, demands, float(self.parameters.tau)):
                 touched.update(dict.fromkeys([self.homes[model], gpu]))
                 yield from self._move(view, model, gpu)
         for gpu in touched:
@@ -125,38 +95,15 @@ class Prism(Policy):
     def _demand(self, view: View, model: ModelView) -> float:
         return self._rates.per_s(model, view.now_s) / self._slo_s[model]
 
-    def rooms(self, view: View, gpus: Iterable[GpuView]) -> dict[GpuView, Room]:
-        """What the models that have their home on these GPUs leave there."""
-        found = {gpu: Room(gpu, gpu.capacity_bytes, gpu.capacity_bytes) for gpu in gpus}
-        for model, home in self.homes.items():
-            if home in found:
-                found[home].add(model, self._demand(view, model))
-        return found
-
     def _queue(self, view: View, request: RequestView) -> GpuView:
         model = request.model
         if model not in self.homes:
-            rooms = self.rooms(view, holders(view, model))
-            able = [room for room in rooms.values() if room.gpu.layers_when_empty(model) is not None]
-            self.homes[model] = (lowest(able, model) or min(able, key=Room.rank)).gpu
+            demands = {other: self._demand(view, other) for other in self.homes}
+            rooms = pressure_rooms(holders(view, model), self.homes, demands)
+            self.homes[model] = (least_pressed(rooms, model) or min(rooms, key=PressureRoom.rank)).gpu
         home = self.homes[model]
         self.queues.setdefault(home, SlackQueue(self._due_s)).add(request)
         return home
-
-    def _plan(self, view: View) -> list[tuple[ModelView, GpuView]]:
-        """Place all active models anew, the most demanding first; those whose ratio falls by more than tau move."""
-        moves = []
-        rooms = {gpu: Room(gpu, gpu.capacity_bytes, gpu.capacity_bytes) for gpu in view.gpus}
-        for model in sorted(self.homes, key=lambda model: -self._demand(view, model)):
-            home = rooms[self.homes[model]]
-            best = lowest(list(rooms.values()), model)
-            if best is not None and best is not home:
-                gain = home.pressure - best.pressure
-                if not home.takes(model) or gain > float(self.parameters.tau) * home.pressure:
-                    moves.append((model, best.gpu))
-                    home = best
-            home.add(model, self._demand(view, model))
-        return moves
 
     def _move(self, view: View, model: ModelView, gpu: GpuView) -> Iterator[Action]:
         """The old instance finishes what runs; who waits goes to the new place, where it is loaded for them."""

@@ -13,9 +13,7 @@ eviction for a group of the same model (its requests come in as places fall free
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Iterator
 from typing import Literal
 
 from sim.policy import (
@@ -26,31 +24,18 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
+    RequestGroup,
     RequestView,
     Route,
     View,
+    VirtualQueue,
+    WaitingTimes,
     bring,
-    costs,
     holders,
+    in_time_order,
     least_violation,
     leave,
-    switch_s,
 )
-
-
-@dataclass(eq=False)
-class Group:
-    """Requests of one model and class. `joined` counts all it ever had, `waiting` are those not routed."""
-
-    model: ModelView
-    deadline_s: float
-    gpu: GpuView
-    joined: int = 0
-    waiting: dict[int, RequestView] = field(default_factory=dict)
-    routed: dict[int, RequestView] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.routed)
 
 
 class Qlm(Policy):
@@ -70,158 +55,123 @@ class Qlm(Policy):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
-        self.queues: dict[GpuView, list[Group]] = {}
+        asked = self.parameters
+        self.times = WaitingTimes(asked.tokens_per_request, asked.swap_time_s, asked.max_batch)
+        self.queues: dict[GpuView, VirtualQueue] = {}
         self.replans = 0
-        self._group_of: dict[int, Group] = {}
-        self._open: dict[tuple[ModelView, str], Group] = {}
-        self._planned: list[Group] = []  # what the last ILP saw
+        self._group_of: dict[int, RequestGroup] = {}
+        self._open: dict[tuple[ModelView, str], RequestGroup] = {}
+        self._planned: list[RequestGroup] = []  # what the last ILP saw
 
     def decide(self, view: View) -> Iterator[Action]:
-        touched: dict[GpuView, bool] = dict.fromkeys([i.gpu for i in (*view.loaded, *view.idled)], True)
-        for gpu in view.freed:
-            touched.update(dict.fromkeys([g for g in gpu.node.gpus if self.queues.get(g)], True))
+        touched = dict.fromkeys([i.gpu for i in (*view.loaded, *view.idled)])
+        touched.update(dict.fromkeys(gpu for freed in view.freed for gpu in freed.node.gpus))
         for request in view.finished:
-            group = self._group_of.pop(request.number, None)
-            if group is not None:
-                group.waiting.pop(request.number, None)
-                group.routed.pop(request.number, None)
-                touched[group.gpu] = True
+            group = self._group_of.pop(request.number)
+            group.leave(request)
+            touched[group.gpu] = None
         for request in view.requeued:
             group = self._group_of[request.number]
             group.routed.pop(request.number, None)
             group.waiting[request.number] = request
-            touched[group.gpu] = True
+            touched[group.gpu] = None
         for request in view.arrived:
-            touched[self._join(view, request)] = True
+            touched[self._join(view, request)] = None
         for gpu in list(touched):
-            self.queues[gpu] = [group for group in self.queues.get(gpu, []) if len(group)]
-            if self._violates(view, gpu):
-                touched.update(dict.fromkeys(self._replan(view, gpu), True))
+            if gpu in self.queues and self._violates(view, gpu):
+                touched.update(dict.fromkeys(self._replan(view, gpu)))
         for gpu in touched:
-            yield from self._serve(view, gpu)
+            if gpu in self.queues:
+                yield from self._serve(view, gpu)
 
-    # --- groups and their waiting times
+    # --- groups
 
     def _join(self, view: View, request: RequestView) -> GpuView:
         key = (request.model, request.service_class)
         group = self._open.get(key)
         if group is None or not len(group) or group.joined >= self.parameters.group_size:
             promise_s = request.ttft_slo_s or request.e2e_slo_s or self.parameters.slo_s
-            gpu = self._shortest(view, request.model)
-            group = self._open[key] = Group(request.model, request.arrival_s + promise_s, gpu)
-            self.queues.setdefault(gpu, []).append(group)
+            group = RequestGroup(request.model, request.arrival_s + promise_s, view.gpus[0], 1, {0: request})
+            group.gpu = self._shortest(view, group)
+            group.joined, group.waiting = 0, {}
+            self._open[key] = group
+            self.queues.setdefault(group.gpu, VirtualQueue()).append(group)
         group.joined += 1
         group.waiting[request.number] = request
         self._group_of[request.number] = group
         return group.gpu
 
-    def _shortest(self, view: View, model: ModelView) -> GpuView:
+    def _shortest(self, view: View, group: RequestGroup) -> GpuView:
         """Where a new group at the tail would be through first."""
-        own = [instance.gpu for instance in model.quietest(4)]
 
         def through_s(gpu: GpuView) -> float:
-            group = Group(model, 0.0, gpu, waiting={0: next(iter(view.arrived))})
-            return self.waits_s(gpu, [*self.queues.get(gpu, []), group])[-1]
+            ahead = self.queues[gpu].groups if gpu in self.queues else []
+            return self.times.waits_s(gpu, [*ahead, group])[-1]
 
-        return min(holders(view, model, own), key=lambda gpu: (through_s(gpu), gpu.index))
-
-    def rwt_s(self, group: Group, gpu: GpuView) -> float:
-        """Request waiting time: what the group's requests take at the throughput of their batch."""
-        model, asked = group.model, self.parameters
-        tokens = asked.tokens_per_request or model.expected_output_tokens
-        batch = max(1, min(len(group), asked.max_batch or len(group), model.profile(gpu).largest_batch))
-        layers = gpu.layers_when_empty(model) or 0
-        context = min(costs.TYPICAL_CONTEXT, model.max_context)
-        return len(group) * float(tokens) * model.profile(gpu).known_step_s(layers, batch, context) / batch
-
-    def swap_s(self, model: ModelView, gpu: GpuView) -> float:
-        asked = self.parameters.swap_time_s
-        return switch_s(model, gpu) if asked is None else float(asked)
-
-    def waits_s(self, gpu: GpuView, groups: Sequence[Group]) -> list[float]:
-        """Seconds from now until each group is through, in this order: a swap at every change of model."""
-        held = [instance.model for instance in gpu.instances if instance.accepts]
-        last, total_s, found = (held[0] if held else None), 0.0, []
-        for group in groups:
-            if group.model is not last:
-                total_s += self.swap_s(group.model, gpu)
-            last = group.model
-            total_s += self.rwt_s(group, gpu)
-            found.append(total_s)
-        return found
-
-    def _violates(self, view: View, gpu: GpuView) -> bool:
-        groups = self.queues[gpu]
-        return any(view.now_s + s > g.deadline_s for g, s in zip(groups, self.waits_s(gpu, groups), strict=True))
+        own = [instance.gpu for instance in group.model.quietest(4)]
+        return min(holders(view, group.model, own), key=lambda gpu: (through_s(gpu), gpu.index))
 
     # --- plans
+
+    def _few(self) -> bool:
+        """Few enough groups for the programme?"""
+        groups = sum(len(queue) for queue in self.queues.values())
+        return self.parameters.planner == "ilp" and groups <= int(self.parameters.ilp_groups)
+
+    def _violates(self, view: View, gpu: GpuView) -> bool:
+        """Would a promise be broken, and could another order help?"""
+        if self.queues[gpu].by_deadline and not self._few():
+            return False
+        groups = self.queues[gpu].groups
+        waits_s = self.times.waits_s(gpu, groups)
+        return any(view.now_s + s > group.deadline_s for group, s in zip(groups, waits_s, strict=True))
 
     def _replan(self, view: View, gpu: GpuView) -> list[GpuView]:
         """Put queues in a better order; the GPUs whose queues changed."""
         self.replans += 1
-        groups = [group for queue in self.queues.values() for group in queue if len(group)]
-        if self.parameters.planner == "ilp" and len(groups) <= self.parameters.ilp_groups:
-            if groups == self._planned:
-                return []  # the violation is the one that was left when these were planned
-            self._planned = groups
-            return self._replan_ilp(view, groups)
-        before = self.queues[gpu]
-        self.queues[gpu] = sorted(before, key=lambda group: group.deadline_s)
-        return [gpu] if self.queues[gpu] != before else []
-
-    def _replan_ilp(self, view: View, groups: list[Group]) -> list[GpuView]:
+        if not self._few():
+            return [gpu] if self.queues[gpu].put(in_time_order(self.queues[gpu].groups)) else []
+        groups = [group for queue in self.queues.values() for group in queue.groups]
+        if groups == self._planned:
+            return []  # the violation is the one that was left when these were planned
+        self._planned = groups
         spare = [gpu for group in groups for gpu in holders(view, group.model)]
         gpus = list(dict.fromkeys([*(group.gpu for group in groups), *spare]))[: self.parameters.ilp_groups]
-        edf = {gpu: sorted([g for g in groups if g.gpu is gpu], key=lambda g: g.deadline_s) for gpu in gpus}
+        edf = {gpu: in_time_order([group for group in groups if group.gpu is gpu]) for gpu in gpus}
         plan = self._ilp(view, groups, gpus)
-        if plan is None or self.late_s(view, edf) <= self.late_s(view, plan):
+        if plan is None or self.times.late_s(view.now_s, edf) <= self.times.late_s(view.now_s, plan):
             plan = edf
-        changed = [gpu for gpu in gpus if plan[gpu] != self.queues.get(gpu, [])]
-        for gpu in changed:
-            self.queues[gpu] = plan[gpu]
-            for group in plan[gpu]:
-                group.gpu = gpu
-        return changed
+        for place, order in plan.items():
+            for group in order:
+                group.gpu = place
+        return [place for place in gpus if self.queues.setdefault(place, VirtualQueue()).put(plan[place])]
 
-    def late_s(self, view: View, plan: dict[GpuView, list[Group]]) -> float:
-        """Seconds by which the groups of a plan miss their promises."""
-        return sum(
-            [
-                max(0.0, view.now_s + wait_s - group.deadline_s)
-                for gpu, groups in plan.items()
-                for group, wait_s in zip(groups, self.waits_s(gpu, groups), strict=True)
-            ],
-            0.0,
-        )
-
-    def _ilp(self, view: View, groups: list[Group], gpus: list[GpuView]) -> dict[GpuView, list[Group]] | None:
+    def _ilp(
+        self, view: View, groups: list[RequestGroup], gpus: list[GpuView]
+    ) -> dict[GpuView, list[RequestGroup]] | None:
         models = list(dict.fromkeys(group.model for group in groups))
         held = [next((i.model for i in gpu.instances if i.accepts), None) for gpu in gpus]
-        fits = [[gpu.layers_when_empty(group.model) is not None for gpu in gpus] for group in groups]
         orders = least_violation(
             [models.index(group.model) for group in groups],
             [
-                [self.rwt_s(g, gpu) if ok else None for gpu, ok in zip(gpus, row, strict=True)]
-                for g, row in zip(groups, fits, strict=True)
+                [self.times.work_s(g, gpu) if gpu.layers_when_empty(g.model) is not None else None for gpu in gpus]
+                for g in groups
             ],
-            [[self.swap_s(model, gpu) for gpu in gpus] for model in models],
+            [[self.times.swap_s(model, gpu) for gpu in gpus] for model in models],
             [models.index(model) if model in models else None for model in held],
             [group.deadline_s - view.now_s for group in groups],
             int(self.parameters.ilp_nodes),
         )
-        return (
-            None
-            if orders is None
-            else {gpu: [groups[index] for index in order] for gpu, order in zip(gpus, orders, strict=True)}
-        )
+        if orders is None:
+            return None
+        return {gpu: [groups[index] for index in order] for gpu, order in zip(gpus, orders, strict=True)}
 
     # --- the head of a queue
 
     def _serve(self, view: View, gpu: GpuView) -> Iterator[Action]:
-        queue = self.queues.get(gpu)
-        if not queue:
+        model = self.queues[gpu].first_model
+        if model is None:
             return
-        model = queue[0].model
         for other in [instance for instance in gpu.instances if instance.model is not model]:
             yield from leave(view, other)
         target = yield from bring(view, model, gpu)
@@ -229,9 +179,7 @@ class Qlm(Policy):
             return
         limit = min(self.parameters.max_batch or view.max_sequences, view.max_sequences)
         room = limit - (target.load if isinstance(target, InstanceView) else 0)
-        for group in takewhile(lambda group: group.model is model, queue):
-            for request in list(group.waiting.values())[: max(0, room)]:
-                yield Route(request, target)
-                del group.waiting[request.number]
-                group.routed[request.number] = request
-                room -= 1
+        for group, request in self.queues[gpu].next_requests(room):
+            yield Route(request, target)
+            del group.waiting[request.number]
+            group.routed[request.number] = request

@@ -27,10 +27,12 @@ from sim.decision import View
 from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.eviction import least_recent_first, longest_waiting_first, lru_victims
 from sim.fairness import TokenCounters, max_min_shares
+from sim.feedback import FeedbackQueues, Job
 from sim.future import Future
 from sim.keepalive import KeepAlive, KeepAliveChoice
 from sim.knapsack import choose_options
 from sim.machine_views import GpuView, NodeView
+from sim.pressure import PressureRoom, least_pressed, pressure_moves, pressure_rooms
 from sim.prices import Option, Prices, Queue
 from sim.replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
 from sim.request_view import RequestView
@@ -38,8 +40,9 @@ from sim.sequencing import least_violation
 from sim.slack import SlackQueue
 from sim.swap_queue import SwapQueue
 from sim.swapping import Alarms, bring, holders, leave, resident, switch_s
-from sim.turns import Batch, Turns, TurnWorker
+from sim.turns import Batch, Group, Turns, TurnWorker
 from sim.views import InstanceView, ModelView
+from sim.virtual_queues import RequestGroup, VirtualQueue, WaitingTimes, in_time_order
 
 __all__ = [
     "Action",
@@ -47,12 +50,15 @@ __all__ = [
     "ArrivalRates",
     "Batch",
     "Box",
+    "FeedbackQueues",
     "Field",
     "FrontDoor",
     "Future",
     "GpuView",
+    "Group",
     "IdleTimers",
     "InstanceView",
+    "Job",
     "KeepAlive",
     "KeepAliveChoice",
     "Load",
@@ -63,10 +69,12 @@ __all__ = [
     "Policy",
     "PolicyParameters",
     "Preempt",
+    "PressureRoom",
     "Prices",
     "Queue",
     "Reject",
     "ReplicaQueues",
+    "RequestGroup",
     "RequestView",
     "Resize",
     "Route",
@@ -78,6 +86,8 @@ __all__ = [
     "TurnWorker",
     "Turns",
     "View",
+    "VirtualQueue",
+    "WaitingTimes",
     "Wake",
     "bring",
     "choose_options",
@@ -85,7 +95,9 @@ __all__ = [
     "costs",
     "full_batch_s",
     "holders",
+    "in_time_order",
     "known_models",
+    "least_pressed",
     "least_recent_first",
     "least_violation",
     "leave",
@@ -96,6 +108,8 @@ __all__ = [
     "max_min_shares",
     "most_layers",
     "policy_names",
+    "pressure_moves",
+    "pressure_rooms",
     "resident",
     "switch_s",
     "traffic_seen",

@@ -32,17 +32,20 @@ class Preemption:
             return
         size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
         while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
-            self._preempt(instance, self._victim(instance), None)
+            self._save(instance, self._preempt(instance, self._victim(instance), None), None)
             instance.preempted_s = self.clock.now_s
 
     def as_asked(self, instance: Instance) -> None:
-        """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision."""
+        """Preempt the sequences that the policy asked for; they wait in the cluster's queue for its next decision.
+        The batch waits for the last of them, so their KV leaves as one."""
         if not instance.preempt_next:
             return
         asked, instance.preempt_next = instance.preempt_next, {}
         found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
+        saved: list[Request] = []
         for request in found:
-            self._preempt(instance, request, asked[request.index])
+            saved += self._preempt(instance, request, asked[request.index])
+        self._save(instance, saved, "save")
 
     def _victim(self, instance: Instance) -> Request:
         candidates = [*instance.decoding.values(), *instance.prefilling]
@@ -50,8 +53,8 @@ class Preemption:
             return max(candidates, key=lambda request: (request.priority, request.index))
         return max(candidates, key=lambda request: request.order)
 
-    def _preempt(self, instance: Instance, request: Request, asked: str | None) -> None:
-        """Take one sequence out of the batch: save its KV to host memory, or drop it.
+    def _preempt(self, instance: Instance, request: Request, asked: str | None) -> list[Request]:
+        """Take one sequence out of the batch and drop its KV; or return it, if that is to be saved to host memory.
 
         `asked`: the way that a policy asked for, whose sequence goes to the cluster's queue; None: for lack of memory.
         """
@@ -70,13 +73,17 @@ class Preemption:
         elif save and self.kv.hold(instance, request):
             instance.leave_decoding(request, KV_TRANSFER, now_s)
             instance.saving[request.index] = request
-            self.kv.save(instance, [request], lambda: self._swapped_out(instance, request, asked))
-            return
+            return [request]
         else:
             instance.leave_decoding(request, PREEMPTED, now_s)
             instance.sequences -= 1
         instance.release(request.context)
         self._line_up_again(request, instance, asked)
+        return []
+
+    def _save(self, instance: Instance, requests: list[Request], asked: str | None) -> None:
+        if requests:
+            self.kv.save(instance, requests, lambda: self._swapped_out(instance, requests, asked))
 
     def _line_up_again(self, request: Request, instance: Instance, asked: str | None) -> None:
         """A preempted sequence waits at its instance, or, if that takes no one any more, in the cluster's queue."""
@@ -85,12 +92,13 @@ class Preemption:
         else:
             self.world.requeue(request)
 
-    def _swapped_out(self, instance: Instance, request: Request, asked: str | None) -> None:
-        del instance.saving[request.index]
-        instance.sequences -= 1
-        instance.release(request.context)
-        request.enter(PREEMPTED, self.clock.now_s)
-        self._line_up_again(request, instance, asked)
+    def _swapped_out(self, instance: Instance, requests: list[Request], asked: str | None) -> None:
+        for request in requests:
+            del instance.saving[request.index]
+            instance.sequences -= 1
+            instance.release(request.context)
+            request.enter(PREEMPTED, self.clock.now_s)
+            self._line_up_again(request, instance, asked)
         if not instance.saving:
             self.world.touch(instance)
             instance.preempted_s = -1.0

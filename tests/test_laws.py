@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scenarios
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from laws import assert_laws, assert_rankings, assert_settled, assert_work_conserving
@@ -34,6 +33,7 @@ from scenarios import (
     write_profiles,
 )
 
+from sim.conformance import hardware
 from sim.engine import Engine
 from sim.gate import Gate
 from sim.policy import Load, Policy, View, load_policy, policy_names
@@ -247,9 +247,9 @@ COUNT = 20_000
 @pytest.fixture
 def constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Profiles in which each token, the first of a prompt too, takes 10 ms a sequence, whatever its context."""
-    monkeypatch.setattr(scenarios, "step_s", lambda layers, of, batch, context: STEP_S * batch)
-    monkeypatch.setattr(scenarios, "prefill_s", lambda layers, of, tokens: STEP_S)
-    monkeypatch.setattr(scenarios, "BATCHES", (1, 512))
+    monkeypatch.setattr(hardware, "step_s", lambda layers, of, batch, context: STEP_S * batch)
+    monkeypatch.setattr(hardware, "prefill_s", lambda layers, of, tokens: STEP_S)
+    monkeypatch.setattr(hardware, "BATCHES", (1, 512))
     return str(write_profiles(tmp_path / "constant", switch=FREE_OF_COST))
 
 
