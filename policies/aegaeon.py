@@ -23,6 +23,7 @@ from sim.policy import (
     Batch,
     Field,
     GpuView,
+    Group,
     ModelView,
     Policy,
     PolicyParameters,
@@ -51,7 +52,7 @@ class Aegaeon(Policy):
         self.workers: dict[GpuView, TurnWorker] = {}
         self._pools: dict[bool, list[TurnWorker]] = {}
         self._able: dict[tuple[bool, ModelView], list[TurnWorker]] = {}
-        self._place: dict[int, tuple[TurnWorker, Batch | None]] = {}
+        self._place: dict[int, tuple[TurnWorker, Batch | Group]] = {}
         asked = self.parameters
         self.turns = Turns(asked.tpot_s, asked.longest_turn_s, asked.prefetch, self._joins)
 
@@ -98,53 +99,48 @@ class Aegaeon(Policy):
     def _dispatch(self, view: View, request: RequestView) -> TurnWorker:
         known = self._place.get(request.number)
         if request.produced_tokens:
-            if known is not None and known[1] is not None:
+            if known is not None and isinstance(known[1], Batch):
                 return known[0]  # its batch's turn is over
             return self._dispatch_decode(view, request)
         if known is not None:  # its prompt was cut off: next again
             worker = known[0]
             self.turns.fragile[request.number] = True
-            worker.groups.insert(0, [request])
+            self._place[request.number] = (worker, worker.add_group(request, first=True))
             worker.prompt = None if worker.prompt is request else worker.prompt
             return worker
         able = self.pool(True, request.model)
         for worker in able:
-            for group in worker.groups:
-                if group and group[0].model is request.model and len(group) < self.parameters.group_size:
-                    group.append(request)
-                    self._place[request.number] = (worker, None)
-                    return worker
-        worker = min(able, key=lambda worker: len(worker.groups))
-        worker.groups.append([request])
-        self._place[request.number] = (worker, None)
+            if (group := worker.group_for(request.model, self.parameters.group_size)) is not None:
+                group.requests.append(request)
+                break
+        else:
+            worker = min(able, key=lambda worker: worker.group_count)
+            group = worker.add_group(request)
+        self._place[request.number] = (worker, group)
         return worker
 
     def _dispatch_decode(self, view: View, request: RequestView) -> TurnWorker:
         able = self.pool(False, request.model)
         for worker in able:
-            for batch in worker.batches:
-                if batch.takes(request, view.max_sequences):
-                    batch.requests[request.number] = request
-                    self._joins(request, worker, batch)
-                    return worker
-        worker = min(able, key=lambda worker: len(worker.batches))
-        batch = Batch(request.model, {request.number: request})
-        worker.batches.append(batch)
+            if (batch := worker.batch_for(request, view.max_sequences)) is not None:
+                break
+        else:
+            worker = min(able, key=lambda worker: len(worker.batches))
+            worker.add_batch(batch := Batch(request.model))
+        batch.requests[request.number] = request
         self._joins(request, worker, batch)
         return worker
 
     def _forget(self, request: RequestView) -> TurnWorker:
-        worker, batch = self._place.pop(request.number)
+        worker, place = self._place.pop(request.number)
         self.turns.queued.pop(request.number, None)
         self.turns.fragile.pop(request.number, None)
-        if batch is not None:
-            batch.requests.pop(request.number, None)
+        if isinstance(place, Batch):
+            place.requests.pop(request.number, None)
         elif worker.prompt is request:
             worker.prompt = None
-        else:
-            for group in worker.groups:
-                if request in group:
-                    group.remove(request)
+        elif request in place.requests:
+            place.requests.remove(request)
         return worker
 
     def _joins(self, request: RequestView, worker: TurnWorker, batch: Batch) -> None:

@@ -252,7 +252,11 @@ class CapacitySearch(_Shown):
             }
             for label, row in self.answers.iterrows()
         }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        whys = [
+            policy.error or (policy.found.why if policy.found is not None else "") for policy in self.result.policies
+        ]
+        return table.assign(why=whys) if any(whys) else table
 
 
 class CapacityPlots:

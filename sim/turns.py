@@ -7,8 +7,10 @@ import it from sim.policy.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sim.actions import Action, Load, Preempt, Route
 from sim.decision import View
@@ -38,23 +40,125 @@ class Batch:
 
 
 @dataclass(eq=False)
+class Group:
+    """Requests of one model whose prompts are computed one after the other; of groups the lowest number comes first."""
+
+    model: ModelView
+    number: int
+    requests: list[RequestView]
+
+
+@dataclass(eq=False)
 class TurnWorker:
     """A GPU: groups whose prompts it computes, batches that it decodes in rounds; the first batch has its turn."""
 
     gpu: GpuView
-    groups: list[list[RequestView]] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
+    groups: dict[ModelView, deque[Group]] = field(default_factory=dict)
+    batches: deque[Batch] = field(default_factory=deque)
     prefilling: bool = True
-    group: list[RequestView] | None = None  # being served
+    group: Group | None = None  # being served
     prompt: RequestView | None = None  # under way
     turns: int = 0  # left in this round
     turn_ends_s: float | None = None
+    _newest: dict[ModelView, Batch] = field(default_factory=dict)
+    _numbers: tuple[int, int] = (0, 0)  # of the first and the last group so far
+
+    @property
+    def group_count(self) -> int:
+        return sum(len(groups) for groups in self.groups.values())
+
+    def first_groups(self) -> list[Group]:
+        """The first group of each model that has some, in the order in which they are served."""
+        for groups in self.groups.values():
+            while groups and not groups[0].requests:
+                groups.popleft()
+        return sorted([groups[0] for groups in self.groups.values() if groups], key=lambda group: group.number)
 
     def upcoming(self) -> list[ModelView]:
         """Models in the order in which they are wanted."""
-        prompts = [group[0].model for group in self.groups if group]
+        prompts = [group.model for group in self.first_groups()]
         decodes = [batch.model for batch in self.batches]
         return list(dict.fromkeys([*prompts, *decodes] if self.prefilling else [*decodes, *prompts]))
+
+    def following(self, model: ModelView) -> ModelView | None:
+        """The first other model that is wanted."""
+        prompts = (group.model for group in self.first_groups())
+        decodes = (batch.model for batch in self.batches)
+        order = chain(prompts, decodes) if self.prefilling else chain(decodes, prompts)
+        return next((other for other in order if other is not model), None)
+
+    def group_for(self, model: ModelView, most: int) -> Group | None:
+        """The first group of the model, or the last one, if there is a place."""
+        groups = self.groups.get(model)
+        tried = (groups[0], groups[-1]) if groups else ()
+        return next((group for group in tried if group.requests and len(group.requests) < most), None)
+
+    def add_group(self, request: RequestView, first: bool = False) -> Group:
+        """A new group, behind the others or before them."""
+        low, high = self._numbers
+        self._numbers = (low - 1, high) if first else (low, high + 1)
+        group = Group(request.model, low - 1 if first else high + 1, [request])
+        groups = self.groups.setdefault(group.model, deque())
+        if first:
+            groups.appendleft(group)
+        else:
+            groups.append(group)
+        return group
+
+    def next_prompt(self) -> bool:
+        """Begin with the next prompt of the group; False: it was the last, or there is none."""
+        first = next(iter(self.first_groups()), None)
+        if first is None or (self.group is not None and first is not self.group):
+            self.group = None
+            return False
+        self.group, self.prompt = first, first.requests.pop(0)
+        if not first.requests:  # who comes now makes a new group
+            self.groups[first.model].popleft()
+        return True
+
+    def batch_for(self, request: RequestView, most: int) -> Batch | None:
+        """The batch that has its turn, or the last one of the model, if there is a place: all are formed anew before
+        any other has its next turn."""
+        current = self.batches[0] if self.batches else None
+        tried = [batch for batch in (current, self._newest.get(request.model)) if batch is not None]
+        return next((batch for batch in tried if batch.takes(request, most)), None)
+
+    def add_batch(self, batch: Batch) -> None:
+        self.batches.append(batch)
+        self._newest[batch.model] = batch
+
+    def end_turn(self) -> Batch:
+        """The first batch goes to the back, or away if nobody is left in it."""
+        batch = self.batches.popleft()
+        if batch.requests:
+            self.batches.append(batch)
+        elif self._newest.get(batch.model) is batch:
+            del self._newest[batch.model]
+        self.turns, self.turn_ends_s = self.turns - 1, None
+        return batch
+
+    def form_batches(self, models: list[ModelView], most: int) -> None:
+        """A new round: batches first come, first served; those of a model side by side, in the order of `models`."""
+        requests = [request for batch in self.batches for request in batch.requests.values()]
+        self.batches, self._newest = deque(), {}
+        found: dict[ModelView, list[Batch]] = {}
+        roomy: dict[ModelView, dict[Batch, int]] = {}  # and the KV tokens that are left
+        for request in sorted(requests, key=lambda request: request.number):
+            model, tokens = request.model, request.context_tokens + LOOKAHEAD
+            left = roomy.setdefault(model, {})
+            batch = next((batch for batch, room in left.items() if tokens <= room), None)
+            if batch is None:
+                batch = Batch(model)
+                found.setdefault(model, []).append(batch)
+                left[batch] = model.default_kv_tokens
+            batch.requests[request.number] = request
+            left[batch] -= tokens
+            if len(batch.requests) >= most:
+                del left[batch]
+        for model in models:
+            for batch in found.get(model, ()):
+                self.add_batch(batch)
+        self.turns = len(self.batches)
 
 
 def turn_lengths(steps_s: Sequence[float], switches_s: float, tpot_s: float, longest_s: float) -> list[float]:
@@ -86,23 +190,18 @@ class Turns:
         """A group of prompts and a turn of decoding by turns, as far as there is work of either kind."""
         while True:
             over = yield from self._prefill(view, worker) if worker.prefilling else self._decode(view, worker)
-            if not over or not (worker.groups or worker.batches):
+            prompts = bool(worker.first_groups())
+            if not over or not (prompts or worker.batches):
                 return
-            worker.prefilling = not worker.batches if worker.prefilling else bool(worker.groups)
+            worker.prefilling = not worker.batches if worker.prefilling else prompts
 
     def _prefill(self, view: View, worker: TurnWorker) -> Steps:
         """The first group's prompts, one by one; True when the group is through."""
         while True:
-            if worker.prompt is None:
-                worker.groups = [group for group in worker.groups if group]
-                if not worker.groups or (worker.group is not None and worker.groups[0] is not worker.group):
-                    worker.group = None
-                    return True
-                worker.group = worker.groups[0]
-                worker.prompt = worker.group.pop(0)
-                if not worker.group:
-                    del worker.groups[0]
+            if worker.prompt is None and not worker.next_prompt():
+                return True
             request = worker.prompt
+            assert request is not None
             if request.number in self.queued:
                 target = yield from self._bring(view, worker, request.model)
                 if target is None:
@@ -134,14 +233,11 @@ class Turns:
         if not worker.batches:
             return True
         batch, ends_s = worker.batches[0], worker.turn_ends_s
-        contested = bool(worker.groups) or len(worker.batches) > 1
+        contested = len(worker.batches) > 1 or bool(worker.first_groups())
         used_up = ends_s is not None and view.now_s >= ends_s and contested
         if used_up or not batch.requests:
-            del worker.batches[0]
-            if batch.requests:
-                worker.batches.append(batch)
+            if worker.end_turn().requests:
                 yield from self._leave(view, worker, batch)
-            worker.turns, worker.turn_ends_s = worker.turns - 1, None
             return True
         if worker.turns <= 0:
             self._new_round(view, worker)
@@ -171,18 +267,11 @@ class Turns:
             yield from leave(view, instance)
 
     def _new_round(self, view: View, worker: TurnWorker) -> None:
-        """Form batches anew, first come, first served; those of a model side by side; and give each its turn."""
-        requests = [request for batch in worker.batches for request in batch.requests.values()]
-        batches: list[Batch] = []
-        for request in sorted(requests, key=lambda request: request.number):
-            batch = next((b for b in batches if b.takes(request, view.max_sequences)), None)
-            if batch is None:
-                batches.append(batch := Batch(request.model))
-            batch.requests[request.number] = request
-            self._moved(request, worker, batch)
-        models = {model: place for place, model in enumerate(view.models)}
-        worker.batches = sorted(batches, key=lambda batch: models[batch.model])
-        worker.turns = len(batches)
+        """Form batches anew, and give each its turn."""
+        worker.form_batches(view.models, view.max_sequences)
+        for batch in worker.batches:
+            for request in batch.requests.values():
+                self._moved(request, worker, batch)
         quotas_s = turn_lengths(
             [self.step_s(worker.gpu, batch) for batch in worker.batches],
             sum(switch_s(model, worker.gpu) for model in dict.fromkeys(batch.model for batch in worker.batches)),
@@ -202,6 +291,9 @@ class Turns:
         self, view: View, worker: TurnWorker, model: ModelView
     ) -> Generator[Action, None, InstanceView | Load | None]:
         """In place of those that are wanted last, or not at all."""
+        here = resident(model, worker.gpu)
+        if here is not None:
+            return here
         wanted = {other: place for place, other in enumerate(worker.upcoming())}
         others = [instance for instance in worker.gpu.instances if instance.model is not model]
         others.sort(key=lambda instance: (-wanted.get(instance.model, len(wanted)), instance.number))
@@ -209,8 +301,8 @@ class Turns:
 
     def _prefetch(self, view: View, worker: TurnWorker, model: ModelView) -> Iterator[Action]:
         """The next other model, if there is room for it beside this one."""
-        wanted = worker.upcoming()
-        following = next((other for other in wanted if other is not model), None)
-        if self._prefetches and following is not None:
+        following = worker.following(model) if self._prefetches else None
+        if following is not None and resident(following, worker.gpu) is None:
+            wanted = worker.upcoming()
             idle = [i for i in worker.gpu.instances if i.idle and i.model not in (*wanted, model)]
             yield from bring(view, following, worker.gpu, idle, relieve=False)

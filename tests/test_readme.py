@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sim.policy import policy_class
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -53,7 +55,9 @@ def test_the_policy_of_the_readme_runs(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("verb", ["run", "policies", "trace", "profile"])
+@pytest.mark.parametrize(
+    "verb", ["run", "compare", "sweep", "capacity", "bounds", "report", "policies", "trace", "profile"]
+)
 def test_the_verbs_of_the_readme_exist(verb: str) -> None:
     usage = "\n".join(blocks("text"))
     assert f"python -m sim {verb}" in usage
@@ -71,7 +75,14 @@ def test_links_to_files_lead_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_policies_of_the_table_are_those_there_are() -> None:
-    listed = re.findall(r"^\| `([a-z-]+)` \|", README, flags=re.MULTILINE)
-    there = sorted(path.stem.replace("_", "-") for path in (ROOT / "policies").glob("[a-z]*.py"))
-    assert sorted(dict.fromkeys(listed)) == there
+def test_the_policies_of_the_tables_are_those_there_are() -> None:
+    tiers: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "policies").glob("[a-z]*.py")):
+        name = path.stem.replace("_", "-")
+        tiers.setdefault(policy_class(name)[0].tier, []).append(name)
+    for tier, names in tiers.items():
+        (row,) = re.findall(rf"^\| (?:{tier}|{tier}s) \| (.+) \|$", README, flags=re.MULTILINE)
+        assert sorted(re.findall(r"`([a-z-]+)`", row)) == names
+    told = (ROOT / "policies" / "README.md").read_text(encoding="utf-8").partition("## The ladder")[0]
+    listed = re.findall(r"^\| `([a-z-]+)` \|", told, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(name for names in tiers.values() for name in names)

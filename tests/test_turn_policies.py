@@ -99,20 +99,27 @@ def test_aegaeon_splits_its_gpus_six_to_ten(gpus: int, prefills: int) -> None:
 ONE_PLACE = {"max_sequences": 1}
 
 
-def test_fastserve_enters_by_prefill_and_the_switch_that_it_causes() -> None:
-    of = scenario()
-    levels: dict[int, int] = {}
-    policy = made("fastserve")
-
-    def tell(view: View, actions: list[Action]) -> None:
-        levels.update({request.number: policy.jobs[request.number].level for request in view.arrived})
-
-    play(of, Told(policy, tell), trace(of, [(0.0, "a", 100, 900), (5.0, "a", 100, 5), (5.1, "a", 900, 5)]))
+@pytest.mark.parametrize(("parameters", "levels"), [({}, [8, 1, 4]), ({"charge_swaps": False}, [1, 1, 4])])
+def test_fastserve_enters_by_prefill_and_the_switch_that_it_causes(
+    parameters: dict[str, bool], levels: list[int]
+) -> None:
     # 2 s of loading and 20 ms of prefill: 10 ms x 2^8 = 2.56 s. Then 20 ms: 2^1; then 100 ms: 2^4 = 160 ms.
     assert prefill_s(4, 4, 100) == pytest.approx(0.02)
-    assert levels == {0: 8, 1: 1, 2: 4}
-    plain = made("fastserve", charge_swaps=False, skip_join=False)
-    assert plain.entry_level(0.0) == 0
+    rows: list[Row] = [(0.0, "a", 100, 900), (5.0, "a", 100, 5), (5.1, "a", 900, 5)]
+    assert entered(rows, **parameters) == levels
+    assert entered(rows, charge_swaps=False, skip_join=False) == [0, 0, 0]
+
+
+def entered(rows: list[Row], **parameters: bool) -> list[int]:
+    """The levels at which the requests entered."""
+    of, policy = scenario(), made("fastserve", **parameters)
+    levels: dict[int, int] = {}
+
+    def tell(view: View, actions: list[Action]) -> None:
+        levels.update({request.number: policy.jobs[request.number][0].level for request in view.arrived})
+
+    play(of, Told(policy, tell), trace(of, rows))
+    return [levels[number] for number in sorted(levels)]
 
 
 def test_fastserve_demotes_after_the_quantum_and_lets_the_new_pass() -> None:
@@ -122,7 +129,8 @@ def test_fastserve_demotes_after_the_quantum_and_lets_the_new_pass() -> None:
 
     def tell(view: View, actions: list[Action]) -> None:
         if 0 in policy.jobs:
-            seen.append((view.now_s, policy.jobs[0].level, policy.jobs[0].request.served_s))
+            job = policy.jobs[0][0]
+            seen.append((view.now_s, job.level, job.request.served_s))
 
     engine = play(of, Told(policy, tell), trace(of, [(0.0, "a", 100, 900), (5.0, "a", 100, 5)]))
     served_s = next(served for now_s, _, served in seen if now_s == 5.0)
@@ -145,8 +153,8 @@ def test_fastserve_promotes_who_was_not_run_for_three_seconds(starvation_s: floa
     levels: list[int] = []
 
     def tell(view: View, actions: list[Action]) -> None:
-        job = policy.jobs.get(0)
-        if job is not None and 0 not in policy.queues[job.gpu].routed:
+        job, gpu = policy.jobs.get(0, (None, None))
+        if job is not None and 0 not in policy.queues[gpu].routed:
             waits_s.append(view.now_s - job.last_run_s)
         levels.append(job.level if job is not None else -1)
 

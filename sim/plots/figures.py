@@ -7,7 +7,7 @@ numbers are a DataFrame; what they mean is said by its column names and the axes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
@@ -32,10 +32,20 @@ def draw_lines(frame: pd.DataFrame, title: str, x: str | Axis, y: str | Axis, do
 
 
 def draw_bars(frame: pd.DataFrame, title: str, x: str | Axis) -> Figure:
-    """A horizontal bar for each row, stacked of its columns."""
-    rows = {str(name): [float(value) for value in row] for name, row in zip(frame.index, frame.to_numpy(), strict=True)}
+    """A horizontal bar for each row, stacked of its columns; a missing number has no part in it."""
+    table = frame.fillna(0.0).to_numpy()
+    rows = {str(name): [float(value) for value in row] for name, row in zip(frame.index, table, strict=True)}
     colours = part_colours([str(name) for name in frame.columns])
-    return _figure(title, stacks(rows, colours, _axis(x), {}), rows_in(len(rows), 1 + len(colours) // 3) + 0.3)
+    draw = stacks(rows, colours, _axis(x), {})
+
+    def without_legend(figure: Any) -> None:
+        draw(figure)
+        for legend in figure.legends:
+            legend.remove()
+
+    legend_rows = -(-len(colours) // 3)
+    drawn = draw if len(colours) > 1 else without_legend  # of one column: the axis says what it is
+    return _figure(title, drawn, rows_in(len(rows), legend_rows) + 0.3)
 
 
 def draw_differences(rows: Mapping[str, tuple[float, float, float]], title: str, x: str | Axis) -> Figure:
