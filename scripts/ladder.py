@@ -41,7 +41,7 @@ ABLATIONS = {
     "no partial residency": {"partial": False},
     "no preemption": {"preempt": False},
     "no interference": {"interference": False},
-    "no second copies": {"replicate": False},
+    "joins what is there, without a second thought": {"replicate": False},
     "no preloading": {"preload": False},
     "no expected arrivals": {"horizon_s": 1e-9},
     "waits taken to last as long again": {"theta": 1.0},

@@ -24,7 +24,7 @@ from sim.boxes import Box, FrontDoor, IdleTimers, known_models, most_layers
 from sim.combinations import combinations_of
 from sim.costs import ArrivalRates
 from sim.decision import View
-from sim.errors import ConfigError, PolicyError, did_you_mean
+from sim.errors import ConfigError, PolicyError, SimError, did_you_mean
 from sim.eviction import least_recent_first, longest_waiting_first, lru_victims
 from sim.fairness import TokenCounters, max_min_shares
 from sim.feedback import FeedbackQueues, Job
@@ -262,5 +262,7 @@ def policy_of(cls: type[Policy], name: str, parameters: dict[str, Any] | None = 
         return cls(checked)
     except ValueError as error:  # what the policy itself finds wrong with them
         raise ConfigError(f"policy '{name}': {error}") from None
+    except SimError:  # it makes another policy inside, and says what is wrong with that
+        raise
     except Exception as error:
         raise PolicyError(f"policy '{name}' cannot be made ({type(error).__name__}: {error})") from error

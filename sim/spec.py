@@ -103,8 +103,8 @@ class EngineOptions(Frozen):
     `watermark`: a sequence is admitted only if this share of the KV pool stays free after it (vLLM's default).
     `resize`: what changing an instance's layers costs (`none`: a restart, `sleep`: the process survives, all or
     nothing, `elastic`: only the moved layers and their KV).
-    `ideal`: bounds that no machine is within: `memory` has no end, on GPUs and hosts; `switches` (loads, stops, resizes,
-    KV saves and restores, engine starts) take no time. Such a run is marked as an oracle's.
+    `ideal`: bounds that no machine is within: `memory` has no end, on GPUs and hosts; `switches` (loads, stops,
+    resizes, KV saves and restores, engine starts) take no time. Such a run is marked as an oracle's.
     """
 
     max_sequences: Annotated[int, Field(ge=1, le=100_000)] = 32

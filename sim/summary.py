@@ -1,8 +1,9 @@
 """Pure: a finished run (engine.Outcome) -> one plain dict of numbers, ready for JSON, tables and sweeps.
 
-`summarize` makes every number that a person is shown, of the requests that arrive after the warm-up. It goes through the requests column by column, with a few whole
-columns in memory at a time. It reads no clocks, prints nothing, and knows nothing of how a run came about. Averages are
-over completed requests unless stated; the counts of all other outcomes stand beside them.
+`summarize` makes every number that a person is shown, of requests that arrive after the warm-up. It goes through the
+requests column by column, with a few whole columns in memory at a time. It reads no clocks, prints nothing, and knows
+nothing of how a run came about. Averages are over completed requests unless stated; the counts of all other outcomes
+stand beside them.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ EVENTS = {
     ("least-loaded", 16, 8): 11656,
     ("least-loaded", 16, 32): 12366,
     ("lru-swap", 16, 8): 9389,
-    ("residency-aware", 16, 32): 12574,
-    ("residency-aware", 64, 32): 11625,
+    ("residency-aware", 16, 32): 12170,
+    ("residency-aware", 64, 32): 11509,
 }
 
 

@@ -197,9 +197,9 @@ def _tiny_disk(place: Path) -> Iterator[None]:
 SMALL_RUN = """
 import resource, sys
 from functools import partial
-from sim import cli, engine, metrics
+from sim import cli, engine, metrics, runner
 metrics._ROWS = 50
-engine.Recorder = partial(metrics.Recorder, most_rows=100)
+engine.Recorder = runner.Recorder = partial(metrics.Recorder, most_rows=100)
 """
 
 
@@ -249,7 +249,7 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
                 super()._turn_rows()
                 if self._requests.rows > 300:
                     os.kill(os.getpid(), signal.SIGINT)
-        engine.Recorder = partial(Interrupted, most_rows=100)
+        runner.Recorder = partial(Interrupted, most_rows=100)
         """.replace("\n        ", "\n")
         + "\n"
         + run_of(ROOT / "traces" / "scenarios" / "default.yaml", "--out", str(tmp_path / "run"))
