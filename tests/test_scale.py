@@ -166,7 +166,10 @@ def test_a_refused_action_is_shown_with_its_fields() -> None:
     def decide(view: View) -> Iterator[Any]:
         yield Load(view.models[0], view.gpus[0], 99)
 
-    with pytest.raises(PolicyError, match=r"Load\(model=model a, gpu=.*, layers=99, kv_tokens=None, max_sequences=None\) refused: layers"):
+    with pytest.raises(
+        PolicyError,
+        match=r"Load\(model=model a, gpu=.*, layers=99, kv_tokens=None, max_sequences=None\) refused: layers",
+    ):
         play(of, Script(decide), trace(of, [(1.0, "a", 10, 2)]))
 
 
