@@ -70,16 +70,16 @@ class ResidencyAware(Policy):
         asked = self.parameters
         self.rates = ArrivalRates(asked.rate_memory_s)
         self.prices = Prices(
-            self.rates,
-            asked.horizon_s,
-            asked.max_wait_s,
-            asked.hysteresis,
-            asked.partial,
-            asked.preempt,
-            asked.interference,
-            asked.theta,
-            asked.preempt_margin,
-            asked.partial_margin,
+            rates=self.rates,
+            horizon_s=asked.horizon_s,
+            max_wait_s=asked.max_wait_s,
+            hysteresis=asked.hysteresis,
+            partial=asked.partial,
+            preempt=asked.preempt,
+            interference=asked.interference,
+            theta=asked.theta,
+            preempt_margin=asked.preempt_margin,
+            partial_margin=asked.partial_margin,
         )
         self._waits: dict[ModelView, tuple[int, float]] = {}  # how many it was decided to let wait, and when
         self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
@@ -140,22 +140,24 @@ class ResidencyAware(Policy):
             target: InstanceView | Load | None
             target, join_price, slowed = self.prices.best_join(view, queue)
             option = None
-            if target is None or (slowed > self.parameters.tolerance and self._may_copy(view, model)):
+            if target is None or (slowed > self.parameters.tolerance and self._thinks_again(view, model)):
                 places = view.shortlist() if target is None else self._better_places(view, target)
                 option = self.prices.best_load(view, queue, places, join_price / self.parameters.margin)
                 if option is None:
                     self._thought_s[model] = view.now_s
-            if option is not None and not option.wait:
-                made: list[InstanceView | Load] = []
-                yield from self._make(view, model, option, made)
-                target = made[0] if made else target
-            elif option is not None or target is None:
+            if option is None and target is None:
                 self._waits[model] = (model.waiting_count, view.now_s)
-                if option is None and (relief := costs.host_relief(view, model)):
+                if relief := costs.host_relief(view, model):
                     yield Stop(relief)
                 return
-            if option is not None and not option.wait and not made:
-                return  # it comes once there is room, or once the layers are there
+            if option is not None:
+                made: list[InstanceView | Load] = []
+                if not option.wait:
+                    yield from self._make(view, model, option, made)
+                if not made:  # it comes once the victims are through, there is room, or the layers are there
+                    self._waits[model] = (model.waiting_count, view.now_s)
+                    return
+                target = made[0]
             assert target is not None
             yield from (Route(request, target) for request in model.first_waiting(queue.length))
 
@@ -171,7 +173,6 @@ class ResidencyAware(Policy):
         if own is not None and grows:
             if own.takes_resize(option.layers):  # else its memory comes when those who run have shed theirs
                 yield Resize(own, option.layers)
-            self._waits[model] = (model.waiting_count, view.now_s)
         elif own is not None and own.status == "asleep" and own.takes_resize(option.layers):
             made.append(own)
             yield Resize(own, option.layers)
@@ -189,17 +190,18 @@ class ResidencyAware(Policy):
                         yield Route(request, instance)
 
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
-        """Everywhere for a model that is there in part; else only GPUs that are not more crowded can be better."""
+        """Its own GPU where there may be no second copy; everywhere for a model that is there in part; else only GPUs
+        that are not more crowded can be better."""
+        if not self.parameters.replicate:
+            return [instance.gpu]
         if instance.layers < instance.model.layers:
             return view.shortlist()
         crowd = instance.gpu.crowd(instance)[0]
         return [gpu for gpu in view.shortlist() if gpu is not instance.gpu and gpu.crowd()[0] <= crowd]
 
-    def _may_copy(self, view: View, model: ModelView) -> bool:
-        """A second copy is thought about while none is on its way, and not all the time. Where there are many and
-        one of them is idle, the crowd on its GPU is what slows: more copies would only crowd other GPUs."""
-        if not self.parameters.replicate:
-            return False
+    def _thinks_again(self, view: View, model: ModelView) -> bool:
+        """Something better than joining is looked for, but not all the time. Where there are many copies and one of
+        them is idle, the crowd on its GPU is what slows: more copies would only crowd other GPUs."""
         least = model.least_loaded
         if least is not None and least.idle and model.instance_count >= self.parameters.many_copies:
             return False

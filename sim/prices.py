@@ -73,8 +73,10 @@ class Prices:
     """Prices under a policy's settings.
 
     `hysteresis` multiplies what evicting an idle instance costs; without `partial` a model is loaded with all layers
-    that the GPU could hold, or not; without `preempt` running instances are only waited for; without `interference`
-    nobody is thought to slow anybody.
+    that the GPU could hold, or not, and with it a part must be cheaper by `partial_margin`; without `preempt` running
+    instances are only waited for, and with it what preempting costs them counts `preempt_margin` times; without
+    `interference` nobody is thought to slow anybody. Who waits is expected to wait at least `theta` times as long again
+    as the oldest has waited (ski rental; 0: only expected lengths count).
     """
 
     rates: ArrivalRates
@@ -183,7 +185,7 @@ class Prices:
         GPUs come in the order of what a load there costs at least: the whole model with nobody to evict.
         """
         best: Option | None = None
-        for bound, _, gpu in sorted((self._bound(view, queue, gpu), gpu.index, gpu) for gpu in places):
+        for bound, _, gpu in sorted((self._bound(queue, gpu), gpu.index, gpu) for gpu in places):
             if bound >= limit:
                 break
             for option in self._options(view, queue, gpu):
@@ -191,12 +193,12 @@ class Prices:
                     best, limit = option, option.price
         return best
 
-    def _bound(self, view: View, queue: Queue, gpu: GpuView) -> float:
+    def _bound(self, queue: Queue, gpu: GpuView) -> float:
         model = queue.model
+        if model in gpu.models:
+            return -inf  # growing where it is may even hasten those who run
         most = model.layers_within(gpu.capacity_bytes)
         best_s = costs.service_s(model, gpu, most, queue.length, queue.tokens)
-        if model in gpu.models:
-            return queue.delay_s(0.0, best_s) - inf  # growing where it is may even hasten those who run
         return queue.delay_s(model.load_s(gpu, most), best_s)
 
     def _options(self, view: View, queue: Queue, gpu: GpuView) -> Iterator[Option]:

@@ -88,6 +88,8 @@ def _lead(measure: Measure, ranking: Ranking) -> str:
 
 def _gap(measure: Measure, mean: float | None) -> str:
     assert mean is not None
+    if mean == 0:
+        return "the same"
     return f"{_plain(measure, abs(mean))} {'more' if mean > 0 else 'less'}"
 
 

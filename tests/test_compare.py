@@ -173,6 +173,14 @@ def test_one_seed_has_no_interval_and_says_so(path: Path) -> None:
     assert any("One seed says nothing about chance" in line for line in made.verdict)
 
 
+def test_equal_numbers_are_called_the_same(path: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin.py"
+    twin.write_bytes((Path(__file__).parent.parent / "policies" / "lru_swap.py").read_bytes())
+    text = " ".join(compare(options(path, f"{twin},lru-swap", seeds=1)).verdict)
+    assert "the same" in text
+    assert "0 points less" not in text
+
+
 # --- the verdict
 
 
