@@ -74,7 +74,10 @@ class Aegaeon(Policy):
     def pool(self, prefill: bool, model: ModelView) -> list[TurnWorker]:
         """The GPUs for one of the two stages of a model: those that take the most of its layers."""
         if (prefill, model) not in self._able:
-            for workers in (self._pools[prefill], list(self.workers.values())):
+            everybody = list(self.workers.values())
+            up = [worker for worker in everybody if worker.gpu.up]
+            pool = [worker for worker in self._pools[prefill] if worker.gpu.up]
+            for workers in (pool, up, everybody):  # if none can do it now, one that will when it is repaired
                 layers = {worker: worker.gpu.layers_when_empty(model) for worker in workers}
                 most = max((number for number in layers.values() if number is not None), default=None)
                 if most is not None:
@@ -88,7 +91,16 @@ class Aegaeon(Policy):
         workers = dict.fromkeys(self.workers[gpu] for gpu in touched)
         for request in view.finished:
             workers[self._forget(request)] = None
-        for request in (*view.requeued, *view.arrived):
+        moved: dict[RequestView, None] = {}
+        if view.failed or view.repaired:
+            self._able = {}
+        for worker in [self.workers[gpu] for gpu in view.failed if not gpu.up]:
+            moved.update(dict.fromkeys(worker.give_up()))
+        moved.update(dict.fromkeys([r for r in view.requeued if not self._place[r.number][0].gpu.up]))
+        for request in moved:
+            self._forget(request)
+        requeued = [request for request in view.requeued if request not in moved]
+        for request in (*moved, *requeued, *view.arrived):
             self.turns.queued[request.number] = True
             workers[self._dispatch(view, request)] = None
         for worker in workers:

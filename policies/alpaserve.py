@@ -36,6 +36,7 @@ from sim.policy import (
     ReplicaQueues,
     RequestView,
     Route,
+    Standing,
     Stop,
     Traffic,
     View,
@@ -82,6 +83,7 @@ class AlpaServe(Policy):
         super().__init__(parameters)
         self._arrivals: deque[tuple[float, ModelView, int, float]] = deque()  # when, model, prompt tokens, may wait
         self._next_s: float | None = None  # the next placement
+        self._standing = Standing()
         self._known: dict[ModelView, bool] = {}  # has one of its answers been seen?
         self._window_s = 300.0 if self.parameters.window_s == "never" else float(self.parameters.window_s)
 
@@ -99,9 +101,10 @@ class AlpaServe(Policy):
         yield from self._replace(view, self._search(view, ReplicaQueues(traffic, slice_s, self._work_s(view, {}))))
 
     def decide(self, view: View) -> Iterator[Action]:
+        yield from self._standing.restore(view)
         self._remember(view)
         self._known.update((request.model, True) for request in view.finished if request.first_token_s is not None)
-        if self._next_s is not None and view.now_s >= self._next_s:
+        if self._next_s is not None and (view.now_s >= self._next_s or view.failed):
             self._next_s = None
             traffic, prompts = traffic_seen(self._arrivals, view.now_s, self._window_s, self.parameters.slices)
             queues = ReplicaQueues(traffic, self._window_s / self.parameters.slices, self._work_s(view, prompts))
@@ -121,7 +124,7 @@ class AlpaServe(Policy):
     def _dispatch(self, view: View, request: RequestView) -> Iterator[Action]:
         holders = [instance for instance in request.model.quietest(COPIES) if instance.accepts]
         if not holders:
-            yield Reject(request, "no GPU holds its model")
+            yield from () if self._standing.expects(request.model) else [Reject(request, "no GPU holds its model")]
             return
         target = min(holders, key=lambda i: (sum(other.load for other in i.gpu.instances), not i.ready, i.number))
         first_s, finish_s = self._predicted(view, request, target)

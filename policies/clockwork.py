@@ -202,7 +202,7 @@ class Clockwork(Policy):
             absent = [m for m, p in wanted.items() if p > 0 and (spare or not m.instance_count) and m not in held]
             for model in sorted(absent, key=lambda model: -wanted[model]):
                 layers = _layers(view, model, gpu)
-                if layers is not None and (victims := self._victims(gpu, model, layers)) is not None:
+                if layers is not None and (victims := self._victims(view, gpu, model, layers)) is not None:
                     yield from (Stop(victim) for victim in victims)
                     yield Load(model, gpu, layers)
                     wanted[model] = self._priority(view, model)
@@ -225,9 +225,11 @@ class Clockwork(Policy):
             served_s += share_s * min(1.0, float(self.parameters.capacity_s) / max(outstanding_s, 1e-9))
         return max(0.0, demand_s - served_s * model.instance_count / max(1, len(holders)) - 1e-9)
 
-    def _victims(self, gpu: GpuView, model: ModelView, layers: int) -> list[InstanceView] | None:
+    def _victims(self, view: View, gpu: GpuView, model: ModelView, layers: int) -> list[InstanceView] | None:
         """Idle models that make room, those without demand first, then the least recently used; None: no room."""
         idle = [instance for instance in gpu.instances if instance.idle and not instance.resizing]
+        # Not who came this very instant for requests that wait: where a load takes no time, two would swap for ever.
+        idle = [i for i in idle if i.ready_s < view.now_s or not i.model.waiting_count]
         idle.sort(key=lambda i: (i.model.waiting_count > 0, i.last_used_s, i.number))
         needed, freed = model.gpu_bytes(layers) - gpu.available_bytes, 0
         victims: list[InstanceView] = []

@@ -71,11 +71,17 @@ class FastServe(Policy):
             job, gpu = self.jobs.pop(request.number)
             self.queues[gpu].leave(job)
             touched[gpu] = None
+        moved = []
+        for gpu in [gpu for gpu in view.failed if not gpu.up and gpu in self.queues]:
+            del self.queues[gpu]
+            moved += [job.request for job, place in self.jobs.values() if place is gpu]
+        homeless = dict.fromkeys([request.number for request in moved])
         for request in view.requeued:
-            job, gpu = self.jobs[request.number]
-            self.queues[gpu].come_back(job, view.now_s)
-            touched[gpu] = None
-        for request in view.arrived:
+            if request.number not in homeless:
+                job, gpu = self.jobs[request.number]
+                self.queues[gpu].come_back(job, view.now_s)
+                touched[gpu] = None
+        for request in (*moved, *view.arrived):
             touched[self._enter(view, request)] = None
         for gpu in sorted(touched, key=lambda gpu: gpu.index):
             if gpu in self.queues:

@@ -43,9 +43,12 @@ class InfiniteMemory(Policy):
         for request in (*view.finished, *view.requeued):
             if request in self._where:
                 self._count(self._where.pop(request), -1)
+        for gpu in view.repaired:
+            self._count(gpu, 0)
         for request in view.waiting:
             model = request.model
-            gpu = min((self._quietest(heap) for heap in self._quiet), key=lambda gpu: self._through_s(request, gpu))
+            quietest = [gpu for gpu in map(self._quietest, self._quiet) if gpu is not None]
+            gpu = min(quietest, key=lambda gpu: self._through_s(request, gpu))
             target = next((i for i in gpu.instances if i.model is model and i.accepts), None)
             if target is None:
                 pool_tokens = 2 * (model.max_context + PAGE_TOKENS) * view.max_sequences
@@ -68,7 +71,8 @@ class InfiniteMemory(Policy):
         self._load[gpu] += change
         heappush(self._heap_of[gpu], (self._load[gpu], gpu.index, gpu))
 
-    def _quietest(self, heap: list[Entry]) -> GpuView:
-        while heap[0][0] != self._load[heap[0][2]]:
+    def _quietest(self, heap: list[Entry]) -> GpuView | None:
+        """None: all of the kind are down."""
+        while heap and (heap[0][0] != self._load[heap[0][2]] or not heap[0][2].up):
             heappop(heap)
-        return heap[0][2]
+        return heap[0][2] if heap else None

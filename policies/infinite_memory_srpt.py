@@ -45,13 +45,18 @@ class InfiniteMemorySrpt(Policy):
             gpu = self._where.pop(request)
             del self._here[gpu][request]
             changed[gpu] = None
-        for request in view.arrived:
+        moved: list[RequestView] = []
+        for gpu in [gpu for gpu in view.failed if not gpu.up]:
+            moved += self._here[gpu]
+            self._here[gpu] = {}
+        for request in (*moved, *view.arrived):
             gpu = min(view.shortlist(), key=lambda gpu: (self._loss_s(request, gpu), gpu.index))
             self._put(request, gpu)
             changed[gpu] = None
         for request in view.requeued:
             changed[self._where[request]] = None
-        for gpu in sorted(changed, key=lambda gpu: gpu.index):
+        changed.update(dict.fromkeys(view.repaired))
+        for gpu in sorted([gpu for gpu in changed if gpu.up], key=lambda gpu: gpu.index):
             if not self._here[gpu]:
                 self._take_over(gpu)
             yield from self._run(view, gpu)

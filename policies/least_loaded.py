@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
-from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, View
+from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, Standing, View
 
 
 class LeastLoaded(Policy):
@@ -28,6 +28,7 @@ class LeastLoaded(Policy):
         replicas: bool = Field(True, description="fill the memory that is left with further copies")
 
     def start(self, view: View) -> Iterator[Action]:
+        self._standing = Standing()
         if self.parameters.placement:
             yield from self._as_given(view)
             return
@@ -79,7 +80,10 @@ class LeastLoaded(Policy):
                 yield Load(model, gpus[name], model.layers_within(gpus[name].available_bytes))
 
     def decide(self, view: View) -> Iterator[Action]:
+        yield from self._standing.restore(view)
         for model in view.waiting_models:
+            if model.least_loaded is None and self._standing.expects(model):
+                continue
             for request in model.waiting:
                 instance = model.least_loaded
                 if instance is None:

@@ -74,11 +74,16 @@ class Prism(Policy):
             if (home := self.homes.get(request.model)) is not None:
                 self.queues[home].drop(request)
                 touched[home] = None
+        moved: list[RequestView] = []
+        for gpu in [gpu for gpu in view.failed if not gpu.up]:
+            for model in [model for model, home in self.homes.items() if home is gpu]:
+                del self.homes[model]
+                moved += self.queues[gpu].take(model)
         for request in view.arrived:
             self._rates.saw(request.model, view.now_s)
             promise_s = self._due_s(request) - request.arrival_s
             self._slo_s[request.model] = min(self._slo_s.get(request.model, promise_s), promise_s)
-        for request in (*view.arrived, *view.requeued):
+        for request in (*moved, *view.arrived, *view.requeued):
             touched[self._queue(view, request)] = None
         if view.now_s >= self._planned_s + float(self.parameters.plan_s):
             self._planned_s = view.now_s

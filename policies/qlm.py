@@ -75,6 +75,11 @@ class Qlm(Policy):
             group.routed.pop(request.number, None)
             group.waiting[request.number] = request
             touched[group.gpu] = None
+        for gpu in [gpu for gpu in view.failed if not gpu.up and gpu in self.queues]:
+            for group in self.queues.pop(gpu).groups:
+                group.gpu = self._shortest(view, group)
+                self.queues.setdefault(group.gpu, VirtualQueue()).append(group)
+                touched[group.gpu] = None
         for request in view.arrived:
             touched[self._join(view, request)] = None
         for gpu in list(touched):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, View
+from sim.policy import Action, Field, GpuView, Load, ModelView, Policy, PolicyParameters, Reject, Route, Standing, View
 
 
 class StaticSplit(Policy):
@@ -26,6 +26,7 @@ class StaticSplit(Policy):
         rates: dict[str, float] = Field({}, description="model -> requests per second, for proportional; default 1")
 
     def start(self, view: View) -> Iterator[Action]:
+        self._standing = Standing()
         dealt: dict[GpuView, list[ModelView]] = {gpu: [] for gpu in view.gpus}
         for model in sorted(view.models, key=lambda model: -model.total_bytes):
             asked = {gpu: sum(m.gpu_bytes(m.layers) for m in models) for gpu, models in dealt.items()}
@@ -58,7 +59,10 @@ class StaticSplit(Policy):
         return float(rate)
 
     def decide(self, view: View) -> Iterator[Action]:
+        yield from self._standing.restore(view)
         for model in view.waiting_models:
+            if not model.instances and self._standing.expects(model):
+                continue
             for request in model.waiting:
                 if model.instances:
                     yield Route(request, model.instances[0])

@@ -1,5 +1,11 @@
 """python -m sim: the command line."""
 
-from sim.cli import main
+import sys
 
-main()
+try:
+    from sim.cli import main
+
+    main()
+except KeyboardInterrupt:  # before the command line could begin, or when it was about to end
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(130) from None

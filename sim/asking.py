@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sim.decision import View
-from sim.errors import PolicyError, SimError
+from sim.errors import PolicyError, SimError, message_of, shown
 from sim.gate import Gate
 from sim.views import Views
+from sim.watch import Overtime
 from sim.world import Changes, World
 
 # A decision with so many actions has lost itself.
@@ -28,6 +29,12 @@ class Asking:
         self.views = views
         self.gate = gate
         self.policy_name = policy_name
+        self.asked = 0  # decisions so far
+        self.deciding = False
+
+    def running(self) -> int:
+        """The number of the decision that is being made; 0: none."""
+        return self.asked if self.deciding else 0
 
     def ask(self, method: Callable[[View], Any], changes: Changes) -> None:
         """One decision. Each action is carried out before the policy is asked for the next, so a policy that is written
@@ -36,6 +43,8 @@ class Asking:
         self.gate.open()
         ours: BaseException | None = None
         taken = 0
+        self.asked += 1
+        self.deciding = True
         try:
             for action in _actions(method(view)):
                 taken += 1
@@ -46,11 +55,22 @@ class Asking:
                     raise
                 if taken == _MOST_ACTIONS:
                     raise PolicyError(f"it took {_MOST_ACTIONS} actions in one decision without an end")
-        except (Exception, SystemExit) as error:
-            if error is ours:
+        except KeyboardInterrupt as error:
+            now_s = self.world.clock.now_s
+            error.add_note(f"policy '{self.policy_name}' was deciding at t={now_s:.6f} s ({_place(error)})")
+            raise
+        except MemoryError:  # of the machine: whoever asked for the last byte is not to blame
+            raise
+        except BaseException as error:  # also what is no Exception: a policy may raise anything
+            if error is ours and not isinstance(error, Overtime):
                 raise
-            what = str(error) if isinstance(error, SimError) else f"{type(error).__name__}: {error} ({_place(error)})"
+            if isinstance(error, SimError | Overtime):
+                what = str(error)
+            else:
+                what = f"{type(error).__name__}: {message_of(error)} ({_place(error)})"
             raise PolicyError(self.blame(what)) from error
+        finally:
+            self.deciding = False
         view.expire()
 
     def blame(self, what: str) -> str:
@@ -62,8 +82,11 @@ def _actions(answer: Any) -> Iterator[Any]:
     try:
         return iter(answer)
     except TypeError:
+        close = getattr(answer, "close", None)
+        if close is not None:  # of a coroutine, which else complains later that nobody awaited it
+            close()
         raise PolicyError(
-            f"its decision is {answer!r}; yield actions, or return them in a list (or () for none)"
+            f"its decision is {shown(answer)}; yield actions, or return them in a list (or () for none)"
         ) from None
 
 

@@ -72,6 +72,8 @@ class Box:
     ) -> tuple[InstanceView | None, bool]:
         """When `place` finds nothing: the idle instance of the node to stop for its host memory, if that is what lacks
         (used longest ago; never one that `keeps` says is kept), and whether to wait at all."""
+        if not all(gpu.up for gpu in self.gpus):
+            return None, True
         around = [instance for gpu in self.node.gpus for instance in gpu.instances]
         if any(instance.status in ("draining", "stopping", "freeing") for instance in around):
             return None, True
@@ -179,12 +181,25 @@ class FrontDoor:
                 self._leaves(ended, request)
                 ended.moved = True
                 touched[ended.number] = ended
-        for request in [*view.requeued, *view.arrived]:
+        for request in [*self._evacuated(view), *view.requeued, *view.arrived]:
             box = self._box_of.get(request.number) or self._deal(view, request)
             box.add(request)
             box.fresh.append(request)
             touched[box.number] = box
         return [touched[number] for number in sorted(touched)]
+
+    def _evacuated(self, view: View) -> list[RequestView]:
+        """Those that waited at a box that has failed; who was routed there comes back by itself. All are dealt anew."""
+        waited: list[RequestView] = []
+        for box in dict.fromkeys(self._box_of_gpu[gpu] for gpu in view.failed):
+            if not any(gpu.up for gpu in box.gpus):
+                waiting = [request for requests in box.waiting.values() for request in requests.values()]
+                routed = [request for request in view.requeued if self._box_of.get(request.number) is box]
+                for request in (*waiting, *routed):
+                    del self._box_of[request.number]
+                    self._leaves(box, request)
+                waited += waiting
+        return waited
 
     def done(self, boxes: Iterable[Box]) -> None:
         """The policy has dealt with them."""
@@ -205,6 +220,9 @@ class FrontDoor:
             rank = (-layers, box.requests, -gpu.available_bytes, box.number)
             if layers >= 0 and (best is None or rank < best_rank):
                 best, best_rank = box, rank
+        if best is None:  # nowhere as things are: where it can be again when that is repaired
+            able = [gpu for gpu in view.down if self._most_layers[gpu.node.name, gpu.kind, model] >= 0]
+            best = self._box_of_gpu[able[0]] if able else None
         return best
 
     def _deal(self, view: View, request: RequestView) -> Box:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sim.cluster import Cluster, Gpu, Node
 from sim.errors import ConfigError, ProfileError
+from sim.faults_spec import check_names
 from sim.ideal import gpu_kind, host_kind, switch_costs
 from sim.library import Library
 from sim.memory import HostMemory
@@ -28,6 +29,8 @@ def build_cluster(scenario: Scenario, library: Library) -> Cluster:
     models = [_model(index, scenario, library) for index in range(len(scenario.models))]
     nodes = _nodes(scenario.cluster, library, scenario.engine.ideal)
     cluster = Cluster(nodes, models, scenario.service_classes)
+    if scenario.faults is not None:
+        check_names(scenario.faults, [gpu.name for gpu in cluster.gpus], [node.name for node in nodes])
     for model in models:
         _attach_profiles(model, cluster, library, scenario.engine)
         model.fits_nowhere = _why_nowhere(model, cluster, scenario.engine, model.max_context)

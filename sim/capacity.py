@@ -169,6 +169,7 @@ def capacity(options: CapacityOptions, on_progress: OnProgress | None = None) ->
         return _searched(player, None, on_progress)
     store = Store(options.out)
     with store.locked():
+        store.discard(FILES)
         made = _searched(player, store, on_progress)
         for name, text in zip(FILES, (made.as_json(), capacity_csv(made)), strict=True):
             store.write_text(name, text)

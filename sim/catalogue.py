@@ -6,16 +6,13 @@ nothing.
 
 from __future__ import annotations
 
-import csv
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sim.errors import PolicyError, ProfileError, did_you_mean
-from sim.library import Library
+from sim.library import Library, table_header, table_rows
 from sim.policy import Policy, policy_class, policy_names
 from sim.profiles import Profile
 
@@ -143,9 +140,9 @@ def table_catalogue(folder: Path | None = None) -> list[TableFacts]:
     library = Library(folder)
     found = []
     for path in sorted(library.folder.glob("*/*/table.yaml")):
-        header = yaml.safe_load(path.read_text(encoding="utf-8"))
+        header = table_header(path)
         models: dict[str, list[str]] = {}
-        for row in _csv_rows(path.with_name("switch.csv")):
+        for row in table_rows(path.with_name("switch.csv")):
             models.setdefault(row["model"], []).append(row["quantization"])
         offered = {model: tuple(quantizations) for model, quantizations in models.items()}
         found.append(TableFacts(header["gpu"], header["host"], header["engine"], path.parent, offered))
@@ -247,17 +244,9 @@ def _kinds(table: TableFacts, model: str, quantization: str) -> dict[str, str]:
     found = {}
     for name in ("decode", "prefill", "switch"):
         counts: dict[str, int] = {}
-        for row in _csv_rows(table.folder / f"{name}.csv"):
+        for row in table_rows(table.folder / f"{name}.csv"):
             if (row["model"], row["quantization"]) == (model, quantization):
                 kind = row.get("kind", "measured")
                 counts[kind] = counts.get(kind, 0) + 1
         found[name] = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
     return found
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot read the table ({error.strerror}); is the folder complete?") from None

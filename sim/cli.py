@@ -1,25 +1,31 @@
 """The verbs of the command line: parse, call one library function, print.
 
-`run` plays a scenario, `policies`, `profile` and `trace` show what there is. Results go to stdout; progress and errors
+`run` plays a scenario; the other verbs have files of their own. Results go to stdout; progress and errors
 go to stderr: a user's mistake is one line and exit status 2. Heavy imports wait inside the verbs, for a quick --help.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sim.bounds_cli import bounds
 from sim.policy_cli import policy_app
+from sim.profile_cli import profile_app
 from sim.report_cli import report
 from sim.study_cli import study_app
 from sim.sweep_cli import sweep_app
 from sim.terminal import RunProgress, console, mistakes_in_one_line, say
 from sim.trace_cli import Strict, TraceFormat, trace_app
+from sim.watch import end_process, set_limit
+
+if TYPE_CHECKING:
+    from sim.runner import RunOptions
 
 app = typer.Typer(
     help="Simulate many language models sharing few GPUs: partial residency, preemption, real costs.",
@@ -28,7 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-profile_app = typer.Typer(help="Show the profile tables: what is known of hardware.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
 app.add_typer(policy_app, name="policies")
 app.add_typer(profile_app, name="profile")
@@ -38,6 +43,10 @@ app.add_typer(study_app)
 app.add_typer(sweep_app)
 
 
+DecisionLimit = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="Break off a policy that computes for longer over one decision; default: 120."),
+]
 TimelineFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev: .json or .json.gz.")
 ]
@@ -86,18 +95,20 @@ def run(
         bool, typer.Option("--check", help="Assert the laws of the model at every instant (slow).")
     ] = False,
     strict: Strict = False,
+    decision_limit: DecisionLimit = None,
     timeline: TimelineFile = None,
     timeline_max_mb: TimelineSize = None,
     timeline_from: TimelineFrom = None,
     timeline_until: TimelineUntil = None,
 ) -> None:
     """Run a scenario under a policy and print what came of it."""
-    with mistakes_in_one_line():
-        from sim import runner  # noqa: PLC0415
-        from sim.results import summary_text, what_is_kept  # noqa: PLC0415
+    with mistakes_in_one_line(lambda: _kept(out), "play fewer requests at once"):
+        set_limit(decision_limit)
+        from sim.results import summary_text  # noqa: PLC0415
+        from sim.runner import RunOptions  # noqa: PLC0415
         from sim.timeline_file import timeline_options  # noqa: PLC0415
 
-        options = runner.RunOptions(
+        options = RunOptions(
             scenario,
             policy,
             trace,
@@ -110,18 +121,7 @@ def run(
             strict,
             timeline_options(timeline, timeline_max_mb, timeline_from, timeline_until),
         )
-        progress, notices = RunProgress(), list[str]()
-        try:
-            with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
-                summary = runner.run(options, progress, notices.append)
-        except KeyboardInterrupt:
-            progress.close()
-            say(f"{progress}; {what_is_kept(out)}")
-            raise typer.Exit(130) from None
-        finally:
-            progress.close()
-        for notice in notices:
-            say(notice)
+        summary = _played(options)
         if as_json:
             sys.stdout.write(summary_text(summary))
             return
@@ -132,54 +132,40 @@ def run(
             print(f"\nkept in {out}")
 
 
-@profile_app.command("list")
-def profile_list() -> None:
-    """List the GPU, host and engine of every table, and its models."""
-    with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
+def _played(options: RunOptions) -> dict[str, Any]:
+    """The summary of a run that is followed on stderr."""
+    from sim import runner  # noqa: PLC0415
 
-        catalogue_tables.print_tables(catalogue.table_catalogue(), console())
-
-
-@profile_app.command("show")
-def profile_show(
-    model: Annotated[str, typer.Argument(help="A model of profiles/models.csv, for example Llama-3-8B.")],
-    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
-) -> None:
-    """Show a model's throughput against residency, what preempting it costs, and how that is known."""
-    with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
-
-        catalogue_tables.print_profiles(catalogue.profile_catalogue(model, gpu, quantization), console())
+    progress, notices = RunProgress(), list[str]()
+    try:
+        with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
+            summary = runner.run(options, progress, notices.append)
+    except KeyboardInterrupt as error:
+        progress.close()
+        say("; ".join([str(progress), *getattr(error, "__notes__", ()), _kept(options.out)]))
+        raise typer.Exit(130) from None
+    finally:
+        progress.close()
+    for notice in notices:
+        say(notice)
+    return summary
 
 
-@profile_app.command("break-even")
-def profile_break_even(
-    model: Annotated[str | None, typer.Argument(help="A model of profiles/models.csv; default: all.")] = None,
-    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
-    context: Annotated[int, typer.Option(min=0, help="Tokens of context of each.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-) -> None:
-    """Show n*: how many tokens pay for loading the rest of a partly resident model, per GPU and residency."""
-    with mistakes_in_one_line():
-        from sim import breakeven, catalogue_tables  # noqa: PLC0415
+def _kept(out: Path | None) -> str:
+    from sim.results import what_is_kept  # noqa: PLC0415
 
-        points = breakeven.break_even(model, gpu, quantization, breakeven.At(batch, context))
-        if as_json:
-            sys.stdout.write(breakeven.as_json(points))
-        else:
-            catalogue_tables.print_break_even(points, console())
+    return what_is_kept(out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The program `residency-sim` and `python -m sim`. Raises SystemExit."""
     name = "residency-sim" if sys.argv[0].endswith("residency-sim") else "python -m sim"
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        end_process()
     try:
         status = app(given, prog_name=name, standalone_mode=False)
+        _flush()
     except typer.TyperException as error:
         # A wrong option is a user's mistake like any other: one line. A bare group shows its help instead.
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -187,7 +173,19 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             say(f"error: {error.format_message().rstrip('.')}; see {name} --help")
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, typer.Abort):  # outside a run
-        say("interrupted")
+    except (KeyboardInterrupt, typer.Abort) as error:  # outside a run
+        say("; ".join(["interrupted", *getattr(error, "__notes__", ()), "what was not finished is not kept"]))
         raise SystemExit(130) from None
     raise SystemExit(status)
+
+
+def _flush() -> None:
+    """What has been printed must be out: at its end Python would only complain. Raises SystemExit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(f"error: standard output: {error.strerror or error}; the result was not shown, or only a part")
+        raise SystemExit(2) from None

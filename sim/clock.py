@@ -85,6 +85,12 @@ class SimClock:
         """Until nothing is left to come, or `stop`."""
         self._environment.run()
 
+    def step(self) -> bool:
+        """One event; False if none is left to come."""
+        if self._queue:
+            self._environment.step()
+        return bool(self._queue)
+
     def stop(self) -> None:
         """Nothing that is still to come matters: `run` ends after this event, whatever its turn still asks for."""
         self._stopped = True

@@ -39,7 +39,7 @@ class Peers:
     def shortlist(self, count: int) -> dict[int, Gpu]:
         """Of each ranking the first `count`, by index."""
         if len(self.gpus) <= 3 * count:
-            return {gpu.index: gpu for gpu in self.gpus}
+            return {gpu.index: gpu for gpu in self.gpus if not gpu.down}
         found = {gpu.index: gpu for gpu in self.roomy.first(count)}
         found.update((gpu.index, gpu) for gpu in self.quiet.first(count))
         found.update((instance.gpu.index, instance.gpu) for instance in self.idle.first(count))
@@ -76,10 +76,15 @@ class Gpu:
         self.peak_bytes = 0
         self.timeline: Timeline | None = None  # of a run that is followed in detail
         self.view: GpuView | None = None
+        self.down = 0  # faults that keep it down now
+        self.h2d_factor = 1.0  # of its links' full rates; less while a fault slows them down
+        self.d2h_factor = 1.0
 
     @property
     def available_bytes(self) -> int:
         """What a load may ask for now: free memory and memory being given back, less what others wait for."""
+        if self.down:
+            return 0
         return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
 
     def changed(self) -> None:
@@ -110,6 +115,8 @@ class Gpu:
         """Book the time since the last change; call before changing `active`, a share, `loads` or `transfers`."""
         if self.active:
             name = "computing"
+        elif self.down:
+            name = "down"
         elif self.loads:
             name = "loading"
         elif self.transfers:
@@ -137,7 +144,13 @@ class Node:
         self.stretch = 1.0  # of CPU parts, while several instances use the CPU
         self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
         self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
+        self.saved: dict[int, Request] = {}  # whose KV is in its memory
         self.view: NodeView | None = None
+
+    @property
+    def up(self) -> list[Gpu]:
+        """Its GPUs that no fault keeps down."""
+        return [gpu for gpu in self.gpus if not gpu.down]
 
 
 class Cluster:
@@ -153,13 +166,19 @@ class Cluster:
         self.models = models
         self.service_classes = service_classes
         self.waiting_models: dict[int, Model] = {}  # with requests that are not routed
+        self.down: dict[int, Gpu] = {}  # GPUs that a fault keeps down
         self.instances: dict[int, Instance] = {}
 
+    @property
+    def up(self) -> list[Gpu]:
+        """The GPUs that no fault keeps down."""
+        return [gpu for gpu in self.gpus if not gpu.down] if self.down else self.gpus
+
     def shortlist(self, count: int) -> list[Gpu]:
-        """All GPUs when there are at most `count`; else about so many, of every kind those that a load might go to: the
-        roomiest, the quietest, and those of the instances that have been idle for longest."""
-        if len(self.gpus) <= count:
-            return self.gpus
+        """All GPUs that are up when there are at most `count`; else about so many, of every kind those that a load
+        might go to: the roomiest, the quietest, and those of the instances that have been idle for longest."""
+        if len(self.gpus) - len(self.down) <= count:
+            return self.up
         each = max(2, count // (3 * len(self.peers)))
         found: dict[int, Gpu] = {}
         for peers in self.peers.values():
@@ -191,8 +210,12 @@ class Cluster:
             assert gpu.used_bytes <= gpu.capacity_bytes, (gpu.name, gpu.used_bytes, gpu.capacity_bytes)
             claimed = sum(instance.claimed_bytes for instance in gpu.instances.values())
             assert gpu.claimed_bytes == claimed, (gpu.name, gpu.claimed_bytes, claimed)
+            assert not (gpu.down and (gpu.instances or gpu.active)), f"{gpu.name} is down and in use (law 6)"
+            assert bool(gpu.down) == (gpu.index in self.down), gpu.name
         for node in self.nodes:
             node.memory.check()
+            saved = sum(_saved_bytes(request) for request in node.saved.values())
+            assert node.memory.saved_kv_bytes == saved, (node.name, node.memory.saved_kv_bytes, saved)
         for instance in self.instances.values():
             _check_instance(instance)
 
@@ -213,15 +236,21 @@ def _check_instance(instance: Instance) -> None:
     assert instance.leap is None or instance.status in (READY, DRAINING, STOPPING), STATUSES[instance.status]
 
 
+def _saved_bytes(request: Request) -> int:
+    return request.model.kv_layer_bytes(request.kv_tokens) * request.model.weights.layers
+
+
 def _room_rank(gpu: Gpu) -> Rank | None:
-    return -gpu.available_bytes, 0, gpu.index
+    return None if gpu.down else (-gpu.available_bytes, 0, gpu.index)
 
 
 def _crowd_rank(gpu: Gpu) -> Rank | None:
-    return len(gpu.active), -gpu.available_bytes, gpu.index
+    return None if gpu.down else (len(gpu.active), -gpu.available_bytes, gpu.index)
 
 
 def _yield_rank(gpu: Gpu) -> Rank | None:
+    if gpu.down:
+        return None
     idle = [i.gpu_bytes for i in gpu.instances.values() if i.idle and i.stop_mode is None and i.resizing is None]
     return -(gpu.available_bytes + sum(idle)), 0, gpu.index
 

@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
+from sim.disk import why
+from sim.errors import MachineError
 
 Columns = dict[str, NDArray[Any]]
 
@@ -144,7 +145,7 @@ class _Spill:
         return self._reader is not None
 
     def write(self, columns: Columns) -> list[int]:
-        """Append rows; which row groups they are now. Raises ConfigError when there is no room."""
+        """Append rows; which row groups they are now. Raises MachineError when there is no room."""
         import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by a run that fits in memory
         from pyarrow import parquet  # noqa: PLC0415
 
@@ -190,8 +191,8 @@ def _on_disk(scratch: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         place = scratch or tempfile.tempdir or "the temporary folder"
-        raise ConfigError(
-            f"{place}: cannot set aside there what the run has seen so far ({error.strerror or error}); make room, or "
+        raise MachineError(
+            f"{place}: cannot set aside there what the run has seen so far ({why(error)}); make room, or "
             "choose another disk with --out DIR or the environment variable TMPDIR"
         ) from None
 
@@ -228,7 +229,7 @@ class ColumnStore(Mapping[str, NDArray[Any]]):
     def add(self, rows: Sequence[tuple[Any, ...]]) -> Columns:
         """Append rows (at least one), each with a value for every column in turn; these rows as columns.
 
-        A value that its column cannot hold is our fault: struct.error. Raises ConfigError when the disk is full.
+        A value that its column cannot hold is our fault: struct.error. Raises MachineError when the disk is full.
         """
         # Packing is four times as fast as turning each column into an array.
         records = np.frombuffer(b"".join(starmap(self._pack, rows)), dtype=self._record)

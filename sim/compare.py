@@ -110,6 +110,7 @@ def compare(options: CompareOptions, on_progress: OnProgress | None = None) -> C
         return _compared(plan, _warm_up(plan, asked_s, None, on_progress), None, on_progress)
     store = Store(options.out)
     with store.locked():
+        store.discard(FILES)
         made = _compared(plan, _warm_up(plan, asked_s, store, on_progress), store, on_progress)
         for name, text in zip(FILES, (made.as_json(), comparison_csv(made)), strict=True):
             store.write_text(name, text)

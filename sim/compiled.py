@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent
 # All that runs per event, but for what policies make themselves (actions) and what knows pydantic or files.
 _NAMES = """
     asking batch clock cluster costs decision engine estimates facade feed gate knapsack kv links loading
-    machine_views memory metrics preemption prices profiles ranking request request_view resizing room serving
+    machine_views memory metrics preemption prices profiles progress ranking request request_view resizing room serving
     sharing state transfers views world
 """
 MODULES = tuple(_NAMES.split())

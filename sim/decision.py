@@ -71,24 +71,53 @@ class View:
 
     @property
     def gpus(self) -> list[GpuView]:
+        """Those that are up. There is always one: while there is none, no policy is asked."""
         views = self._check()
-        return [views.gpu(gpu) for gpu in self._world.cluster.gpus]
+        return [views.gpu(gpu) for gpu in self._world.cluster.up]
 
     def shortlist(self, count: int = LOOKED_AT) -> list[GpuView]:
-        """All GPUs when there are at most `count`; else about so many that a load might go to: of every kind the
-        roomiest, the quietest, and those of the instances that have been idle for longest. In order of index."""
+        """All GPUs that are up when there are at most `count`; else about so many that a load might go to: of every
+        kind the roomiest, the quietest, and those of the instances that have been idle for longest. In order of index.
+        """
         views = self._check()
         return [views.gpu(gpu) for gpu in self._world.cluster.shortlist(count)]
 
     @property
     def largest_gpu(self) -> GpuView:
-        """The first of those with the most memory."""
-        return self._check().gpu(self._world.cluster.largest_gpu)
+        """The first of those that are up with the most memory."""
+        views, cluster = self._check(), self._world.cluster
+        largest = cluster.largest_gpu
+        return views.gpu(max(cluster.up, key=lambda gpu: gpu.capacity_bytes) if largest.down else largest)
 
     @property
     def nodes(self) -> list[NodeView]:
+        """Those with a GPU that is up."""
+        views, cluster = self._check(), self._world.cluster
+        return [views.node(node) for node in cluster.nodes if not cluster.down or node.up]
+
+    @property
+    def down(self) -> list[GpuView]:
+        """GPUs that a fault keeps down, the first to fail first."""
         views = self._check()
-        return [views.node(node) for node in self._world.cluster.nodes]
+        return [views.gpu(gpu) for gpu in self._world.cluster.down.values()]
+
+    @property
+    def failed(self) -> list[GpuView]:
+        """GPUs that went down since the last decision. Their requests are among `requeued`."""
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._changes.failed]
+
+    @property
+    def repaired(self) -> list[GpuView]:
+        """GPUs that came up again since the last decision, empty; they are among `freed`, too."""
+        views = self._check()
+        return [views.gpu(gpu) for gpu in self._changes.repaired]
+
+    @property
+    def lost(self) -> list[InstanceView]:
+        """Instances that ended since the last decision although nobody stopped them: their GPU or their load failed."""
+        views = self._check()
+        return [views.instance(instance) for instance in self._changes.lost]
 
     @property
     def instances(self) -> list[InstanceView]:
@@ -150,4 +179,4 @@ class View:
     def freed(self) -> list[GpuView]:
         """GPUs that got memory back since the last decision."""
         views = self._check()
-        return [views.gpu(gpu) for gpu in self._changes.freed]
+        return [views.gpu(gpu) for gpu in self._changes.freed if not gpu.down]

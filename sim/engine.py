@@ -20,6 +20,7 @@ from sim.clock import SimClock
 from sim.cluster import Cluster
 from sim.errors import PolicyError
 from sim.estimates import Estimates
+from sim.faults import make_faults
 from sim.feed import Feed
 from sim.future import Future
 from sim.gate import Gate
@@ -29,6 +30,7 @@ from sim.loading import Loading
 from sim.locate import code_digest
 from sim.metrics import Recorder
 from sim.policy import Policy, load_policy, why_not_marked
+from sim.progress import Progress
 from sim.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
 from sim.serving import Serving
 from sim.spec import Scenario, TraceWorkload, run_id
@@ -36,13 +38,10 @@ from sim.state import READY
 from sim.traces.trace import Row, Signs, Trace
 from sim.transfers import Transfers
 from sim.views import Views
+from sim.watch import not_for_ever
 from sim.workload import Workload, open_workload
 from sim.world import Changes, World
 
-# So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
-_IDLE_WAKES = 10_000
-# So long without a token after the last arrival, with work left and something always going on: loads without an end.
-_STALLED_S = 86_400.0
 # So many decisions in one instant, each of which changed something at once: it goes round in circles.
 _MOST_DECISIONS = 1_000
 _REPORT_EVERY = 4_096  # events, to whoever follows the run
@@ -89,16 +88,17 @@ class Engine:
         self.views = Views(self.world, self.estimates)
         gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
         self.asking = Asking(self.world, self.views, gate, scenario.policy.name)
+        self.progress = Progress(self.world, self.asking)
         self.on_progress: Callable[[int, float], None] | None = None
         self.on_events: Callable[[int], None] | None = None
         self._feed = Feed(chunks, self.clock, self._on_arrival)
         self._in_flight: dict[int, Request] = {}
-        self._wakes = 0
         self._report_at = _REPORT_EVERY
         self._spare = Changes()  # to be used in turn with the world's
-        self._progress = 0  # tokens and ends so far
-        self._progress_s = 0.0  # since when there are no more
         self._wake_times: dict[float, bool] = {}
+        find = self._in_flight.get
+        self.faults = make_faults(scenario, self.world, self.transfers, self.serving, self.loading, find)
+        self._missed: Changes | None = None  # what happened since no GPU has been up
         self._follow()
 
     def _follow(self) -> None:
@@ -136,6 +136,8 @@ class Engine:
             patience_s = self.world.cluster.service_classes[service_class].patience_s
             if patience_s is not None:
                 self.clock.at(now_s + patience_s, self._on_impatience, None, request.index)
+        if self.faults is not None:
+            self.faults.arrived(request)
         return request
 
     def _impossible(self, request: Request) -> str:
@@ -184,12 +186,15 @@ class Engine:
         while changing or world.unplanned():
             if changing:
                 changes, world.changes = world.changes, self._spare
-                self._watch_progress(changes)
+                if not self.progress.look(changes, self._feed.done, len(self._in_flight)):
+                    self.clock.stop()
                 for request in changes.finished:
                     del self._in_flight[request.index]
                     self.estimates.ended(request)
                     self._feed.ended(request)
-                if self._concerns_policy(changes):
+                if world.cluster.down or self._missed is not None:
+                    changes = self._put_off(changes)
+                if self._missed is None and self._concerns_policy(changes):
                     self.asking.ask(self.policy.decide, changes)
                 for request in changes.finished:
                     request.view = None  # else view and request keep each other alive until the garbage collector comes
@@ -203,7 +208,7 @@ class Engine:
             changing = world.changes.any()
         if self.check:
             self._check_laws()
-        if self._feed.done and not self._in_flight:
+        if self._feed.done and (not self._in_flight or self._only_faults_to_come()):
             self.clock.stop()
         if self.clock.events >= self._report_at:
             self._report_at = self.clock.events + _REPORT_EVERY
@@ -212,26 +217,28 @@ class Engine:
             if self.on_events is not None:
                 self.on_events(self.clock.pending)
 
+    def _put_off(self, changes: Changes) -> Changes:
+        """While no GPU is up there is nothing to decide on; when one comes back, all that happened since is told."""
+        none_up = len(self.world.cluster.down) == len(self.world.cluster.gpus)
+        if self._missed is None and not none_up:
+            return changes
+        missed = self._missed if self._missed is not None else Changes()
+        missed.add(changes)
+        if not none_up:
+            self._missed = None
+            return missed
+        self._missed = missed
+        return Changes()
+
+    def _only_faults_to_come(self) -> bool:
+        """Is all that is still to happen of no use to who waits: that more fails by chance?"""
+        return self.faults is not None and self.clock.pending <= self.faults.idle_timers
+
     def _concerns_policy(self, changes: Changes) -> bool:
         """Not if requests only finished, nobody waits, and the policy said that it does not follow that."""
         if self.policy.follows_every_finish or self.world.cluster.waiting_models or changes.woken:
             return True
-        return bool(changes.loaded or changes.idled or changes.freed)
-
-    def _watch_progress(self, changes: Changes) -> None:
-        recorder = self.world.recorder
-        progress = recorder.output_tokens + recorder.all_ended
-        if progress != self._progress or changes.arrived or not self._feed.done:
-            self._progress, self._progress_s = progress, self.clock.now_s
-        elif self.clock.now_s - self._progress_s > _STALLED_S:
-            waiting = len(self._in_flight)
-            raise PolicyError(self.asking.blame(f"no token in a simulated day while {waiting} requests wait"))
-        only_woken = changes.woken and not (changes.arrived or changes.finished or changes.loaded or changes.freed)
-        self._wakes = self._wakes + 1 if only_woken else 0
-        if self._wakes > _IDLE_WAKES:
-            raise PolicyError(
-                self.asking.blame(f"it asked to be woken {_IDLE_WAKES} times in a row while nothing else happened")
-            )
+        return bool(changes.loaded or changes.idled or changes.freed or changes.failed or changes.lost)
 
     def _check_laws(self) -> None:
         try:
@@ -251,6 +258,12 @@ class Engine:
 
     def run(self) -> None:
         """Until every request has ended, or the horizon. What has not ended then is unfinished."""
+        self.begin()
+        self.clock.run()
+        self.finish()
+
+    def begin(self) -> None:
+        """What the policy does before the first arrival; from here on the clock may run, or be stepped."""
         if reason := why_not_marked(self.policy):
             raise PolicyError(self.asking.blame(reason))
         if self.policy.foresees:
@@ -259,10 +272,14 @@ class Engine:
             self.policy.foresee(future)
         self.asking.ask(self.policy.start, Changes())
         self.serving.plan()
+        if self.faults is not None:
+            self.faults.start()
         self._feed.next()
         if self.scenario.horizon_s is not None:
             self.clock.at(self.scenario.horizon_s, lambda _subject, _version: self.clock.stop(), None, 0)
-        self.clock.run()
+
+    def finish(self) -> None:
+        """The run is over: book what is under way, and end who has not ended."""
         now_s = self.clock.now_s
         for instance in list(self.world.cluster.instances.values()):
             self.serving.close(instance)
@@ -349,7 +366,7 @@ def simulate(
     engine = Engine(scenario, watched(), cluster, policy, check, recorder)
     engine.on_progress, engine.on_events = on_progress, on_events
     begin_s = perf_counter()
-    with _rare_collections():
+    with _rare_collections(), not_for_ever(engine.asking.running, engine.asking.blame):
         engine.run()
     wall_s = perf_counter() - begin_s
     played = isinstance(scenario.workload, TraceWorkload)

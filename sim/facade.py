@@ -22,3 +22,6 @@ class Facade:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise PolicyError(f"a policy may look but not touch: '{name}' cannot be set; return an action instead")
+
+    def __delattr__(self, name: str) -> None:
+        raise PolicyError(f"a policy may look but not touch: '{name}' cannot be deleted; return an action instead")

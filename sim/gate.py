@@ -12,7 +12,7 @@ from typing import Any
 
 from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
 from sim.cluster import Gpu
-from sim.errors import PolicyError
+from sim.errors import PolicyError, shown
 from sim.loading import Loading
 from sim.machine_views import GpuView
 from sim.request import LOAD_WAIT, QUEUED, REJECTED, Request
@@ -22,6 +22,9 @@ from sim.serving import Serving
 from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
 from sim.views import InstanceView, ModelView
 from sim.world import World
+
+_MOST_KV_TOKENS = 10**12
+_LONGEST_REASON = 1_000
 
 
 class Gate:
@@ -55,7 +58,7 @@ class Gate:
         handler = self._handlers.get(type(action))
         if handler is None:
             raise PolicyError(
-                f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {action!r} is not an action; "
+                f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {shown(action)} is not an action; "
                 "return Load, Route, Resize, Stop, Preempt, Reject or Wake from sim.policy"
             )
         handler(action)
@@ -67,7 +70,7 @@ class Gate:
 
     def _unwrap(self, action: object, view: object, kind: type, what: str) -> Any:
         if not isinstance(view, kind):
-            raise self._refuse(action, f"{what} must be taken from the view, not {view!r}")
+            raise self._refuse(action, f"{what} must be taken from the view, not {shown(view)}")
         return view._of  # type: ignore[attr-defined]
 
     # A policy's action may hold anything, whatever its fields are declared as: nothing is taken for granted below.
@@ -77,12 +80,15 @@ class Gate:
     def _load(self, action: Any) -> None:
         model: Model = self._unwrap(action, action.model, ModelView, "the model")
         gpu: Gpu = self._unwrap(action, action.gpu, GpuView, "the GPU")
+        if gpu.down:
+            raise self._refuse(action, f"{gpu.name} is down; view.gpus has those that are up")
         kv_tokens = action.model.default_kv_tokens if action.kv_tokens is None else action.kv_tokens
         self._check_layers(action, model, gpu, action.layers)
-        if not isinstance(kv_tokens, int) or kv_tokens < model.max_context:
-            raise self._refuse(
-                action, f"a KV pool of {kv_tokens} tokens cannot hold one request of max_context {model.max_context}"
-            )
+        if not isinstance(kv_tokens, int) or not model.max_context <= kv_tokens <= _MOST_KV_TOKENS:
+            hold = f"cannot hold one request of max_context {model.max_context}"
+            if isinstance(kv_tokens, int) and kv_tokens > _MOST_KV_TOKENS:
+                hold = f"is beyond any memory; at most {_MOST_KV_TOKENS:,}"
+            raise self._refuse(action, f"a KV pool of {shown(kv_tokens)} tokens {hold}")
         most = self.world.options.max_sequences
         sequences = most if action.max_sequences is None else action.max_sequences
         if not isinstance(sequences, int) or not 1 <= sequences <= most:
@@ -159,8 +165,9 @@ class Gate:
 
     def _reject(self, action: Any) -> None:
         request: Request = self._unwrap(action, action.request, RequestView, "the request")
-        if not isinstance(action.reason, str) or not action.reason:
-            raise self._refuse(action, "give the reason for the rejection")
+        reason = action.reason
+        if not isinstance(reason, str) or not reason.isprintable() or not 0 < len(reason) <= _LONGEST_REASON:
+            raise self._refuse(action, f"give the reason for the rejection, at most {_LONGEST_REASON} printable signs")
         self._take_waiting(action, request)
         self.serving.kv.drop(request)
         request.reason = action.reason
@@ -205,5 +212,5 @@ class Gate:
 
 def _describe(action: object) -> str:
     fields = getattr(action, "__dict__", {})
-    inside = ", ".join(f"{name}={value!r}" for name, value in fields.items() if not isinstance(value, Load))
+    inside = ", ".join(f"{name}={shown(value)}" for name, value in fields.items() if not isinstance(value, Load))
     return f"{type(action).__name__}({inside})"

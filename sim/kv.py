@@ -30,6 +30,7 @@ class KvMoves:
             self.world.recorder.counts["kv_dropped_for_lack_of_host_memory"] += 1
             return False
         request.kv_node = instance.gpu.node
+        request.kv_node.saved[request.index] = request
         request.kv_tokens = tokens
         return True
 
@@ -38,6 +39,7 @@ class KvMoves:
         if request.kv_node is not None:
             layers = request.model.weights.layers
             request.kv_node.memory.take_saved_kv(-request.model.kv_layer_bytes(request.kv_tokens) * layers)
+            del request.kv_node.saved[request.index]
             request.kv_node = None
             request.kv_tokens = 0
 
@@ -47,11 +49,16 @@ class KvMoves:
         links = (instance.kv_links["kv_save"], *self.transfers.from_gpu(instance.gpu))
         self._begin(instance, "kv_save")
 
+        number = instance.save_count
+        instance.save_count += 1
+
         def done() -> None:
+            del instance.saves[number]
             self._end(instance, "kv_save", size)
             on_done()
 
-        self.transfers.start(size, links, links[0].bytes_per_s, "kv_save", done)
+        transfer = self.transfers.start(size, links, links[0].bytes_per_s, "kv_save", done)
+        instance.saves[number] = (transfer, requests)
 
     def _begin(self, instance: Instance, cause: str) -> None:
         """One more transfer. Several at once count as one stretch of time, and get one row."""
@@ -109,6 +116,16 @@ class KvMoves:
         del instance.restoring[request.index]
         instance.joining.append(request)
         self.world.touch(instance)
+
+    def cancel_saves(self, instance: Instance) -> list[Request]:
+        """What is on its way out is lost with the GPU, and so is what came out of it so far; whose KV that was."""
+        losers: list[Request] = []
+        for transfer, requests in instance.saves.values():
+            self.transfers.cancel(transfer)
+            self._end(instance, "kv_save", transfer.size - transfer.remaining)
+            losers += requests
+        instance.saves = {}
+        return losers
 
     def cancel_restore(self, instance: Instance, request: Request) -> None:
         """Stop bringing its KV back; the copy in host memory is whole until the last byte has moved."""

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from sim.errors import ProfileError, did_you_mean
+from sim.errors import ProfileError, did_you_mean, shown
 from sim.locate import data_folder
 from sim.profiles import GpuKind, Grid, HostKind, Profile, SwitchCosts, Weights
+from sim.reading import plain_bytes
+from sim.yamlfile import read_yaml
 
 GIGA = 1e9
+MOST_BYTES = 256 << 20  # of one table
+_PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # what Excel and R read as one too
+# What the tables may hold at most, far beyond any machine; so no time or sum of bytes leaves the range of numbers.
+_MOST = {"layers": 10_000, "layer_bytes": 10**15, "head_bytes": 10**15, "kv_bytes_per_token_layer": 10**12}
+_MOST |= dict.fromkeys(("batch", "context", "prompt_tokens", "max_context", "memory_gib", "usd_per_hour"), 10**9)
+_FARTHEST, _FINEST = 1e9, 1e-12  # of seconds and GB/s
+_Made = TypeVar("_Made")
 KINDS = ("measured", "published", "fitted", "analytic")
 # Columns of each table that are names; those that are numbers are checked where they are read.
 _KEY = ("model", "quantization")
@@ -42,14 +53,18 @@ class Library:
         self.folder = folder or data_folder("profiles")
         if not self.folder.is_dir():
             raise ProfileError(f"{self.folder}: no such folder of profiles; check `profiles:` in the scenario")
-        self.gpus = {row["gpu"]: _gpu_kind(row) for row in _rows(self.folder / "gpus.csv")}
-        self.hosts = {row["host"]: _host_kind(row) for row in _rows(self.folder / "nodes.csv")}
-        self.weights = {(row["model"], row["quantization"]): _weights(row) for row in _rows(self.folder / "models.csv")}
-        self._tables = {
-            (table["gpu"], table["host"], table["engine"]): (path.parent, str(table.get("offload", "cpu")))
-            for path in sorted(self.folder.glob("*/*/table.yaml"))
-            for table in [_table_header(path)]
-        }
+        self.gpus = {key[0]: kind for key, kind in _one_each(self.folder / "gpus.csv", ("gpu",), _gpu_kind).items()}
+        self.hosts = {key[0]: kind for key, kind in _one_each(self.folder / "nodes.csv", ("host",), _host_kind).items()}
+        weights = _one_each(self.folder / "models.csv", _KEY, _weights)
+        self.weights = {(model, quantization): weight for (model, quantization), weight in weights.items()}
+        self._tables: dict[tuple[str, str, str], tuple[Path, str]] = {}
+        for path in sorted(self.folder.glob("*/*/table.yaml")):
+            table = table_header(path)
+            key = (table["gpu"], table["host"], table["engine"])
+            if key in self._tables:
+                other = self._tables[key][0].name
+                raise ProfileError(f"{path}: tables for {', '.join(key)} are in {other} already; keep one")
+            self._tables[key] = path.parent, str(table.get("offload", "cpu"))
         self._profiles: dict[tuple[str, ...], Profile] = {}
         self._rows_of: dict[Path, dict[tuple[str, str], list[dict[str, Any]]]] = {}
 
@@ -68,6 +83,10 @@ class Library:
     def table_keys(self) -> list[tuple[str, str, str]]:
         """All (gpu, host, engine) that have tables, in order."""
         return sorted(self._tables)
+
+    def table_folder(self, key: tuple[str, str, str]) -> Path:
+        """Where the tables of one of `table_keys` are."""
+        return self._tables[key][0]
 
     def model_weights(self, model: str, quantization: str) -> Weights:
         """Raises ProfileError for an unknown model or quantisation."""
@@ -97,6 +116,8 @@ class Library:
     def _read_profile(self, weights: Weights, folder: Path, offload: str, label: str) -> Profile:
         key = (weights.model, weights.quantization)
         switch = self._model_rows(folder / "switch.csv", key, label)
+        if len(switch) > 1:
+            raise ProfileError(f"{switch[1]['_where']}: a second row for {' '.join(key)}; keep one")
         return Profile(
             weights,
             _grid(
@@ -119,7 +140,7 @@ class Library:
     def _model_rows(self, path: Path, key: tuple[str, str], label: str) -> list[dict[str, Any]]:
         if path not in self._rows_of:
             grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-            for row in _rows(path):
+            for row in table_rows(path):
                 grouped.setdefault((row["model"], row["quantization"]), []).append(row)
             self._rows_of[path] = grouped
         if key not in self._rows_of[path]:
@@ -136,14 +157,21 @@ class Library:
         return found
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def table_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        text = io.StringIO(plain_bytes(path, MOST_BYTES).decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, strict=True)
+        names = list(reader.fieldnames or ())
+        twice = _first_twice(names)
+        if twice is not None:
+            raise ProfileError(f"{path}, row 1: column {shown(twice)} is there twice; keep one")
+        rows: list[dict[str, Any]] = list(reader)
     except OSError as error:
         raise ProfileError(f"{path}: cannot read the table ({error.strerror}); is the folder complete?") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise ProfileError(f"{path}: not a UTF-8 CSV file ({error}); make it again") from None
+    if not rows:
+        raise ProfileError(f"{path}: has no rows; is the file cut off?")
     for number, row in enumerate(rows, start=2):
         row["_where"] = f"{path}, row {number}"
         if None in row or any(value is None for value in row.values()):
@@ -152,21 +180,56 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if missing:
             raise ProfileError(f"{path}: column '{missing[0]}' is missing; {did_you_mean(missing[0], row)}")
         if row.get("kind", "measured") not in KINDS:
-            raise ProfileError(f"{path}, row {number}: kind '{row['kind']}' is none of {', '.join(KINDS)}")
+            raise ProfileError(f"{path}, row {number}: kind {shown(row['kind'])} is none of {', '.join(KINDS)}")
+        for column in NAMES.get(path.name, ()):
+            if column not in ("name", "usd_per_hour", "source") and not (row[column] and row[column].isprintable()):
+                raise ProfileError(
+                    f"{path}, row {number}: column '{column}' is {shown(row[column])}, which names nothing"
+                )
     return rows
 
 
+def _first_twice(names: list[str]) -> str | None:
+    seen: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            return name
+        seen[name] = None
+    return None
+
+
+def _one_each(
+    path: Path, names: tuple[str, ...], make: Callable[[dict[str, Any]], _Made]
+) -> dict[tuple[str, ...], _Made]:
+    """A table whose rows are told apart by these columns."""
+    found: dict[tuple[str, ...], _Made] = {}
+    for row in table_rows(path):
+        key = tuple(row[name] for name in names)
+        if key in found:
+            raise ProfileError(f"{row['_where']}: a second row for {' '.join(key)}; keep one")
+        found[key] = make(row)
+    return found
+
+
 def _number(row: dict[str, Any], column: str, least: str = "at least 0") -> float:
-    """A finite number, `at least 0` or `above 0`."""
+    """A finite number, `at least 0` or `above 0`, in plain digits."""
     if column not in row:
         raise ProfileError(f"{row['_where']}: column '{column}' is missing; {did_you_mean(column, row)}")
-    try:
-        value = float(row[column])
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf") or (least == "above 0" and not value):
-        raise ProfileError(f"{row['_where']}: column '{column}' is '{row[column]}', not a number {least}")
+    text = row[column].strip()
+    value = float(text) if _PLAIN_NUMBER.fullmatch(text) and len(text) < 400 else math.nan
+    most = _MOST.get(column, _FARTHEST)
+    if not 0 <= value <= most or (least == "above 0" and value < _FINEST):
+        raise ProfileError(
+            f"{row['_where']}: column '{column}' is {shown(row[column])}, not a number {least} and at most {most:g}"
+        )
     return value
+
+
+def _whole(row: dict[str, Any], column: str, least: str = "above 0") -> int:
+    value = _number(row, column, least)
+    if value != int(value):
+        raise ProfileError(f"{row['_where']}: column '{column}' is {shown(row[column])}, not a whole number")
+    return int(value)
 
 
 def _positive(row: dict[str, Any], column: str) -> float:
@@ -197,11 +260,11 @@ def _weights(row: dict[str, Any]) -> Weights:
     return Weights(
         row["model"],
         row["quantization"],
-        layers=round(_positive(row, "layers")),
-        layer_bytes=round(_positive(row, "layer_bytes")),
-        head_bytes=round(_number(row, "head_bytes")),
-        kv_bytes_per_token_layer=round(_positive(row, "kv_bytes_per_token_layer")),
-        max_context=round(_positive(row, "max_context")),
+        layers=_whole(row, "layers"),
+        layer_bytes=_whole(row, "layer_bytes"),
+        head_bytes=_whole(row, "head_bytes", "at least 0"),
+        kv_bytes_per_token_layer=_whole(row, "kv_bytes_per_token_layer"),
+        max_context=_whole(row, "max_context"),
     )
 
 
@@ -219,33 +282,32 @@ def _switch_costs(row: dict[str, Any]) -> SwitchCosts:
     )
 
 
-def _table_header(path: Path) -> dict[str, Any]:
-    try:
-        header = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ProfileError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
+def table_header(path: Path) -> dict[str, Any]:
+    """What table.yaml says of the tables beside it. Raises ProfileError."""
+    header = read_yaml(path, ProfileError)
     missing = [key for key in ("gpu", "host", "engine") if not isinstance(header, dict) or key not in header]
     if missing:
         raise ProfileError(f"{path}: '{missing[0]}' is missing; a table.yaml names gpu, host and engine")
     if header.get("offload", "cpu") not in ("cpu", "stream"):
-        raise ProfileError(f"{path}: offload '{header['offload']}' is neither cpu nor stream")
+        raise ProfileError(f"{path}: offload {shown(header['offload'])} is neither cpu nor stream")
+    for key in ("gpu", "host", "engine"):
+        name = header[key]
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ProfileError(f"{path}: '{key}' is {shown(name)}, not a name; put one there, in quotes if need be")
     return dict(header)
 
 
 def _grid(rows: list[dict[str, Any]], axes: tuple[str, ...], value: str, label: str) -> Grid:
     points: dict[tuple[float, ...], float] = {}
     for row in rows:
-        point = tuple(_number(row, axis) for axis in axes)
+        point = tuple(float(_whole(row, axis, "at least 0")) for axis in axes)
         seconds = _positive(row, value)
         if points.get(point, seconds) != seconds:
             raise ProfileError(f"{row['_where']}: a second, different {value} for the same point; keep one")
         points[point] = seconds
     knots = tuple(tuple(sorted({point[axis] for point in points})) for axis in range(len(axes)))
-    order: list[tuple[float, ...]] = [()]
-    for axis in knots:
-        order = [(*point, knot) for point in order for knot in axis]
-    for point in order:
+    for point in itertools.product(*knots):  # made one by one: a few rows may span a grid without end
         if point not in points:
             hole = ", ".join(f"{axis} {number:g}" for axis, number in zip(axes, point, strict=True))
             raise ProfileError(f"{label}: no {value} at {hole}; a table must be a full grid (add the missing row)")
-    return Grid(knots, tuple(points[point] for point in order))
+    return Grid(knots, tuple(points[point] for point in itertools.product(*knots)))

@@ -14,13 +14,13 @@ CAUSES = ("weights", "kv_save", "kv_restore", "resize")
 class Link:
     """One direction of a shared connection; `transfers` on it, in order of arrival."""
 
-    __slots__ = ("bytes_by_cause", "bytes_per_s", "name", "shared", "transfers")
+    __slots__ = ("bytes_by_cause", "bytes_per_s", "full_bytes_per_s", "name", "shared", "transfers")
 
     def __init__(self, name: str, bytes_per_s: float, shared: bool = False) -> None:
         assert bytes_per_s > 0, name
         self.name = name
         self.shared = shared  # also where links are serial: the cap over several GPUs
-        self.bytes_per_s = bytes_per_s
+        self.bytes_per_s = self.full_bytes_per_s = bytes_per_s  # less than full while a fault slows it down
         self.transfers: dict[int, Transfer] = {}
         self.bytes_by_cause = dict.fromkeys(CAUSES, 0.0)
 

@@ -44,11 +44,13 @@ class Loading:
         self.transfers = transfers
         self.serving = serving
         self._number = 0
-        self._loads: dict[int, Load] = {}
+        self.loads: dict[int, Load] = {}
         # Weights that have their place in a node's host memory, but have not been read from disk yet.
-        self._arriving: dict[tuple[int, tuple[str, str]], bool] = {}
+        self.arriving: dict[tuple[int, tuple[str, str]], bool] = {}
         self.resizing = Resizing(world, transfers, self)
         serving.takes_over = self._take_over
+        self.fails: Callable[[Gpu], bool] | None = None  # is the load that ends now on this GPU one that fails?
+        self.on_failed: Callable[[Instance, Load], None] = lambda instance, load: None
 
     @property
     def _now_s(self) -> float:
@@ -96,7 +98,7 @@ class Loading:
         """Keep a host copy of the weights for as long as the instance lives."""
         weights, node = instance.model.weights, instance.gpu.node
         if weights.key not in node.memory.cached:
-            self._arriving[node.index, weights.key] = True
+            self.arriving[node.index, weights.key] = True
         cached = node.memory.cache(weights.key, weights.total_bytes)
         assert cached, "the gate checks host memory"
         node.memory.pin(weights.key)
@@ -106,20 +108,20 @@ class Loading:
         self.become(instance, PENDING)
         instance.changed()
         instance.model.loading[instance.number] = instance
-        self._loads[instance.number] = load
+        self.loads[instance.number] = load
         instance.gpu.pending.append(instance)
         instance.claim(instance.gpu_bytes)
         self.start_pending(instance.gpu)
 
     def start_pending(self, gpu: Gpu) -> None:
         """Start waiting loads in order, as far as memory is really free."""
-        while gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
+        while not gpu.down and gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
             instance = gpu.pending.pop(0)
             instance.claim(0)
             gpu.take(instance.gpu_bytes, self._now_s)
             gpu.account(self._now_s)
             gpu.loads += 1
-            load = self._loads[instance.number]
+            load = self.loads[instance.number]
             switch = instance.profile.switch
             load.begun_s = self._now_s
             load.start_s = 0.0 if load.wake else switch.start_s
@@ -133,16 +135,16 @@ class Loading:
         if version != instance.version:
             return
         self.become(instance, LOADING)
-        load = self._loads[instance.number]
+        load = self.loads[instance.number]
         weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
         key = weights.key
         load.size = float(weights.gpu_bytes(instance.layers))
-        load.from_disk = not node.memory.touch(key) or (node.index, key) in self._arriving
+        load.from_disk = not node.memory.touch(key) or (node.index, key) in self.arriving
         links = self.transfers.to_gpu(gpu)
         sizes: list[tuple[float, tuple[Link, ...]]] = [(load.size, links)]
         if load.from_disk:
             if node.memory.cache(key, weights.total_bytes):
-                self._arriving[node.index, key] = True
+                self.arriving[node.index, key] = True
             # The disk is read while the link sends; the layers that stay in host memory are read too.
             sizes = [(load.size, (*links, *self.transfers.disk(node)))]
             if weights.host_bytes(instance.layers):
@@ -161,10 +163,13 @@ class Loading:
         now_s, gpu = self._now_s, instance.gpu
         weights = instance.model.weights
         if load.from_disk:
-            self._arriving.pop(self._arriving_key(instance), None)
-        del self._loads[instance.number]
+            self.arriving.pop(self._arriving_key(instance), None)
+        del self.loads[instance.number]
         gpu.account(now_s)
         gpu.loads -= 1
+        if self.fails is not None and self.fails(gpu):
+            self.on_failed(instance, load)
+            return
         self.become(instance, READY)
         instance.ready_s = instance.last_used_s = now_s
         del instance.model.loading[instance.number]
@@ -202,11 +207,11 @@ class Loading:
             self.world.recorder.timeline.instant(instance, f"stop: {mode}", {}, self._now_s)
         self.send_back_waiting(instance)
         if instance.status in (PENDING, STARTING, LOADING):
-            self._cancel_load(instance)
+            self.cancel_load(instance)
             return
         instance.gpu.release_later(instance.gpu_bytes if instance.status != ASLEEP else 0)
         if instance.status == ASLEEP:
-            self._vanish(instance)
+            self.vanish(instance)
             return
         if mode == "drain":
             self.become(instance, DRAINING)
@@ -226,9 +231,10 @@ class Loading:
             instance.waiting.remove(request.index)
             self.world.requeue(request)
 
-    def _cancel_load(self, instance: Instance) -> None:
+    def cancel_load(self, instance: Instance) -> None:
+        """Break a load off, under way or waiting for memory, and with it the instance."""
         gpu = instance.gpu
-        load = self._loads.pop(instance.number)
+        load = self.loads.pop(instance.number)
         del instance.model.loading[instance.number]
         instance.version += 1
         if instance.status == PENDING:
@@ -238,19 +244,19 @@ class Loading:
             for transfer in load.transfers or []:
                 if transfer.under_way:
                     self.transfers.cancel(transfer)
-            self._record_broken_off(instance, load)
+            self.record_end(instance, load, "broken-off load")
             gpu.account(self._now_s)
             gpu.loads -= 1
             gpu.take(-instance.gpu_bytes, self._now_s)
-        self._vanish(instance)
+        self.vanish(instance)
 
-    def _record_broken_off(self, instance: Instance, load: Load) -> None:
-        """What a load that never ended has cost so far."""
+    def record_end(self, instance: Instance, load: Load, kind: str) -> None:
+        """What a load that came to nothing has cost so far."""
         spent_s = self._now_s - load.begun_s
         moved = sum([transfer.size - transfer.remaining for transfer in load.transfers or []], 0.0)
         self.world.recorder.switch(
             self._now_s,
-            "broken-off load",
+            kind,
             instance,
             wait_s=load.begun_s - load.asked_s,
             start_s=min(spent_s, load.start_s),
@@ -261,10 +267,10 @@ class Loading:
 
     def close(self) -> None:
         """The run ends here: loads under way have cost what they have cost."""
-        for number, load in self._loads.items():
+        for number, load in self.loads.items():
             instance = self.world.cluster.instances[number]
             if instance.status != PENDING:
-                self._record_broken_off(instance, load)
+                self.record_end(instance, load, "broken-off load")
 
     def _take_over(self, instance: Instance) -> bool:
         """At an iteration boundary: is there something to do that ends or changes this instance?"""
@@ -306,9 +312,8 @@ class Loading:
         instance.stop_mode = None
 
         def done() -> None:
-            for request in saved:
-                request.enter(PREEMPTED, self._now_s)
-            self._send_back(instance, saved, mode)
+            left = [request for request in saved if self.serving.preemption.is_out(request)]
+            self._send_back(instance, left, mode)
             self._free(instance, mode)
 
         if saved:
@@ -369,9 +374,10 @@ class Loading:
         gpu = instance.gpu
         gpu.take(-instance.gpu_bytes, self._now_s)
         gpu.release_later(-instance.gpu_bytes)
-        self._vanish(instance)
+        self.vanish(instance)
 
-    def _vanish(self, instance: Instance) -> None:
+    def vanish(self, instance: Instance) -> None:
+        """It is gone, and what it held of the host with it; of the GPU's memory the caller has taken care."""
         gpu, memory = instance.gpu, instance.gpu.node.memory
         host_kv_bytes = instance.host_kv_bytes_at(instance.layers)
         if host_kv_bytes and instance.status != ASLEEP:
@@ -386,5 +392,6 @@ class Loading:
         del gpu.instances[instance.number]
         del instance.model.instances[instance.number]
         del self.world.cluster.instances[instance.number]
-        self.world.changes.freed.append(gpu)
-        self.start_pending(gpu)
+        if not gpu.down:
+            self.world.changes.freed.append(gpu)
+            self.start_pending(gpu)

@@ -66,8 +66,13 @@ class GpuView(Facade):
         return self._of.capacity_bytes
 
     @property
+    def up(self) -> bool:
+        """Not while a fault keeps it down: then nothing is on it, and nothing can be loaded."""
+        return not self._of.down
+
+    @property
     def free_bytes(self) -> int:
-        return self._of.capacity_bytes - self._of.used_bytes
+        return 0 if self._of.down else self._of.capacity_bytes - self._of.used_bytes
 
     @property
     def available_bytes(self) -> int:
@@ -76,13 +81,13 @@ class GpuView(Facade):
 
     @property
     def h2d_bytes_per_s(self) -> float:
-        """Its link from host memory."""
-        return self._of.kind.h2d_bytes_per_s
+        """Its link from host memory, as fast as it is now."""
+        return self._of.kind.h2d_bytes_per_s * self._of.h2d_factor
 
     @property
     def d2h_bytes_per_s(self) -> float:
-        """Its link to host memory."""
-        return self._of.kind.d2h_bytes_per_s
+        """Its link to host memory, as fast as it is now."""
+        return self._of.kind.d2h_bytes_per_s * self._of.d2h_factor
 
     @property
     def growth_bytes(self) -> int:
@@ -97,6 +102,8 @@ class GpuView(Facade):
     def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
         """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
         needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)
+        if self._of.down:
+            return False
         if needed.gpu > self._of.available_bytes + freed_bytes or why_not_layers(model._of, self._of, layers):
             return False
         return host_missing(model._of, self._of, needed.host_weights, needed.host_kv) <= 0
@@ -152,7 +159,7 @@ class GpuView(Facade):
 
 
 class NodeView(Facade):
-    """A host and its GPUs."""
+    """A host and its GPUs that are up."""
 
     __slots__ = ()
     _of: Node
@@ -166,7 +173,7 @@ class NodeView(Facade):
 
     @property
     def gpus(self) -> list[GpuView]:
-        return [self._views.gpu(gpu) for gpu in self._of.gpus]
+        return [self._views.gpu(gpu) for gpu in self._of.gpus if not gpu.down]
 
     @property
     def cpu_bytes_per_s(self) -> float:

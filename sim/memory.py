@@ -107,6 +107,13 @@ class HostMemory:
         self.saved_kv_bytes += size
         return True
 
+    def lose(self) -> None:
+        """The host is gone, and all that was cached there; who held something else has given it back before."""
+        assert not self.pins, self.pins
+        assert self.instance_kv_bytes == self.saved_kv_bytes == 0, (self.instance_kv_bytes, self.saved_kv_bytes)
+        self.cached = {}
+        self.cached_bytes = 0
+
     def check(self) -> None:
         """Assert the account (law 2)."""
         assert self.cached_bytes == sum(self.cached.values())

@@ -146,6 +146,21 @@ SWITCH_COLUMNS = {
 SWITCH_TEXTS = ("kind", "model", "gpu", "mode")  # columns of codes, whose names are in Recorder.switch_texts
 
 
+class FaultRecord:
+    """What faults did to a run: how many there were, who was sent back, and the work that was lost."""
+
+    def __init__(self) -> None:
+        self.events = {"gpu_failure": 0, "node_loss": 0, "slow_link": 0, "load_failure": 0}
+        self.retried = 0  # requests that went back to the queue, once or more often
+        self.retries = 0  # times that one did
+        self.cancelled = 0
+        self.kv_tokens = 0  # of sequences, whose KV was lost
+        self.recompute_s = 0.0  # what these take to compute again, each alone on the GPU where it was
+        self.step_s = 0.0  # GPU work in iterations that never ended
+        self.load_s = 0.0  # of loads that came to nothing
+        self.wasted_tokens = 0  # output of requests that were given up
+
+
 class Recorder:
     """Everything that a run leaves behind.
 
@@ -159,6 +174,7 @@ class Recorder:
         self.sessions = False  # does any request belong to one?
         self.series: Series | None = None  # what is on the GPUs over time
         self.timeline: Timeline | None = None  # what to draw of this run
+        self.faults: FaultRecord | None = None  # of a run in which there may be some
         self._digest_sum = 0
         self.reasons: dict[str, int] = {"": 0}
         self.arrived = 0

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from sim import costs
 from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
@@ -24,7 +24,7 @@ from sim.boxes import Box, FrontDoor, IdleTimers, known_models, most_layers
 from sim.combinations import combinations_of
 from sim.costs import ArrivalRates
 from sim.decision import View
-from sim.errors import ConfigError, PolicyError, SimError, did_you_mean
+from sim.errors import ConfigError, PolicyError, SimError, did_you_mean, message_of, shown
 from sim.eviction import least_recent_first, longest_waiting_first, lru_victims
 from sim.fairness import TokenCounters, max_min_shares
 from sim.feedback import FeedbackQueues, Job
@@ -34,15 +34,20 @@ from sim.knapsack import choose_options
 from sim.machine_views import GpuView, NodeView
 from sim.pressure import PressureRoom, least_pressed, pressure_moves, pressure_rooms
 from sim.prices import Option, Prices, Queue
+from sim.reading import plain_bytes
 from sim.replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
 from sim.request_view import RequestView
 from sim.sequencing import least_violation
 from sim.slack import SlackQueue
+from sim.spec import is_code
+from sim.standing import Standing
 from sim.swap_queue import SwapQueue
 from sim.swapping import Alarms, bring, holders, leave, resident, switch_s
 from sim.turns import Batch, Group, Turns, TurnWorker
 from sim.views import InstanceView, ModelView
 from sim.virtual_queues import RequestGroup, VirtualQueue, WaitingTimes, in_time_order
+from sim.watch import Overtime, not_for_ever
+from sim.workloads.fields import Checked
 
 __all__ = [
     "Action",
@@ -79,6 +84,7 @@ __all__ = [
     "Resize",
     "Route",
     "SlackQueue",
+    "Standing",
     "Stop",
     "SwapQueue",
     "TokenCounters",
@@ -115,11 +121,14 @@ __all__ = [
     "traffic_seen",
 ]
 
+IDEAL_WORLDS = ("memory", "switches")
+_MOST_BYTES = 16 << 20  # of a policy's file
 
-class PolicyParameters(BaseModel):
-    """A policy's parameters: typed, with defaults, checked when the scenario is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PolicyParameters(Checked):
+    """A policy's parameters: typed, with defaults, checked when the scenario is read; every number is finite."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class Policy:
@@ -186,10 +195,12 @@ def policy_class(name: str) -> tuple[type[Policy], str]:
 
     Raises PolicyError: no such policy, a file that does not import, or one without exactly one policy.
     """
-    if name.endswith(".py") or "/" in name:
+    if is_code(name):
         path = Path(name)
         if not path.is_file():
             raise PolicyError(f"{name}: no such policy file; give a path to a .py file, or a name from: sim policies")
+        if path.suffix != ".py":
+            raise PolicyError(f"{name}: no Python file; a policy is a file whose name ends in .py")
         return _class_in_file(path)
     path = policies_folder() / f"{name.replace('-', '_')}.py"
     if path.is_file() and not path.stem.startswith("_"):
@@ -201,7 +212,10 @@ def policy_class(name: str) -> tuple[type[Policy], str]:
 
 
 def _class_in_file(path: Path) -> tuple[type[Policy], str]:
-    source = path.read_bytes()
+    try:
+        source = plain_bytes(path, _MOST_BYTES)
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot read the policy ({error.strerror}); check the path") from None
     digest = hashlib.sha256(source).hexdigest()
     spec = importlib.util.spec_from_file_location(f"_policy_{path.stem}_{digest[:8]}", path)
     assert spec is not None, path
@@ -210,9 +224,15 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     sys.modules[spec.name] = module  # where pydantic looks up the types of its parameters
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing beside the user's own file
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a policy file may fail in any way; that is its author's to mend
-        raise PolicyError(f"{path}: cannot import the policy ({type(error).__name__}: {error})") from error
+        with not_for_ever(lambda: 1, lambda reason: f"{path}: cannot import the policy ({reason})"):
+            spec.loader.exec_module(module)
+    except KeyboardInterrupt as error:
+        error.add_note(f"{path} was being imported")
+        raise
+    except SimError:
+        raise
+    except BaseException as error:  # a policy file may fail in any way; that is its author's to mend
+        raise PolicyError(f"{path}: cannot import the policy ({type(error).__name__}: {message_of(error)})") from error
     finally:
         sys.dont_write_bytecode = writes_bytecode
     found = [
@@ -221,10 +241,35 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
         if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise PolicyError(f"{path}: a policy file defines exactly one subclass of sim.policy.Policy, not {len(found)}")
-    if reason := why_not_marked(found[0]):
+        names = f" ({', '.join(cls.__name__ for cls in found[:5])})" if found else ""
+        raise PolicyError(
+            f"{path}: a policy file defines exactly one subclass of sim.policy.Policy, not {len(found)}{names}"
+        )
+    if reason := _why_no_policy(found[0]) or why_not_marked(found[0]):
         raise PolicyError(f"{path}: {reason}")
     return found[0], digest
+
+
+def _why_no_policy(policy: type[Policy]) -> str:
+    """Empty if what a policy's class says of itself is of the kind that it has to be."""
+    name = policy.__name__
+    if not (isinstance(policy.Parameters, type) and issubclass(policy.Parameters, PolicyParameters)):
+        return f"{name}.Parameters is no subclass of PolicyParameters"
+    for method in ("decide", "start", "parts"):
+        if not callable(getattr(policy, method)):
+            return f"{name}.{method} is no method, but {shown(getattr(policy, method))}"
+        if inspect.iscoroutinefunction(getattr(policy, method)) or inspect.isasyncgenfunction(getattr(policy, method)):
+            return f"{name}.{method} is async; write it with def, without await"
+    kinds: dict[str, type] = {"tier": str, "oracle": str, "ideal": tuple, "patient": tuple}
+    kinds |= dict.fromkeys(("foresees", "keeps_placement", "follows_every_finish"), bool)
+    for field, kind in kinds.items():
+        value = getattr(policy, field)
+        if not isinstance(value, kind):
+            return f"{name}.{field} is {shown(value)}, not a {kind.__name__}"
+    unknown = [world for world in policy.ideal if world not in IDEAL_WORLDS]
+    if unknown:
+        return f"{name}.ideal has {shown(unknown[0])}; known: {', '.join(IDEAL_WORLDS)}"
+    return ""
 
 
 def why_not_marked(policy: type[Policy] | Policy) -> str:
@@ -250,7 +295,7 @@ def load_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Po
 def policy_of(cls: type[Policy], name: str, parameters: dict[str, Any] | None = None) -> Policy:
     """A policy of a class with its checked parameters. Raises ConfigError: an unknown or bad parameter."""
     try:
-        checked = cls.Parameters(**(parameters or {}))
+        checked = cls.Parameters.model_validate(parameters or {})
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(step) for step in problem["loc"])
@@ -258,11 +303,22 @@ def policy_of(cls: type[Policy], name: str, parameters: dict[str, Any] | None = 
             hint = did_you_mean(field, cls.Parameters.model_fields)
             raise ConfigError(f"policy '{name}' has no parameter '{field}'; {hint}") from None
         raise ConfigError(f"policy '{name}', parameter '{field}': {problem['msg'].lower()}") from None
-    try:
-        return cls(checked)
-    except ValueError as error:  # what the policy itself finds wrong with them
-        raise ConfigError(f"policy '{name}': {error}") from None
-    except SimError:  # it makes another policy inside, and says what is wrong with that
+    except SimError:
         raise
-    except Exception as error:
-        raise PolicyError(f"policy '{name}' cannot be made ({type(error).__name__}: {error})") from error
+    except Exception as error:  # its own validators may fail in any way
+        raise PolicyError(_unmade(name, error)) from error
+    try:
+        made = cls(checked)
+    except ValueError as error:  # what the policy itself finds wrong with them
+        raise ConfigError(f"policy '{name}': {message_of(error)}") from None
+    except (SimError, KeyboardInterrupt, Overtime):  # SimError: of another policy that it makes inside
+        raise
+    except BaseException as error:
+        raise PolicyError(_unmade(name, error)) from error
+    if not hasattr(made, "_future"):
+        raise PolicyError(f"policy '{name}': its __init__ must call super().__init__(parameters)")
+    return made
+
+
+def _unmade(name: str, error: BaseException) -> str:
+    return f"policy '{name}' cannot be made ({type(error).__name__}: {message_of(error)})"

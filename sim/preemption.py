@@ -78,14 +78,49 @@ class Preemption:
             instance.leave_decoding(request, PREEMPTED, now_s)
             instance.sequences -= 1
         instance.release(request.context)
-        self._line_up_again(request, instance, asked)
+        self.line_up_again(request, instance, asked)
         return []
 
     def _save(self, instance: Instance, requests: list[Request], asked: str | None) -> None:
         if requests:
             self.kv.save(instance, requests, lambda: self._swapped_out(instance, requests, asked))
 
-    def _line_up_again(self, request: Request, instance: Instance, asked: str | None) -> None:
+    def remove(self, instance: Instance, request: Request) -> int:
+        """Out of the batch in the middle of an iteration; so many tokens of KV on the GPU are lost with that. Saved KV
+        on its way in stays saved."""
+        now_s = self.clock.now_s
+        lost = 0
+        if request.index in instance.decoding:
+            instance.leave_decoding(request, PREEMPTED, now_s)
+            lost = request.context
+        elif request.index in instance.restoring:
+            self.kv.cancel_restore(instance, request)
+            del instance.restoring[request.index]
+        elif request in instance.joining:
+            instance.joining.remove(request)
+            lost = request.context
+        else:
+            instance.prefilling.remove(request)
+            instance.chunks = [chunk for chunk in instance.chunks if chunk[0] is not request]
+            lost, request.computed_tokens = request.computed_tokens, 0
+        if request.phase != PREEMPTED:
+            request.enter(PREEMPTED, now_s)
+        instance.release(request.context)
+        instance.sequences -= 1
+        instance.composition += 1
+        instance.preempt_next.pop(request.index, None)
+        instance.changed()
+        return lost
+
+    def is_out(self, request: Request) -> bool:
+        """Its KV is in host memory now, where it waits to be restored; or, if its client has left, is dropped."""
+        if request.outcome >= 0:
+            self.kv.drop(request)
+            return False
+        request.enter(PREEMPTED, self.clock.now_s)
+        return True
+
+    def line_up_again(self, request: Request, instance: Instance, asked: str | None = None) -> None:
         """A preempted sequence waits at its instance, or, if that takes no one any more, in the cluster's queue."""
         if asked is None and instance.status == READY and instance.stop_mode in (None, "restart", "sleep"):
             self._enqueue(request, instance)
@@ -97,8 +132,8 @@ class Preemption:
             del instance.saving[request.index]
             instance.sequences -= 1
             instance.release(request.context)
-            request.enter(PREEMPTED, self.clock.now_s)
-            self._line_up_again(request, instance, asked)
+            if self.is_out(request):
+                self.line_up_again(request, instance, asked)
         if not instance.saving:
             self.world.touch(instance)
             instance.preempted_s = -1.0

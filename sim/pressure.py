@@ -65,7 +65,7 @@ def pressure_moves(
     do not fit where they are."""
     moves = []
     rooms = {room.gpu: room for room in pressure_rooms(gpus, {}, {})}
-    for model in sorted(homes, key=lambda model: -demands[model]):
+    for model in sorted([m for m, gpu in homes.items() if gpu in rooms], key=lambda model: -demands[model]):
         home = rooms[homes[model]]
         best = least_pressed(list(rooms.values()), model)
         if best is not None and best is not home:

@@ -229,8 +229,11 @@ class Profile:
     def _split(
         self, layers: int, knots: tuple[float, ...], seconds: tuple[float, ...], full: tuple[float, ...]
     ) -> Curve:
-        share = layers / self.weights.layers
-        gpu = tuple(share * whole for whole in full)
+        if self.offload == "cpu":
+            share = layers / self.weights.layers
+            gpu = tuple(share * whole for whole in full)
+        else:  # the GPU computes every layer; what is longer, it waits for weights on the link
+            gpu = self._streamed(seconds, full)
         host = tuple(here - there for here, there in zip(seconds, gpu, strict=True))
         if layers == self.weights.layers:
             host = tuple(0.0 for _ in host)
@@ -240,6 +243,13 @@ class Profile:
                 "mend those rows"
             )
         return Curve(knots, gpu, host)
+
+    @staticmethod
+    def _streamed(seconds: tuple[float, ...], full: tuple[float, ...]) -> tuple[float, ...]:
+        """The GPU's part of times with streamed layers: the same share of each, so that both parts grow together and a
+        prompt costs the same in chunks. The share is that of all the curve's times."""
+        share = min(1.0, sum(full, 0.0) / sum(seconds, 0.0))
+        return tuple([share * here for here in seconds])
 
     def step_s(self, layers: int, batch: int = 1, context: float = 0.0) -> float:
         """Seconds of one decode iteration with nobody else on the GPU or the CPU."""

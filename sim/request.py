@@ -60,6 +60,7 @@ class Request:
         "prompt_tokens",
         "reason",
         "residency_tokens",
+        "retries",
         "sequence_preemptions",
         "service_class",
         "session",
@@ -92,6 +93,7 @@ class Request:
         self.first_token_s = -1.0
         self.last_token_s = -1.0
         self.residency_tokens = 0.0
+        self.retries = 0  # how often its GPU, its node or its load failed
         self.sequence_preemptions = 0
         self.model_preemptions = 0
         self.cold = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sim.links import Transfer
 from sim.request import LOAD_WAIT, QUEUED
 from sim.state import ASLEEP, Instance
 from sim.transfers import Transfers
@@ -29,6 +30,7 @@ class Resize:
     moved: bool = False
     bytes: float = 0.0
     seconds: float = 0.0
+    transfer: Transfer | None = None
 
 
 class Resizing:
@@ -120,7 +122,8 @@ class Resizing:
         else:
             gpu.release_later(-delta_bytes)
             self.loading.take_host_kv(instance, resize.extra_host_bytes)
-        used_bytes = instance.model.kv_layer_bytes(instance.blocks_used * instance.block_tokens) * moved_layers
+        used_blocks = instance.blocks_after(instance.ahead(self._now_s))  # the running leap is not settled
+        used_bytes = instance.model.kv_layer_bytes(used_blocks * instance.block_tokens) * moved_layers
         size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
         switch = instance.profile.switch
 
@@ -142,9 +145,28 @@ class Resizing:
             if instance.leap is None and not instance.sequences:
                 self.apply(instance)  # nothing runs that would have to come to a boundary
         elif grow:
-            self.transfers.start(size, self.transfers.to_gpu(gpu), switch.reload_bytes_per_s, "resize", done)
+            links = self.transfers.to_gpu(gpu)
+            resize.transfer = self.transfers.start(size, links, switch.reload_bytes_per_s, "resize", done)
         else:
-            self.transfers.start(size, self.transfers.from_gpu(gpu), switch.kv_save_bytes_per_s, "resize", done)
+            links = self.transfers.from_gpu(gpu)
+            resize.transfer = self.transfers.start(size, links, switch.kv_save_bytes_per_s, "resize", done)
+
+    def break_off(self, instance: Instance) -> None:
+        """Its GPU is gone: what it holds of the host for another layout than the present one goes back."""
+        resize, gpu = instance.resizing, instance.gpu
+        if isinstance(resize, Resize):
+            if resize.transfer is not None and resize.transfer.under_way:
+                self.transfers.cancel(resize.transfer)
+                gpu.account(self._now_s)
+                gpu.transfers -= 1
+                moved = resize.transfer.size - resize.transfer.remaining
+                if self.world.recorder.timeline is not None:
+                    self.world.recorder.timeline.moved(instance, "resize", resize.started_s, self._now_s, moved)
+            self.loading.take_host_kv(instance, -resize.extra_host_bytes)
+            instance.resizing = None
+        elif self.world.options.resize == "none":
+            more = instance.host_kv_bytes_at(instance.next_layers) - instance.host_kv_bytes_at(instance.layers)
+            self.loading.take_host_kv(instance, -max(0, more))
 
     def apply(self, instance: Instance) -> None:
         """At a boundary: if a move is through, iterations run with the new layers from here on."""

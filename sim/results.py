@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from sim.disk import is_partial, partial_of, put, sync, sync_folder, why
 from sim.errors import ConfigError
 from sim.metrics import REQUEST_COLUMNS
 from sim.request import OUTCOMES
 from sim.request_table import RequestTable
 from sim.series import COLUMNS as SERIES_COLUMNS
-from sim.spec import Scenario, resolved
+from sim.spec import Scenario, is_code, resolved
 from sim.state import STATUSES
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet"
 SERIES = "series.parquet"  # only of a run that was followed
 TRACE = "trace.parquet"  # only of requests that were in no file
 _PROBE_BYTES = 1 << 16
+_EMPTY_BYTES = 12  # of Parquet: its four letters twice, and a length
+_OWN = "# run "  # how scenario.yaml begins, before the run's name
 _BLOCK_ROWS = 1 << 19  # of a row group; the file does not depend on how much of the run lay in memory
 _DERIVED = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained")
 
@@ -51,8 +54,25 @@ def finished_run(folder: Path) -> dict[str, Any] | None:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(summary, dict) and "run_id" in summary and all((folder / name).is_file() for name in FILES)
+    whole = isinstance(summary, dict) and "run_id" in summary and missing_file(folder) is None
     return summary if whole else None
+
+
+def missing_file(folder: Path) -> str | None:
+    """The first file of a run that is not there, or of which no more than a part is; None when all are."""
+    return next((name for name in FILES if not _looks_whole(folder / name)), None)
+
+
+def _looks_whole(path: Path) -> bool:
+    """A Parquet file begins and ends with the same four letters; the others end in a new line."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(4), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4))
+            tail = file.read()
+    except OSError:
+        return False
+    return head == tail == b"PAR1" and size > _EMPTY_BYTES if path.suffix == ".parquet" else tail.endswith(b"\n")
 
 
 def what_is_kept(folder: Path | None) -> str:
@@ -65,7 +85,7 @@ def what_is_kept(folder: Path | None) -> str:
 def check_target(folder: Path, identify: Callable[[], str]) -> None:
     """Refuse, before a run starts, a folder into which its results cannot go.
 
-    It must not exist, or be empty, or hold a finished run of the same run_id (which is asked for only then).
+    It must not exist, or be empty, or hold a run of the same run_id (which is asked for only then), whole or not.
     Raises ConfigError: anything else there, or a place that cannot be written.
     """
     try:
@@ -73,29 +93,47 @@ def check_target(folder: Path, identify: Callable[[], str]) -> None:
             raise ConfigError(f"--out {folder}: is a link to nowhere; remove it or choose another folder")
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder}: is a file; choose a new folder")
-        foreign = folder.is_dir() and any(not _is_partial(path) for path in folder.iterdir())
+        foreign = folder.is_dir() and any(not is_partial(path) for path in folder.iterdir())
         if foreign:
             _refuse_foreign(folder, identify)
         partial = _make_partial(folder)
         try:
-            _write(partial / "probe", b"\0" * _PROBE_BYTES)
+            put(partial / "probe", b"\0" * _PROBE_BYTES)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise _cannot_write(folder, error, "") from None
 
 
 def _refuse_foreign(folder: Path, identify: Callable[[], str]) -> None:
     there = finished_run(folder)
     if there is None:
-        raise ConfigError(f"--out {folder}: holds other files; choose a new or empty folder")
+        half = _half_run(folder)
+        if half is None:
+            raise ConfigError(f"--out {folder}: holds other files; choose a new or empty folder")
+        if half != identify():
+            lacking = f"{missing_file(folder)} is missing or damaged"
+            raise ConfigError(
+                f"--out {folder}: holds half a run, {half} ({lacking}); remove it or choose another folder"
+            )
+        return
     if there["run_id"] != identify():
         what = f"run {there['run_id']} (scenario {there.get('scenario')}, policy {there.get('policy')})"
         raise ConfigError(f"--out {folder}: holds another run, {what}; choose another folder or remove this one")
 
 
-def _is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".partial")
+def _half_run(folder: Path) -> str | None:
+    """The run whose files are being moved into the folder, or were when that was cut off; None: it is something else.
+
+    scenario.yaml is the first file to come, and names the run.
+    """
+    if any(path.name not in (*FILES, SERIES, TRACE) and not is_partial(path) for path in folder.iterdir()):
+        return None
+    try:
+        first = (folder / FILES[0]).read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, ValueError):
+        return None
+    return first.removeprefix(_OWN).partition(":")[0] if first.startswith(_OWN) else None
 
 
 def home_of(folder: Path) -> Path:
@@ -107,15 +145,15 @@ def _make_partial(folder: Path) -> Path:
     """A fresh hidden folder on the same file system."""
     home = home_of(folder)
     home.mkdir(parents=True, exist_ok=True)
-    partial = home / f".{folder.absolute().name}.{os.getpid()}.partial"
+    partial = partial_of(home, folder.absolute().name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     return partial
 
 
-def _cannot_write(folder: Path, error: OSError) -> ConfigError:
-    reason = error.strerror or str(error)
-    return ConfigError(f"--out {folder}: cannot write there ({reason}); choose a folder with write access and room")
+def _cannot_write(folder: Path, error: OSError, kept: str) -> ConfigError:
+    hint = "choose a folder with write access and room"
+    return ConfigError(f"--out {folder}: cannot write there ({why(error)}); {kept and kept + '; '}{hint}")
 
 
 def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any], trace: Path | None = None) -> None:
@@ -125,24 +163,29 @@ def write_run(folder: Path, outcome: Outcome, summary: dict[str, Any], trace: Pa
     Raises ConfigError when the place cannot be written; nothing of this run is left behind then.
     """
     try:
-        partial = _make_partial(folder)
-        try:
-            scenario = outcome.scenario
-            if trace is not None:
-                shutil.copyfile(trace, partial / TRACE)
-                _sync(partial / TRACE)
-                moved = {"workload": scenario.workload.model_copy(update={"file": TRACE})}
-                scenario = scenario.model_copy(update=moved)
-            _write(partial / "scenario.yaml", scenario_text(scenario, outcome.run_id).encode())
-            for name, blocks in _tables(outcome, summary).items():
-                _write_parquet(partial / f"{name}.parquet", blocks())
-            _write(partial / SUMMARY, summary_text(summary).encode())
-            _sync(partial)
-            _move(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        put_run(folder, outcome, summary, trace)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise _cannot_write(folder, error, what_is_kept(folder)) from None
+
+
+def put_run(folder: Path, outcome: Outcome, summary: dict[str, Any], trace: Path | None = None) -> None:
+    """As write_run, for those who know better what to say of an OSError."""
+    partial = _make_partial(folder)
+    try:
+        scenario = outcome.scenario
+        if trace is not None:
+            shutil.copyfile(trace, partial / TRACE)
+            sync(partial / TRACE)
+            moved = {"workload": scenario.workload.model_copy(update={"file": TRACE})}
+            scenario = scenario.model_copy(update=moved)
+        put(partial / FILES[0], scenario_text(scenario, outcome.run_id).encode())
+        for name, blocks in _tables(outcome, summary).items():
+            _write_parquet(partial / f"{name}.parquet", blocks())
+        put(partial / SUMMARY, summary_text(summary).encode())
+        sync_folder(partial)
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _tables(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
@@ -170,40 +213,23 @@ def table_frame(outcome: Outcome, summary: dict[str, Any], name: str) -> pd.Data
 def _move(partial: Path, folder: Path) -> None:
     if folder.is_dir():
         # Empty, or a run of the same run_id, whose files are the same but for the wall time in the summary.
-        for name in (SERIES, TRACE, *FILES):
+        for name in (FILES[0], SERIES, TRACE, *FILES[1:]):
             if (partial / name).exists():
                 os.replace(partial / name, folder / name)
-        _sync(folder)
+        sync_folder(folder)
     else:
         os.rename(partial, folder)
-    _sync(folder.absolute().parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make names in a folder durable, on systems where a folder can be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    sync_folder(folder.absolute().parent)
 
 
 def scenario_text(scenario: Scenario, run_id: str) -> str:
     """The scenario of a run as YAML, with every default filled in."""
-    head = f"# run {run_id}: every default filled in; `python -m sim run` with this file repeats it\n"
-    return head + yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True)
+    code = f" and --policy {scenario.policy.name}" if is_code(scenario.policy.name) else ""
+    head = f"{_OWN}{run_id}: every default filled in; `python -m sim run` with this file{code} repeats it\n"
+    text = yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True)
+    if any(mark in text for mark in "\x85\u2028\u2029\ufeff"):  # line ends to YAML, which it would fold
+        text = yaml.safe_dump(resolved(scenario), sort_keys=False)
+    return head + text
 
 
 def _write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
@@ -221,9 +247,11 @@ def _write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
             for table in tables:
                 writer.write_table(table)
                 del table
+    except MemoryError:  # one of theirs is both
+        raise
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
-    _sync(path)
+    sync(path)
 
 
 def _arrow(values: Any) -> Any:

@@ -18,9 +18,9 @@ from sim.formats import told_format
 from sim.locate import data_folder
 from sim.metrics import Recorder
 from sim.policy import Policy, load_policy
-from sim.results import check_target, home_of, write_run
+from sim.results import check_target, home_of, what_is_kept, write_run
 from sim.series import Series
-from sim.spec import PolicySpec, Scenario, resolved, scenario_of
+from sim.spec import PolicySpec, Scenario, is_code, refuse_code, resolved, scenario_of
 from sim.summary import summarize
 from sim.timeline_file import TimelineOptions, check_timeline, new_timeline, write_timeline
 from sim.workload import Workload, open_workload
@@ -58,8 +58,11 @@ def compose(options: RunOptions) -> Scenario:
     elif options.policy is not None:
         given = data.get("policy", PolicySpec().name)
         own = given.get("name", PolicySpec().name) if isinstance(given, dict) else given
-        kept = given if isinstance(given, dict) and own == options.policy else {}
+        kept = given if isinstance(given, dict) and _same_policy(own, options.policy) else {}
+        refuse_code({"policy": {**kept, "name": ""}}, where, [text.partition("=")[0] for text in options.settings])
         assignments.append(_assignment("policy", {**kept, "name": options.policy}))
+    elif isinstance(options.scenario, Scenario):  # not a file's text any more: its maker has answered for its policy
+        assignments.append(_assignment("policy", data["policy"]))
     if options.trace is not None:
         workload: dict[str, Any] = {"kind": "trace", "file": str(Path.cwd() / options.trace)}
         if options.trace_format is None and (told := told_format(options.trace)) is not None:
@@ -87,6 +90,13 @@ def _source(scenario: Path | Mapping[str, Any] | Scenario | None) -> tuple[Any, 
         return dict(scenario), "scenario", Path.cwd()
     path = scenario or data_folder("traces") / "scenarios" / "default.yaml"
     return read_yaml(path), str(path), path.parent
+
+
+def _same_policy(own: Any, asked: str) -> bool:
+    """Is this the policy that the scenario has already? A file is known by its name: where it lies changes no run."""
+    if own == asked or not isinstance(own, str):
+        return bool(own == asked)
+    return is_code(own) and is_code(asked) and Path(own).name == Path(asked).name
 
 
 def _plays_trace(workload: Any) -> bool:
@@ -119,12 +129,16 @@ def run(
     recorder.timeline = None if options.timeline is None else new_timeline(options.timeline)
     outcome = play(scenario, workload, recorder, options.check, on_progress)
     summary = summarize(outcome, peak_rss_bytes())
-    if options.timeline is not None:
-        notice = write_timeline(options.timeline, outcome)
-        if on_notice is not None:
-            on_notice(notice)
     if options.out is not None:
         write_run(options.out, outcome, summary)
+    if options.timeline is not None:
+        try:
+            notice = write_timeline(options.timeline, outcome)
+        except ConfigError as error:
+            kept = f"; {what_is_kept(options.out)}" if options.out is not None else ""
+            raise ConfigError(f"{error}{kept}") from None
+        if on_notice is not None:
+            on_notice(notice)
     return summary
 
 

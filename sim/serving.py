@@ -345,12 +345,50 @@ class Serving:
         if not instance.sequences and not instance.waiting.size:
             self.world.changes.idled.append(instance)
 
+    def halt(self, instance: Instance) -> float:
+        """Its GPU is gone: the iteration under way is never finished. The seconds of GPU work that were put into it."""
+        self._settle(instance)
+        self._note_stall(instance)
+        leap, wasted_s = instance.leap, 0.0
+        if leap is not None:
+            wasted_s = leap.fraction * leap.first_work()[0]
+            if self.recorder.timeline is not None:
+                self.recorder.timeline.leap_ended(instance, self.clock.now_s)
+            instance.leap = None
+            instance.chunks = []
+        self.sharing.deactivate(instance)
+        return wasted_s
+
+    def abandon(self, request: Request) -> None:
+        """Take a request out of its batch at once, unless it ends now; the iteration under way runs to its end."""
+        instance = request.instance
+        assert instance is not None
+        self._settle(instance)
+        if request.outcome >= 0:
+            return
+        self._note_stall(instance)
+        leap = instance.leap
+        if leap is not None and leap.batch and request.index in instance.decoding:
+            leap.batch -= 1
+        self.preemption.remove(instance, request)
+        if leap is not None:
+            instance.preempt_next[request.index] = "gone"  # what has its place may run from the next boundary on
+        request.instance = None
+        if instance.idle:
+            self.world.changes.idled.append(instance)
+        self.world.touch(instance)
+
+    def _note_stall(self, instance: Instance) -> None:
+        """Whoever leaves now has been held up until now."""
+        if instance.blocked_since_s >= 0:
+            instance.stalled_s += self.clock.now_s - instance.blocked_since_s
+            instance.blocked_since_s = self.clock.now_s
+
     def close(self, instance: Instance) -> None:
         """The run ends here: book what the running leap did, and take its sequences out as they are."""
         now_s = self.clock.now_s
         self._settle(instance)
-        if instance.blocked_since_s >= 0:
-            instance.stalled_s += now_s - instance.blocked_since_s
+        self._note_stall(instance)
         for request in list(instance.decoding.values()):
             instance.leave_decoding(request, DECODE, now_s)
             instance.sequences -= 1

@@ -117,7 +117,8 @@ class Sharing:
     def _link_stretch(self, instance: Instance) -> float:
         """Streamed weights share their GPU's link with one another and with the loads that run on the node."""
         streaming = [i for i in instance.gpu.active.values() if i.profile.offload == "stream" and i.host_share > 0]
-        demand = sum(instance.gpu.link_rates.values(), 0.0) / instance.gpu.kind.h2d_bytes_per_s
+        factor = instance.gpu.h2d_factor  # of a link that is slow: all that it carries takes so much longer
+        demand = sum(instance.gpu.link_rates.values(), 0.0) / (instance.gpu.kind.h2d_bytes_per_s * factor)
         if self.world.sharing.contention == "time_slice":
-            return max(1.0, len(streaming) + demand)
-        return max(1.0, sum([other.host_share for other in streaming], 0.0) + demand)
+            return max(1.0, len(streaming) + demand) / factor
+        return max(1.0, sum([other.host_share for other in streaming], 0.0) + demand) / factor

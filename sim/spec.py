@@ -14,9 +14,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sim.errors import ConfigError, did_you_mean
+from sim.errors import ConfigError, did_you_mean, shown
+from sim.faults_spec import FaultOptions
 from sim.workloads.fields import Count, Frozen, Name, NonNegative, Positive, first_problem
 from sim.workloads.spec import GenerateWorkload, ModelTraffic, TraceWorkload
 from sim.yamlfile import parse_value, read_yaml
@@ -144,11 +145,17 @@ class PredictorOptions(Frozen):
     sigma: NonNegative = 0.5  # noisy-oracle: standard deviation of the log error
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("use printable characters")
+    return name
+
+
 class PolicySpec(BaseModel):
     """The policy's name (or the path of its file) and its parameters, which the policy itself checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    name: str = "residency-aware"
+    name: Annotated[str, AfterValidator(_printable)] = "residency-aware"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -171,6 +178,7 @@ class Scenario(Frozen):
     engine: EngineOptions = EngineOptions()
     sharing: SharingOptions = SharingOptions()
     predictor: PredictorOptions = PredictorOptions()
+    faults: FaultOptions | None = None  # None: nothing ever fails
     policy: PolicySpec = PolicySpec()
     profiles: str | None = None  # a folder laid out like profiles/; None: the one that ships with the project
 
@@ -260,6 +268,39 @@ def assign(data: dict[str, Any], path: str, value: Any, where: str) -> None:
             raise ConfigError(f"{where}: '{here}' is a plain value, it has no '{step}'")
 
 
+def is_code(name: str) -> bool:
+    """Is a policy named by the path of its file?"""
+    return name.endswith(".py") or "/" in name
+
+
+def refuse_code(data: dict[str, Any], where: str, said: Iterable[str] = ()) -> None:
+    """A scenario is plain data: it names no file of code, neither as its policy nor in a parameter of one (but for the
+    fields in `said`, which the command line or a caller sets). Raises ConfigError."""
+    policy = data.get("policy")
+    fields = policy if isinstance(policy, dict) else {"name": policy}
+    given = list(said)
+    for key, value in fields.items() if "policy" not in given else ():
+        file = value if key == "name" and isinstance(value, str) and is_code(value) else _code_within(value)
+        if file is None or f"policy.{key}" in given:
+            continue
+        if key != "name":
+            mend = f"--set policy.{key}=..."
+        else:
+            mend = f"--policy {file}"
+        raise ConfigError(
+            f"{where}: field 'policy{'' if key == 'name' else f'.{key}'}': {shown(file)} is a file of code, and a "
+            f"scenario cannot run code; if you trust it, give it yourself: {mend}"
+        )
+
+
+def _code_within(value: Any) -> str | None:
+    """The first text in a parameter that may be the path of a Python file."""
+    if isinstance(value, str):
+        return value if value.endswith(".py") else None
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((file for file in map(_code_within, inside) if file is not None), None)
+
+
 def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
     """Read, override and validate a scenario file. A relative trace file is taken from the scenario's own folder.
 
@@ -270,16 +311,25 @@ def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
 
 def scenario_of(data: Any, where: str, folder: Path, assignments: Iterable[str] = ()) -> Scenario:
     """As load_scenario, from a file's data. where: what messages call it; folder: where relative trace files are."""
-    scenario = parse_scenario(override(_long_form(data, where), assignments), where)
+    settings = list(assignments)
+    whole = _long_form(data, where)
+    refuse_code(whole, where, [setting.partition("=")[0] for setting in settings])
+    scenario = parse_scenario(override(whole, settings), where)
     if isinstance(scenario.workload, TraceWorkload):
-        file = (folder / scenario.workload.file).resolve()
+        try:
+            file = (folder / scenario.workload.file).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a link in a circle, a name that no file can have
+            raise ConfigError(f"{where}: field 'workload.file': {shown(scenario.workload.file)}: {error}") from None
         scenario = scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"file": str(file)})})
     return scenario
 
 
 def resolved(scenario: Scenario) -> dict[str, Any]:
     """The scenario as plain data with every default filled in; `parse_scenario` of it gives the same scenario."""
-    return scenario.model_dump(mode="json")
+    data = scenario.model_dump(mode="json")
+    if scenario.faults is None:
+        del data["faults"]
+    return data
 
 
 def run_id(scenario: Scenario, ingredients: Iterable[tuple[str, str]]) -> str:

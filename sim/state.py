@@ -113,6 +113,8 @@ class Instance:
         self.joining: list[Request] = []  # restored, to decode from the next boundary on
         self.sequences = 0  # that hold a place in the batch: prefilling, restoring, joining, decoding, saving
         self.saving: dict[int, Request] = {}
+        self.saves: dict[int, tuple[Transfer, list[Request]]] = {}  # KV on its way out, that of `saving` and of stops
+        self.save_count = 0
         self.decoding: dict[int, Request] = {}  # in order of admission
         self.fresh: dict[int, float] = {}  # decoding, but no decode iteration yet: when they got their last token
         self.iterations = 0
@@ -305,8 +307,9 @@ class Instance:
         yield from self.waiting.in_order()
         yield from self.prefilling
         yield from self.joining
-        for group in (self.restoring, self.decoding, self.saving):
-            yield from group.values()
+        yield from self.restoring.values()
+        yield from self.decoding.values()
+        yield from (request for request in self.saving.values() if request.outcome < 0)
 
 
 def _load_rank(instance: Instance) -> Rank | None:

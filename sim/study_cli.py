@@ -59,14 +59,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 
 @contextmanager
 def _runs(out: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Progress of many runs; after Ctrl-C it says what there is."""
+    """Progress of many runs; after Ctrl-C, and where memory ends, it says what there is."""
     progress = RunsProgress()
     try:
-        with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
+        with (
+            mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"),
+            redirect_stdout(sys.stderr),
+        ):  # a policy may print; stdout is for the result
             yield progress
     except KeyboardInterrupt:
         progress.close()
-        say(f"{progress}; " + ("nothing was kept" if out is None else f"finished runs are kept in {out}; run it again"))
+        say(f"{progress}; {progress.kept(out)}")
         raise typer.Exit(130) from None
     finally:
         progress.close()

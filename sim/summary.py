@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cluster import Gpu
+from sim.diagnosis import diagnose
+from sim.faults_summary import faults_summary, gpu_faults
 from sim.ideal import UNBOUNDED_BYTES
 from sim.metrics import TokenLatencies
 from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
@@ -141,7 +143,8 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
     warm_up_s); itl_s, switching (but starved), gpus, links and cost are of the whole run. tokens.prompt counts prompts
     that gave a first token. e2e_all_s: of every request that could be served, those without an answer counted until
     the end of the run. starved: requests that waited longer than the scenario's starvation_s for their first token.
-    reloads_per_request: loads, the first ones included, per arrived request.
+    reloads_per_request: loads, the first ones included, per arrived request. problems (of diagnosis.py): only where
+    there are some.
     """
     recorder, end_s = outcome.recorder, outcome.end_s
     everything = request_table(outcome)
@@ -181,6 +184,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
         "longest_wait_s": longest_wait_s,
         "gpus": [_gpu(gpu, end_s) for gpu in outcome.cluster.gpus],
         "links": outcome.link_bytes,
+        **faults_summary(outcome),
         "cost": _cost(outcome),
         "warm_up": _warm_up(everything, after_s, table.rows, end_s),
         "engine": {
@@ -195,6 +199,9 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
         "factors": factors(outcome.scenario),
     }
     summary["notices"] = _notices(outcome, summary)
+    problems = diagnose(outcome, everything, summary)
+    if problems:
+        summary["problems"] = [problem.plain() for problem in problems]
     plain: dict[str, Any] = without_nan(summary)
     return plain
 
@@ -285,6 +292,7 @@ def _gpu(gpu: Gpu, end_s: float) -> dict[str, Any]:
         "mean_memory_bytes": _ratio(gpu.byte_seconds, end_s),
         "peak_memory_bytes": gpu.peak_bytes,
         "usable_memory_bytes": gpu.capacity_bytes if gpu.kind.memory_bytes < UNBOUNDED_BYTES else None,
+        **gpu_faults(gpu, end_s),
     }
 
 
@@ -368,6 +376,7 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     unfinished = summary["requests"]["unfinished"]
     if unfinished:
         why = "the policy left them waiting" if scenario.horizon_s is None else "the horizon came first"
+        why = why if outcome.cluster.up else "no GPU was up any more"
         notices.append(f"{_requests(unfinished)} unfinished ({why}); no average of the completed contains them")
     starved = summary["switching"]["starved"]
     if starved:

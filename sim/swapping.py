@@ -24,10 +24,13 @@ def resident(model: ModelView, gpu: GpuView) -> InstanceView | None:
 
 
 def holders(view: View, model: ModelView, others: Sequence[GpuView] = ()) -> list[GpuView]:
-    """GPUs that could hold the model if they were empty: of a shortlist and `others`; of all if none of these could."""
-    looked_at = {gpu.index: gpu for gpu in (*view.shortlist(), *others)}
+    """GPUs that could hold the model if they were empty: of a shortlist and `others`; of all if none of these could; of
+    those that are down if they are the only ones."""
+    looked_at = {gpu.index: gpu for gpu in (*view.shortlist(), *others) if gpu.up}
     found = [gpu for _, gpu in sorted(looked_at.items()) if gpu.layers_when_empty(model) is not None]
-    return found or [gpu for gpu in view.gpus if gpu.layers_when_empty(model) is not None]
+    for gpus in (view.gpus, view.down):
+        found = found or [gpu for gpu in gpus if gpu.layers_when_empty(model) is not None]
+    return found
 
 
 def switch_s(model: ModelView, gpu: GpuView) -> float:

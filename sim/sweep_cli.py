@@ -53,7 +53,8 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
 ) -> None:
     """Play a grid of scenarios, policies and seeds, on all processors or on a cluster; the same command resumes it."""
-    with mistakes_in_one_line():
+    progress = _Begun()
+    with mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"):
         from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
         from sim.sweeps.sweep import SweepOptions  # noqa: PLC0415
         from sim.sweeps.task import Machines  # noqa: PLC0415
@@ -70,20 +71,19 @@ def sweep(
         if dry_run:
             _show_plan(options, as_json)
         else:
-            _sweep(options, as_json)
+            _sweep(options, as_json, progress)
 
 
-def _sweep(options: SweepOptions, as_json: bool) -> None:
+def _sweep(options: SweepOptions, as_json: bool, progress: RunsProgress) -> None:
     from sim.sweeps import tables  # noqa: PLC0415
     from sim.sweeps.sweep import sweep as play  # noqa: PLC0415
 
-    progress = _Begun()
     try:
         with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the results
             made = play(options, lambda points: say(f"{options.grid}: {tables.counted(points, 'point')}"), progress)
     except KeyboardInterrupt:
         progress.close()
-        say(f"{progress}; what has finished is kept in {options.out}, the same command goes on")
+        say(f"{progress}; {progress.kept(options.out)}")
         raise typer.Exit(130) from None
     finally:
         progress.close()

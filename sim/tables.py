@@ -135,10 +135,13 @@ def print_run(summary: dict[str, Any], console: Console) -> None:
     )
     console.print()
     show(console, _outcomes(summary), _latencies(summary), _service(summary), _switches(summary), _budget(summary))
+    show(console, *_faults(summary))
     wide = console.width >= _WIDE
     show(console, _gpus(summary), _models(summary, wide), *_classes(summary, wide))
     factors = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in summary["factors"].items())
     show(console, facts("Assumptions in force", [("-", factors)]))
+    if summary.get("problems"):  # diagnosis.py
+        show(console, facts("Problems", [("-", problem["text"]) for problem in summary["problems"]]))
     if summary["notices"]:
         show(console, facts("Notices", [("-", notice) for notice in summary["notices"]]))
 
@@ -227,11 +230,43 @@ def _budget(summary: dict[str, Any]) -> Table:
     return table
 
 
+def _faults(summary: dict[str, Any]) -> list[Table]:
+    if "faults" not in summary:
+        return []
+    row = summary["faults"]
+    counts, lost = row["requests"], row["lost"]
+    names = {"gpu_failure": "GPU failures", "node_loss": "node losses", "slow_link": "times a slow link"}
+    names["load_failure"] = "failed loads"
+    happened = [f"{count:,} {names[kind]}" for kind, count in row["events"].items() if count]
+    pairs = [
+        ("happened", ", ".join(happened) or "none"),
+        (
+            "availability",
+            f"{share(row['availability'])} of the GPUs' time; down for {seconds(row['down_gpu_s'])} in all",
+        ),
+        (
+            "requests",
+            f"{counts['retried']:,} sent back ({counts['retries']:,} times), {counts['failed']:,} given up as failed, "
+            f"{counts['cancelled']:,} cancelled by their clients",
+        ),
+        (
+            "lost",
+            f"KV of {lost['kv_tokens']:,} tokens (to recompute: {seconds(lost['recompute_s'])} of GPU time), "
+            f"{seconds(lost['unfinished_steps_s'])} of unfinished iterations, {seconds(lost['loads_s'])} of loads, "
+            f"{lost['output_tokens']:,} output tokens of failed requests",
+        ),
+    ]
+    return [facts("Faults", pairs)]
+
+
 def _gpus(summary: dict[str, Any]) -> Table:
     rows = summary["gpus"]
-    table = grid(shown("GPUs", rows), "", "busy", "loading", "moving KV", "idle", "GiB: mean", "peak", "of")
+    down = [("down", "down_fraction")] if "faults" in summary else []
+    titles = ("busy", "loading", "moving KV", "idle", *(title for title, _ in down), "GiB: mean", "peak", "of")
+    table = grid(shown("GPUs", rows), "", *titles)
     for row in rows[:MOST_ROWS]:
-        parts = ("busy_fraction", "loading_fraction", "transferring_fraction", "idle_fraction")
+        parts = ["busy_fraction", "loading_fraction", "transferring_fraction", "idle_fraction"]
+        parts += [name for _, name in down]
         sizes = ("mean_memory_bytes", "peak_memory_bytes", "usable_memory_bytes")
         table.add_row(row["name"], *(share(row[name]) for name in parts), *(gib(row[name]) for name in sizes))
     return table

@@ -9,14 +9,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sim.errors import SimError
+from sim.disk import why
+from sim.errors import SimError, out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,27 +29,44 @@ if TYPE_CHECKING:
     from sim.traces.trace import Trace
 
 LONG_S = 2.0  # from here on progress is worth its lines
+_LONGEST_LINE = 2_000  # characters; what a mistake names may be of any length
 QUIET_S = 20.0  # between two lines where there is no terminal
 
 
 def say(text: str) -> None:
     """One line on stderr, whatever the text holds."""
-    line = re.sub(r"\s*[\r\n]+\s*", " ", text)
+    line = re.sub(r"\s*[\r\n]+\s*", " ", text[:_LONGEST_LINE])
     print("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), file=sys.stderr)
 
 
 @contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """A user's mistake becomes one line and exit status 2; a fault of ours passes through."""
+def mistakes_in_one_line(kept: Callable[[], str] | None = None, roomier: str = "make it smaller") -> Iterator[None]:
+    """A user's mistake becomes one line and exit status 2, lack of memory one and status 1; a fault of ours passes.
+
+    kept: asked when memory ran out or stdout could not be written, says in words what there is nevertheless. roomier:
+    what needs less memory.
+    """
     try:
         yield
     except SimError as error:
         say(f"error: {error}")
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:  # where the verb itself has no more to say of it
+        say("interrupted; what was not finished is not kept")
+        raise typer.Exit(130) from None
     except BrokenPipeError:  # the reader of stdout has seen enough
         raise
-    except OSError as error:  # a path that the system cannot even look at, such as one too long
-        say(f"error: {error.filename or 'system'}: {error.strerror or error}; check the path")
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        traceback.clear_frames(error.__traceback__)  # what fills the memory is let go, or there is none to say so
+        there = "nothing was kept" if kept is None else kept()
+        if out_of_memory(error):
+            say(f"error: out of memory; {there}; {roomier}, or give it more memory")
+            raise typer.Exit(1) from None
+        if not isinstance(error, OSError):
+            raise
+        # A path that the system cannot even look at, such as one too long; or else stdout.
+        hint = "check the path" if error.filename else there
+        say(f"error: {error.filename or 'standard output'}: {why(error)}; {hint}")
         raise typer.Exit(2) from None
 
 
@@ -194,6 +214,12 @@ class RunsProgress:
         """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.stop()
+
+    def kept(self, folder: Path | None) -> str:
+        """What there is when it does not come to its end, in words."""
+        if folder is None or not self.total:
+            return "nothing was kept" if folder is None else "no run was played"
+        return f"what has finished is kept in {folder}, the same command goes on"
 
     def __str__(self) -> str:
         return f"interrupted after {self.done:,} of {self.total:,} runs" if self.total else "interrupted"

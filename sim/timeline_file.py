@@ -10,12 +10,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.disk import whole_file, why
 from sim.errors import ConfigError
 from sim.timeline import BATCHES, CLUSTER, RESIZES, RESTORES, SAVES, WHAT, Slice, Timeline
 
@@ -87,22 +87,15 @@ def write_timeline(options: TimelineOptions, outcome: Outcome) -> str:
     most_bytes = options.max_mb * 1e6
     while (size := sum(map(len, _pieces(timeline, outcome)))) > most_bytes and timeline.coarsen():
         pass
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            with temporary.open("wb") as file:
-                if path.name.lower().endswith(".gz"):
-                    with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                        packed.writelines(_pieces(timeline, outcome))
-                else:
-                    file.writelines(_pieces(timeline, outcome))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            if path.name.lower().endswith(".gz"):
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                    packed.writelines(_pieces(timeline, outcome))
+            else:
+                file.writelines(_pieces(timeline, outcome))
     except OSError as error:
-        raise ConfigError(
-            f"--timeline {path}: cannot write there ({error.strerror or error}); check the folder"
-        ) from None
+        raise ConfigError(f"--timeline {path}: cannot write there ({why(error)}); nothing of it was kept") from None
     return _remark(timeline, outcome.end_s, size, options)
 
 

@@ -103,6 +103,18 @@ class Transfers:
             link.bytes_by_cause[transfer.cause] -= transfer.remaining
         self._leave(transfer)
 
+    def set_speed(self, link: Link, factor: float) -> None:
+        """The link has this part of its full rate from now on; what is under way on it goes on at the new rates."""
+        link.bytes_per_s = factor * link.full_bytes_per_s
+        gpu, outward = self._gpu_of.get(link.name), self._gpu_of.get(f"{link.name.removesuffix('.d2h')}.h2d")
+        if gpu is not None:
+            gpu.h2d_factor = factor
+            self.world.shaken_gpus[gpu.index] = gpu  # streamed weights cross it too
+        elif outward is not None:
+            outward.d2h_factor = factor
+        if not self._free:
+            self._change_rates((link,))
+
     def close(self) -> None:
         """The run ends here: what has not moved by now never did."""
         for transfer in list(self._open.values()):

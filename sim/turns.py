@@ -63,6 +63,17 @@ class TurnWorker:
     _newest: dict[ModelView, Batch] = field(default_factory=dict)
     _numbers: tuple[int, int] = (0, 0)  # of the first and the last group so far
 
+    def give_up(self) -> list[RequestView]:
+        """Its GPU failed: nothing is under way any more. Whoever was to be served here."""
+        groups = [group.requests for queue in self.groups.values() for group in queue]
+        requests = [
+            request for served in (*groups, *(batch.requests.values() for batch in self.batches)) for request in served
+        ]
+        requests += [self.prompt] if self.prompt is not None else []
+        self.groups, self.batches, self._newest = {}, deque(), {}
+        self.prefilling, self.group, self.prompt, self.turns, self.turn_ends_s = True, None, None, 0, None
+        return requests
+
     @property
     def group_count(self) -> int:
         return sum(len(groups) for groups in self.groups.values())

@@ -133,7 +133,7 @@ class ModelView(Facade):
     def load_s(self, gpu: GpuView, layers: int) -> float:
         """Seconds to load on an idle link, engine start included, with weights where they are now."""
         profile, node = self.profile(gpu), gpu._of.node
-        rate = gpu._of.kind.h2d_bytes_per_s
+        rate = gpu.h2d_bytes_per_s
         if not gpu.node.has_weights(self):
             rate = min(rate, node.kind.disk_bytes_per_s)
         return profile.load_s(layers, rate)

@@ -12,13 +12,24 @@ from sim.cluster import Cluster, Gpu, Node
 from sim.metrics import Recorder
 from sim.request import Request
 from sim.spec import EngineOptions, SharingOptions
-from sim.state import Instance
+from sim.state import GONE, Instance
 
 
 class Changes:
     """What happened since the last decision, for the policy's eyes."""
 
-    __slots__ = ("arrived", "finished", "freed", "idled", "loaded", "requeued", "woken")
+    __slots__ = (
+        "arrived",
+        "failed",
+        "finished",
+        "freed",
+        "idled",
+        "loaded",
+        "lost",
+        "repaired",
+        "requeued",
+        "woken",
+    )
 
     def __init__(self) -> None:
         self.arrived: list[Request] = []
@@ -27,6 +38,9 @@ class Changes:
         self.loaded: list[Instance] = []
         self.idled: list[Instance] = []
         self.freed: list[Gpu] = []
+        self.failed: list[Gpu] = []
+        self.repaired: list[Gpu] = []  # these are among the freed, too
+        self.lost: list[Instance] = []  # whose GPU failed, or their load
         self.woken = False
 
     def clear(self) -> None:
@@ -43,10 +57,34 @@ class Changes:
             self.idled = []
         if self.freed:
             self.freed = []
+        if self.failed:
+            self.failed = []
+        if self.repaired:
+            self.repaired = []
+        if self.lost:
+            self.lost = []
         self.woken = False
 
     def any(self) -> bool:
-        return bool(self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken)
+        if self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken:
+            return True
+        return bool(self.failed or self.lost)
+
+    def add(self, later: Changes) -> None:
+        """What happened after this, too. Who has ended by then neither arrived nor came back; who came and went in
+        between was never there; nor is an instance ready or idle that is gone."""
+        unseen = {request.index: True for request in self.arrived}
+        finished = [request for request in later.finished if request.index not in unseen]
+        self.arrived = [request for request in (*self.arrived, *later.arrived) if request.outcome < 0]
+        self.requeued = [request for request in (*self.requeued, *later.requeued) if request.outcome < 0]
+        self.finished = [*self.finished, *finished]
+        self.loaded = [instance for instance in (*self.loaded, *later.loaded) if instance.status != GONE]
+        self.idled = [instance for instance in (*self.idled, *later.idled) if instance.status != GONE]
+        self.freed = [*self.freed, *later.freed]
+        self.failed = [*self.failed, *later.failed]
+        self.repaired = [*self.repaired, *later.repaired]
+        self.lost = [*self.lost, *later.lost]
+        self.woken = self.woken or later.woken
 
 
 @dataclass

@@ -60,6 +60,32 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
+_TWO_NODES = {
+    "nodes": [*nodes(("small", 1), ("fast", 1))["nodes"], *nodes(("large", 1))["nodes"]],
+    "gpu_reserve_gib": 0,
+}
+_HARD_TIMES = {
+    "gpu_failure": {"mean_between_s": 40.0, "mean_repair_s": 8.0},
+    "node_loss": {"mean_between_s": 90.0, "repair_s": 9.0},
+    "slow_link": {"mean_between_s": 10.0, "mean_for_s": 10.0, "factor": 0.05},
+    "load_failure": {"probability": 0.2},
+    "cancellation": {"probability": 0.2, "mean_after_s": 20.0},
+}
+# What fails is back after a while, or others can take its place: nobody needs to wait for ever.
+FAULTS: dict[str, dict[str, Any]] = {
+    "the-only-gpu-fails": {
+        **tight(FOUR),
+        "faults": {"events": [{"kind": "gpu_failure", "at_s": 4.0, "gpu": "box-1/small-0", "repair_s": 10.0}]},
+    },
+    "a-gpu-is-gone-for-good": {
+        "models": FOUR,
+        "cluster": nodes(("small", 2)),
+        "faults": {"events": [{"kind": "gpu_failure", "at_s": 4.0, "gpu": "box-1/small-0"}]},
+    },
+    "hard-times": {"models": FOUR, "cluster": _TWO_NODES, "faults": {"retries": 5, "random": _HARD_TIMES}},
+}
+
+
 def giants(draw: int) -> tuple[dict[str, Any], list[Row]]:
     """Models that fit in parts, on one or two GPUs that are not alike, and so few requests that no later event wakes a
     policy which decided to wait for nothing."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.conformance.cases import FOUR, SCENARIOS, giants, large_cluster, requests, tight
+from sim.conformance.cases import FAULTS, FOUR, SCENARIOS, giants, large_cluster, requests, tight
 from sim.conformance.hardware import Row, columns, nodes
 from sim.conformance.laws import assert_settled
 from sim.conformance.subject import Failed, NotApplicable, Play, Subject, run
@@ -124,6 +124,18 @@ def copes_with_many_gpus(policy: Subject, resize: str) -> str:
     engine = run(policy, of, rows)
     if not policy.cls.keeps_placement:
         _assert_nobody_waits(engine, of, rows)
+    return ""
+
+
+def survives_faults(policy: Subject, resize: str) -> str:
+    """GPUs, nodes, links, loads and clients fail under it: it acts legally, and goes on with what is left."""
+    for title, changes in FAULTS.items():
+        of = policy.patient().scenario(resize, name=title, horizon_s=50_000.0, **changes)
+        rows = requests(FOUR, 40, 0.4)
+        engine = run(policy, of, rows)
+        if not policy.cls.keeps_placement:
+            _assert_nobody_waits(engine, of, rows)
+            _assert_settled(engine, of, rows)
     return ""
 
 

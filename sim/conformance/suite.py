@@ -36,6 +36,7 @@ CHECKS = (
     Check("serves everyone who can be served", checks.serves_everyone, RESIZES),
     Check("lets nobody wait for ever", checks.leaves_nobody_waiting, RESIZES),
     Check("knows neither lengths nor arrivals in advance", checks.knows_no_future, ("none", "elastic")),
+    Check("survives faults", checks.survives_faults, RESIZES),
     Check("copes with many GPUs", checks.copes_with_many_gpus, ("elastic",)),
 )
 

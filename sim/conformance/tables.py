@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sim.conformance.suite import FAILED, NOT_APPLICABLE, NOT_PLAYED, PASSED, Verdict
+from sim.spec import is_code
 
 _STATES = (PASSED, FAILED, NOT_APPLICABLE, NOT_PLAYED)
 _WIDE = max(map(len, _STATES))
@@ -33,7 +34,9 @@ def print_check(verdicts: Sequence[Verdict], kept: Mapping[str, Sequence[Path]],
             console.print(Padding(Text(text), (0, 0, 0, _WIDE + 2)))
         files = [file for verdict in group for file in kept.get(verdict.engine, ())]
         for file in files:
-            console.print(Text(f"{'':{_WIDE}}  see it: python -m sim run {file} --check"), soft_wrap=True)
+            played = group[0].plays[0].scenario.policy.name
+            policy = f" --policy {played}" if is_code(played) else ""
+            console.print(Text(f"{'':{_WIDE}}  see it: python -m sim run {file}{policy} --check"), soft_wrap=True)
         for play in group[0].plays[:1] if not files else ():
             console.print(f"{'':{_WIDE}}  in scenario '{play.scenario.name}' with {len(play.rows)} requests")
 

@@ -19,6 +19,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sim.errors import ConfigError, TraceError, did_you_mean
+from sim.reading import open_plain
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.stream import TraceStream
 
@@ -137,7 +138,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.is_dir():
         raise TraceError(f"{path}: is a folder; give the trace file inside it")
-    with reading(path), path.open("rb") as raw:
+    with reading(path), open_plain(path) as raw:
         start = raw.peek(2)[:2]
         if not start:
             raise TraceError(f"{path}: the file is empty; a trace has at least one request")

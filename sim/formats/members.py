@@ -17,16 +17,19 @@ from sim.errors import TraceError
 from sim.formats.base import GZIP, SAMPLE_BYTES, Sample, opened, reading
 
 SAMPLE_MEMBERS = 256  # listing a whole compressed archive would mean reading it
-LARGEST_MEMBER = 1 << 30  # bytes of one file of an archive that is parsed as a whole
+LARGEST_MEMBER = 1 << 26  # bytes of one file of an archive that is parsed as a whole; the largest known has 8 million
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of an archive or folder: `where` for messages, `name` with its folders, and its bytes on demand."""
+    """One file of an archive or folder: `where` for messages, `name` with its folders, and its bytes on demand.
+
+    read: all of them; with a number, the first so many.
+    """
 
     where: str
     name: str
-    read: Callable[[], bytes]
+    read: Callable[..., bytes]
 
 
 def members(files: Sequence[Path], wanted: Callable[[str], bool]) -> Iterator[Member]:
@@ -77,16 +80,16 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__")) for part in PurePosixPath(name).parts if part != "..")
 
 
-def _reader(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
+def _reader(path: Path) -> Callable[..., bytes]:
+    def read(first: int | None = None) -> bytes:
         with opened(path) as file:
-            return _limited(file, str(path))
+            return _limited(file, str(path)) if first is None else file.read(first)
 
     return read
 
 
-def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> Callable[[], bytes]:
-    def read() -> bytes:
+def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> Callable[..., bytes]:
+    def read(first: int | None = None) -> bytes:
         file = archive.extractfile(info)
         assert file is not None
         with reading(path):
@@ -95,7 +98,7 @@ def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo, whe
             raise TraceError(f"{where}: the archive is cut off here; copy or download it again")
         if data.startswith(GZIP):
             with reading(Path(where)), gzip.open(io.BytesIO(data), "rb") as plain:
-                return _limited(plain, where)  # type: ignore[arg-type]
+                return _limited(plain, where) if first is None else plain.read(first)  # type: ignore[arg-type]
         return data
 
     return read
@@ -120,7 +123,7 @@ def sample_of(path: Path) -> Sample:
     for member in _members_of(path):
         names.append(member.name)
         if first is None and member.name.removesuffix(".gz").endswith((".csv", ".json", ".jsonl")):
-            first = member.read()[:SAMPLE_BYTES]
+            first = member.read(SAMPLE_BYTES)[:SAMPLE_BYTES]
         if len(names) == SAMPLE_MEMBERS:
             break
     if not names:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.disk import whole_file, why
 from sim.errors import ConfigError
 from sim.traces.facts import Description
 
@@ -203,17 +203,12 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     # Dates and program versions would make equal figures differ.
     metadata = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None, "Creator": None}
     if path.suffix.lower() == ".pdf":
         metadata = {"CreationDate": None, "Creator": None, "Producer": None}
     try:
-        figure.savefig(temporary, dpi=150, metadata=metadata)
-        os.replace(temporary, path)
+        with whole_file(path) as partial:
+            figure.savefig(partial, format=path.suffix.lower().lstrip("."), dpi=150, metadata=metadata)
     except OSError as error:
-        raise ConfigError(
-            f"--plot {path}: cannot write the figure ({error.strerror or error}); check the folder"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"--plot {path}: cannot write the figure ({why(error)}); nothing of it was kept") from None

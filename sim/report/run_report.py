@@ -65,7 +65,7 @@ def run_report(material: Material) -> Report:
         _headline(run),
         (words.scene([run]), words.left_over(summary["requests"]), _time(summary), _how_sure()),
         _tiles(summary),
-        words.notices([run]),
+        (*words.problems(run), *words.notices([run])),
         found,
         tuple(charts),
     )

@@ -113,6 +113,11 @@ def notices(runs: Sequence[Kept]) -> tuple[str, ...]:
     return tuple(told)
 
 
+def problems(run: Kept) -> tuple[str, ...]:
+    """What went wrong in a run (sim.diagnosis), a line each."""
+    return tuple(f"Problem: {plain(str(problem['text']))}." for problem in run.summary.get("problems", ()))
+
+
 def limits(summary: Mapping[str, Any]) -> str:
     """What the service classes promise, in a sentence."""
     told = []

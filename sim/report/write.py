@@ -5,10 +5,10 @@ Files appear whole or not at all. Called by the command line and by whoever repo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import sim
+from sim.disk import whole_file, why
 from sim.errors import ConfigError, did_you_mean
 from sim.report.content import Report
 from sim.report.material import Material, open_folder
@@ -92,12 +92,9 @@ def _check(target: Path, replaceable: bool) -> None:
 
 
 def _put(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with whole_file(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        raise ConfigError(f"--out {path}: cannot write it ({error.strerror or error}); check the folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"--out {path}: cannot write it ({why(error)}); nothing of it was kept") from None

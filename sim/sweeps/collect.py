@@ -25,7 +25,7 @@ _LISTED = ("gpus", "links", "reasons", "notices", "factors")  # of any length, o
 def flat(summary: dict[str, Any]) -> dict[str, Cell]:
     """A summary's numbers under dotted keys, as "e2e_s.mean", "requests.completed", "models.chat.slo.attainment".
 
-    Of the GPUs there is the mean of each fraction ("gpus.busy_fraction"), of the notices how many there are; links and
+    Of the GPUs there is the mean of each fraction ("gpus.busy_fraction"), of notices and problems how many; links and
     reasons stay in summary.json. Without what depends on the machine that ran it.
     """
     row: dict[str, Cell] = {}
@@ -40,6 +40,7 @@ def flat(summary: dict[str, Any]) -> dict[str, Cell]:
             known = [gpu[name] for gpu in gpus if gpu[name] is not None]
             row[f"gpus.{name}"] = sum(known) / len(known) if known else None
     row["notices"] = len(summary.get("notices", ()))
+    row["problems"] = len(summary.get("problems", ()))
     return row
 
 

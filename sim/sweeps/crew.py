@@ -15,7 +15,7 @@ from sim.sweeps.worker import Job, Played, play_one
 
 MOST_DEATHS = 3  # of workers at the same job, then the job is held to be the reason
 PATIENCE_S = 30  # with a cluster that says nothing, before a look whether it is still there
-LOST = "the {} cluster is lost ({}); what was finished is kept, run the same command again when it is back"
+LOST = "the {} cluster is lost ({}); wait until it is back"
 
 
 class Crew(Protocol):
@@ -32,7 +32,8 @@ class Crew(Protocol):
 
 def died(job: Job, times: int, how: str) -> Played:
     """A job at which workers died."""
-    reason = f"the worker process died {times} times at it ({how}); out of memory, or killed from outside?"
+    reason = f"the worker process died {times} times at it ({how}); out of memory, or killed from outside? "
+    reason += "With fewer --jobs and --retry-errors it is tried again"
     return Played(job.run_id, error=reason)
 
 

@@ -7,7 +7,7 @@ there whole or not at all, whoever is killed when.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -71,9 +71,20 @@ class _Playing:
         try:
             if waiting:
                 self._send(waiting, machines)
-        finally:  # also of what was finished before an interruption
-            self._table()
+        except BaseException as error:  # an interruption too
+            with suppress(ConfigError):  # the reason that it cannot be written is most likely the same
+                self._table()
+            if isinstance(error, ConfigError):
+                raise ConfigError(f"{error}; {self._kept()}") from None
+            raise
+        self._table()
         return self._results()
+
+    def _kept(self) -> str:
+        if self._store is None:
+            return "nothing was kept"
+        done = f"{sum(one.summary is not None for one in self._known.values())} of {len(self._first)} runs"
+        return f"{done} are kept in {self._store.folder}, the same command goes on"
 
     def _look(self, retry_errors: bool) -> list[Identified]:
         """Take what is known; returns what has to be run."""

@@ -29,7 +29,7 @@ from sim.errors import ConfigError, PolicyError, did_you_mean
 from sim.formats import told_format
 from sim.locate import data_folder
 from sim.policy import load_policy, policy_names
-from sim.spec import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario
+from sim.spec import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario, refuse_code
 from sim.sweeps.axes import Axis, Value, axis_of, is_path, label_of
 from sim.sweeps.task import Label, Task
 from sim.workloads.fields import Frozen, first_problem
@@ -161,6 +161,7 @@ class _Maker:
         told = ", ".join(f"{field}={value.label}" for field, value in point.items())
         where = f"{self._path}: point {told}" if told else str(self._path)
         settings = {**self._grid.set, **{field: value.content for field, value in point.items()}}
+        refuse_code(base, str(base_path), settings)  # a grid may name files of code, a scenario may not
         # What holds another field comes before it: a policy before its parameters.
         for field in sorted(settings, key=lambda field: field.count(".")):
             self._set(data, field, settings[field], where)

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import yaml
 
+from sim.disk import put, sync_folder, why
 from sim.errors import ConfigError
-from sim.results import FILES, SUMMARY, scenario_text, summary_text
+from sim.results import SUMMARY, missing_file, scenario_text, summary_text
 from sim.spec import Scenario, parse_scenario, resolved
 from sim.sweeps.collect import Cell, csv_text, rows, timing
 from sim.sweeps.task import Label, Result, Task
@@ -65,9 +66,8 @@ class Store:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or str(error)
             hint = "choose a folder with write access and room; what was finished is kept"
-            raise ConfigError(f"--out {self.folder}: cannot write there ({reason}); {hint}") from None
+            raise ConfigError(f"--out {self.folder}: cannot write there ({why(error)}); {hint}") from None
 
     # --- who writes
 
@@ -126,8 +126,8 @@ class Store:
     def has(self, run_id: str) -> bool:
         """Is the run there, with all the files that `keep` asks for?"""
         folder = self.folder_of(run_id)
-        wanted = FILES if self.keep == "all" else ()
-        return self.summary(run_id) is not None and all((folder / name).is_file() for name in wanted)
+        whole = self.keep == "summary" or missing_file(folder) is None
+        return whole and self.summary(run_id) is not None
 
     def scenario(self, run_id: str) -> Scenario:
         """The scenario of a run that is there or has failed. Raises ConfigError: no such run."""
@@ -168,7 +168,8 @@ class Store:
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
             for name, data in files.items():
-                _put(made / name, data)
+                put(made / name, data)
+            sync_folder(made)
         self.add_folder(run_id, made)
 
     def add_summary(self, run_id: str, scenario: Scenario, summary: dict[str, Any]) -> None:
@@ -187,16 +188,23 @@ class Store:
         if target.exists():  # a run whose files are not all there, or of which less was kept
             os.rename(target, old)
         os.rename(made, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the store, whole or not at all. Raises ConfigError."""
         with self._writing():
             made = self.work / f"{Path(name).name}.new"
-            _put(made, text.encode())
+            put(made, text.encode())
             os.replace(made, self.folder / name)
-            _sync((self.folder / name).parent)
+            sync_folder((self.folder / name).parent)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove files that say what came of all runs, before others are played. Raises ConfigError."""
+        with self._writing():
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+            sync_folder(self.folder)
 
     # --- what was asked, and its table
 
@@ -263,19 +271,3 @@ def _distinct(points: Iterable[Point]) -> list[Point]:
     for point in points:
         found.setdefault(json.dumps([point.run_id, point.labels]), point)
     return list(found.values())
-
-
-def _put(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,18 +21,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sim.disk import why
 from sim.engine import Outcome, simulate
-from sim.errors import ConfigError, PolicyError, SimError
+from sim.errors import ConfigError, MachineError, PolicyError, SimError, out_of_memory
 from sim.locate import code_digest
 from sim.metrics import Recorder
 from sim.policy import policy_class
-from sim.results import write_run
+from sim.results import put_run
 from sim.runner import peak_rss_bytes
 from sim.series import Series
 from sim.spec import Scenario, TraceWorkload
 from sim.summary import summarize
 from sim.sweeps.axes import is_path
 from sim.sweeps.identity import workload_key
+from sim.watch import end_process
 from sim.workload import Workload, open_workload
 
 
@@ -99,20 +101,36 @@ def play_one(job: Job) -> Played:
             return _play(job)
     except _Fault as fault:
         return Played(job.run_id, fault=f"{socket.gethostname()}: {fault}")
+    except MachineError as error:
+        return Played(job.run_id, fault=str(error))
     except SimError as error:
         return Played(job.run_id, error=" ".join(str(error).split()))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return Played(job.run_id, fault=f"{where}{error.strerror or error}; give it room and run the sweep again")
-    except MemoryError:
-        return Played(job.run_id, error="not enough memory for this run; make it smaller, or use fewer --jobs")
-    except Exception as error:  # a fault of ours in one run must not end the others; it is kept with its traceback
-        text = " ".join(str(error).split())
-        reason = f"internal error: {type(error).__name__}: {text}"
-        return Played(job.run_id, error=reason, traceback=traceback.format_exc())
+    except Exception as error:
+        return _failed(job, error)
     finally:
         if mark is not None:
             mark.unlink(missing_ok=True)
+
+
+def _failed(job: Job, error: Exception) -> Played:
+    """What is said of a run that the machine could not play, or in which we have failed ourselves."""
+    if out_of_memory(error):
+        traceback.clear_frames(error.__traceback__)
+        hint = "make it smaller or use fewer --jobs, and play it again with --retry-errors"
+        return Played(job.run_id, error=f"out of memory; {hint}")
+    if isinstance(error, OSError):
+        where = error.filename or (Path(job.desk).parent if job.desk else f"{socket.gethostname()}: {_temporary()}")
+        return Played(job.run_id, fault=f"{where}: {why(error)}; give it room")
+    # A fault of ours in one run must not end the others; it is kept with its traceback.
+    reason = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
+    return Played(job.run_id, error=reason, traceback="".join(traceback.format_exception(error)))
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "no folder for temporary files"
 
 
 def _play(job: Job) -> Played:
@@ -142,10 +160,7 @@ def _keep(job: Job, outcome: Outcome, summary: dict[str, Any], own: Path) -> dic
         return {}
     folder = (Path(job.desk) if job.desk else own) / job.run_id
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        write_run(folder, outcome, summary)
-    except ConfigError as error:
-        raise _Fault(str(error)) from None
+    put_run(folder, outcome, summary)
     return {} if job.desk else {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -205,6 +220,7 @@ def _workload(scenario: Scenario) -> Workload:
 def begin_worker(driver: int) -> None:
     """In a process that belongs to a driver on this machine: leave stdout and Ctrl-C to it, and go when it goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver says when to stop
+    end_process()
     os.dup2(2, 1)  # what a policy prints is not among the results
     threading.Thread(target=_go_with, args=(driver,), daemon=True).start()
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import TraceError
+from sim.reading import open_plain
 
 BLOCK_BYTES = 1 << 21  # about 65,536 rows of a plain trace
 MOST_RECORD_BYTES = 1 << 26  # longer records are no requests, and a file without line ends must not fill the memory
@@ -31,14 +32,12 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise TraceError(f"{path}: is a folder; give the trace file inside it")
     try:
-        with path.open("rb") as file:
-            start = file.read(2) if path.is_file() else b"?"  # a pipe can be read only once
+        with open_plain(path) as file:
+            start = file.read(2)
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    except ValueError:
-        raise TraceError(f"{str(path)!a}: is not a file's name; check the path") from None
     if not start:
         raise TraceError(f"{path}: the file is empty; a trace has at least one request")
     if start == b"\x1f\x8b" and path.suffix.lower() != ".gz":
@@ -98,7 +97,7 @@ def _pieces(path: Path) -> Iterator[tuple[bytes, bool]]:
     size = 0
     problem: str | None = None
     try:
-        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+        with open_plain(path) as plain, gzip.open(plain, "rb") if zipped else plain as file:
             # read1 hands out what stands before the place where a file breaks off; read loses it.
             while part := file.read1(BLOCK_BYTES):
                 parts.append(part)

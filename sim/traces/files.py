@@ -22,7 +22,7 @@ from sim.traces.blocks import Block, check_file, count_records, record_blocks
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 PARQUET_ROWS = 1 << 16
-MOST_NAMES = 1000  # of a JSON file's columns
+MOST_NAMES = 1000  # of a file's columns
 
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -103,7 +103,12 @@ def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
 
 
 def _header(path: Path, line: str) -> list[str]:
-    names = [name.strip() for name in next(csv.reader([line]), [])]
+    if line.count(",") >= MOST_NAMES:
+        raise TraceError(f"{path}: row 1: more than {MOST_NAMES:,} columns; keep those of a trace")
+    try:
+        names = [name.strip() for name in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise TraceError(f"{path}: row 1: not the names of columns ({error}); mend it") from None
     if not any(names):
         raise TraceError(f"{path}: row 1: is blank; the first row names the columns")
     if len(names) == 1:
@@ -253,6 +258,8 @@ def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
     try:
         with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             names = list(file.schema_arrow.names)
+            if len(names) > MOST_NAMES:
+                raise TraceError(f"{path}: more than {MOST_NAMES:,} columns; keep those of a trace")
             twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
             if twice:
                 raise TraceError(f"{path}: column {twice[0]!a} is named twice; remove one")

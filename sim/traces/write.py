@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from sim.disk import whole_file, why
 from sim.errors import TraceError
 from sim.traces.blocks import check_file
 from sim.traces.columns import name_problem
@@ -49,19 +49,15 @@ def write_stream(stream: TraceStream, path: Path, recipe: dict[str, Any] | None 
     suffix = suffix_of(path)
     writer = _write_parquet if suffix == ".parquet" else _write_jsonl if "jsonl" in suffix else _write_csv
     columns, chunks = _decided(stream, path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with whole_file(path) as partial, partial.open("xb") as file:
             if suffix.endswith(".gz"):
                 with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as zipped:
                     count = writer(cast(IO[bytes], zipped), chunks, columns, recipe)
             else:
                 count = writer(file, chunks, columns, recipe)
-        os.replace(temporary, path)
     except OSError as error:
-        raise TraceError(f"{path}: cannot write the file ({error.strerror or error}); check the folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise TraceError(f"{path}: cannot write the file ({why(error)}); nothing of it was kept") from None
     return count
 
 

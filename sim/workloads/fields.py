@@ -9,9 +9,18 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sim.errors import did_you_mean
 
@@ -33,10 +42,52 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
-class Frozen(BaseModel):
-    """Cannot be changed once made, and refuses fields that it does not know."""
+class Checked(BaseModel):
+    """Refuses fields that it does not know, NaN and infinities, and true and false where a number is meant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_truths(cls, data: Any) -> Any:
+        for name in _number_fields(cls) if isinstance(data, dict) else ():
+            if name in data and _holds_truth(data[name]):
+                wrong = PydanticCustomError("no_number", "give a number, not true or false")
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [InitErrorDetails(type=wrong, loc=(name,), input=data[name])]
+                )
+        return data
+
+
+class Frozen(Checked):
+    """Cannot be changed once made; what a scenario, a recipe or a grid is made of."""
+
+
+@cache
+def _number_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The fields of plain numbers, alone or in lists and mappings, that no true or false may stand for."""
+    found = []
+    for name, field in model.model_fields.items():
+        kinds = _leaves(field.annotation)
+        if (int in kinds or float in kinds) and bool not in kinds:
+            found.append(name)
+    return tuple(found)
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """The kinds of which values an annotation is made."""
+    if get_origin(annotation) is Literal:
+        return [type(value) for value in get_args(annotation)]
+    inside = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return [leaf for part in inside for leaf in _leaves(part)] if inside else [annotation]
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_truth(item) for item in value)
+    if isinstance(value, dict):
+        return any(_holds_truth(item) for item in value.values())
+    return isinstance(value, bool)
 
 
 def first_problem(error: ValidationError, root: type[BaseModel], whole: str) -> str:
@@ -57,9 +108,18 @@ def first_problem(error: ValidationError, root: type[BaseModel], whole: str) -> 
     if kind in ("model_type", "model_attributes_type"):
         return f"field '{field}': give a mapping of fields, not {problem['input']!r:.60}"
     text = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"field '{field}': {text[:1].lower()}{text[1:]}{shown}"
+    return f"field '{field}': {text[:1].lower()}{text[1:]}{_given(kind, problem.get('input'))}"
+
+
+def _given(kind: str, value: Any) -> str:
+    """What stands there, where that helps and is short."""
+    if not isinstance(value, str | int | float | bool | None):
+        return ""
+    if isinstance(value, int) and not -(10**30) < value < 10**30:  # thousands of digits take long to write
+        return " (given: a number of more than 30 digits)"
+    text = repr(value if not isinstance(value, str) else value[:80])
+    hint = "; put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+    return f" (given: {text if len(text) <= 60 else text[:57] + '...'}){hint}"
 
 
 def _path(root: type[BaseModel], loc: Iterable[str | int]) -> tuple[list[str], list[str], list[str]]:

@@ -1,0 +1,1 @@
+"""What other benchmark programs write, read for profiles: one module a format, on `record` and `files`."""

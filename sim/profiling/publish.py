@@ -1,0 +1,254 @@
+"""Writes filled tables and their rows of gpus.csv, nodes.csv and models.csv into a folder of profiles.
+
+Everything is checked before the first byte: what exists and disagrees is refused, a table appears whole or not at all.
+`fill` calls it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sim.errors import ProfileError
+from sim.library import Library
+from sim.profiles import Weights
+from sim.profiling.fitting import Key
+from sim.profiling.grids import Row
+from sim.profiling.measured import Measured, write_text
+
+if TYPE_CHECKING:
+    from sim.profiling.fill import Draft
+
+COLUMNS = {
+    "gpus.csv": ("gpu", "name", "memory_gib", "h2d_gb_s", "d2h_gb_s", "usd_per_hour", "kind", "source"),
+    "nodes.csv": (
+        "host", "cpu", "memory_gib", "cpu_bandwidth_gb_s", "disk_gb_s", "network_gb_s", "h2d_cap_gb_s",
+        "d2h_cap_gb_s", "kind", "source",
+    ),
+    "models.csv": (
+        "model", "quantization", "layers", "layer_bytes", "head_bytes", "kv_bytes_per_token_layer", "max_context",
+        "kind", "source",
+    ),
+}  # fmt: skip
+GIGA, GIB = 1e9, 2**30
+SAME_BYTES = 0.02  # two files of a model differ by their metadata
+SAME_MEMORY = 0.15  # a driver keeps some of a GPU's memory for itself
+# What a host or GPU has where nobody says; each row that takes one is `analytic`, and it is said.
+ASSUMED_LINK_GB_S, ASSUMED_CPU_GB_S, ASSUMED_DISK_GB_S, ASSUMED_NETWORK_GB_S = 12.0, 50.0, 2.5, 1.25
+ASSUMED_HOST_GIB, ASSUMED_GPU_GIB = 64.0, 24.0
+
+
+def gpu_row(measured: Measured, library: Library | None, replacing: bool, notices: list[str]) -> tuple[str, Row] | None:
+    """The row of gpus.csv; None: it is there already. Raises ProfileError: another memory is written there."""
+    name = str(measured.facts.get("gpu_name") or measured.gpu)
+    memory_gib = _fact(measured, "gpu_memory_gib")
+    known = library.gpus.get(measured.gpu) if library is not None else None
+    down, up = _link(measured, "h2d"), _link(measured, "d2h")
+    if known is not None:
+        if memory_gib is not None and abs(memory_gib * GIB / known.memory_bytes - 1) > SAME_MEMORY:
+            raise ProfileError(
+                f"gpus.csv: {measured.gpu} has {known.memory_bytes / GIB:g} GiB there, but {memory_gib:g} GiB in "
+                f"{measured.name}'s provenance.yaml; give the GPU another name, or correct one of them"
+            )
+        if not replacing or down is None:
+            if down is not None and abs(down * GIGA / known.h2d_bytes_per_s - 1) > 0.1:
+                notices.append(
+                    f"gpus.csv: {measured.gpu} keeps {known.h2d_bytes_per_s / GIGA:.3g} GB/s to the GPU; {down:.3g} "
+                    "were measured (--replace takes those)"
+                )
+            return None
+    if memory_gib is None:
+        memory_gib = known.memory_bytes / GIB if known is not None else _memory_by_name(name)
+        if known is None:
+            notices.append(f"gpus.csv: {memory_gib:g} GiB is assumed for {measured.gpu}; write gpu_memory_gib")
+    if down is None:
+        notices.append(f"gpus.csv: a link of {ASSUMED_LINK_GB_S:g} GB/s is assumed for {measured.gpu}")
+    row = {
+        "gpu": measured.gpu,
+        "name": name,
+        "memory_gib": f"{memory_gib:.6g}",
+        "h2d_gb_s": f"{down or ASSUMED_LINK_GB_S:.4g}",
+        "d2h_gb_s": f"{up or down or ASSUMED_LINK_GB_S:.4g}",
+        "usd_per_hour": f"{known.usd_per_hour:g}" if known is not None and known.usd_per_hour else "",
+        "kind": "measured" if down is not None else "analytic",
+        "source": _sources(measured.bandwidth) if down is not None else "assumption",
+    }
+    return "gpus.csv", row
+
+
+def host_row(
+    measured: Measured, library: Library | None, replacing: bool, notices: list[str]
+) -> tuple[str, Row] | None:
+    """The row of nodes.csv; None: it is there already. Raises ProfileError: another memory is written there."""
+    memory_gib = _fact(measured, "host_memory_gib")
+    known = library.hosts.get(measured.host) if library is not None else None
+    speed, disk = _plain(measured, "cpu"), _plain(measured, "disk")
+    if known is not None:
+        if memory_gib is not None and abs(memory_gib * GIB / known.memory_bytes - 1) > SAME_MEMORY:
+            raise ProfileError(
+                f"nodes.csv: {measured.host} has {known.memory_bytes / GIB:g} GiB there, but {memory_gib:g} GiB in "
+                f"{measured.name}'s provenance.yaml; give the host another name, or correct one of them"
+            )
+        if not (replacing and speed):
+            return None
+        memory_gib = memory_gib or known.memory_bytes / GIB
+    link = _link(measured, "h2d")
+    assumed = [
+        *([f"{ASSUMED_HOST_GIB:g} GiB"] if memory_gib is None else []),
+        *([f"{ASSUMED_CPU_GB_S:g} GB/s of its CPU"] if speed is None else []),
+        *([f"{ASSUMED_DISK_GB_S:g} GB/s of its disk"] if disk is None else []),
+    ]
+    if assumed:
+        notices.append(f"nodes.csv: assumed for {measured.host}: {', '.join(assumed)}")
+    row = {
+        "host": measured.host,
+        "cpu": str(measured.facts.get("cpu") or measured.host),
+        "memory_gib": f"{memory_gib or ASSUMED_HOST_GIB:.6g}",
+        "cpu_bandwidth_gb_s": f"{speed or ASSUMED_CPU_GB_S:.4g}",
+        "disk_gb_s": f"{disk or ASSUMED_DISK_GB_S:.4g}",
+        "network_gb_s": f"{ASSUMED_NETWORK_GB_S:g}",
+        "h2d_cap_gb_s": f"{max(link or 0.0, ASSUMED_LINK_GB_S):.4g}",
+        "d2h_cap_gb_s": f"{max(_link(measured, 'd2h') or 0.0, ASSUMED_LINK_GB_S):.4g}",
+        "kind": "measured" if speed is not None else "analytic",
+        "source": _sources(measured.bandwidth) if speed is not None else "assumption",
+    }
+    return "nodes.csv", row
+
+
+def model_rows(parts: Sequence[Measured], weights: Mapping[Key, Weights], library: Library | None) -> list[Row]:
+    """The rows of models.csv that are new. Raises ProfileError: a model that weighs otherwise there."""
+    rows = {}
+    for measured in parts:
+        for own in measured.models:
+            key = (own.model, own.quantization)
+            if key in weights:
+                row = {name: str(getattr(own, name)) for name in COLUMNS["models.csv"]}
+                old = library.weights.get(key) if library is not None else None
+                if old is None:
+                    rows[key] = row
+                else:
+                    _must_weigh_alike(own.where or measured.name, old, weights[key])
+    return list(rows.values())
+
+
+def _must_weigh_alike(where: str, old: Weights, new: Weights) -> None:
+    for name in ("layers", "kv_bytes_per_token_layer", "layer_bytes", "total_bytes"):
+        mine, theirs = getattr(new, name), getattr(old, name)
+        close = SAME_BYTES * theirs if name in ("layer_bytes", "total_bytes") else 0
+        if abs(mine - theirs) > close:
+            raise ProfileError(
+                f"{where}: {name} of {new.model} {new.quantization} is {mine:,}, but {theirs:,} in the profiles' "
+                "models.csv; give the model another name, or correct one of them"
+            )
+
+
+def publish(
+    target: Path,
+    drafts: Sequence[Draft],
+    specifications: Sequence[tuple[str, Row] | None],
+    models: Sequence[Row],
+    replacing: bool,
+) -> list[Path]:
+    """Write all; the folders of the tables, in order. Raises ProfileError: a table exists (and `replacing` is off)."""
+    folders = [target / "tables" / "--".join(draft.table) for draft in drafts]
+    for folder in folders:
+        if folder.exists() and not replacing:
+            raise ProfileError(f"{folder}: is there already; --replace overwrites it, --into FOLDER goes elsewhere")
+    rows: dict[str, list[Row]] = {name: [] for name in COLUMNS}
+    for each in specifications:
+        if each is not None:
+            rows[each[0]].append(each[1])
+    rows["models.csv"] += models
+    texts = {name: _with_rows(target / name, COLUMNS[name], new) for name, new in rows.items()}
+    (target / "tables").mkdir(parents=True, exist_ok=True)
+    # Specifications first: a table is never there before the GPU, host and models that it names.
+    for name, text in texts.items():
+        if text is not None:
+            write_text(target / name, text)
+    for draft, folder in zip(drafts, folders, strict=True):
+        _write_table(draft, folder)
+    return folders
+
+
+def _write_table(draft: Draft, folder: Path) -> None:
+    # Beside `tables`, not in it: nobody who looks for tables finds these, even after a crash.
+    part, old = (folder.parent.parent / f".{folder.name}.{word}" for word in ("part", "old"))
+    for left_behind in (part, old):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    part.mkdir()
+    for name, rows in draft.files.items():
+        write_text(part / f"{name}.csv", _csv(tuple(rows[0]), rows))
+    header = yaml.safe_dump(draft.header, sort_keys=False, width=100, allow_unicode=True)
+    write_text(part / "table.yaml", header)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _with_rows(path: Path, columns: tuple[str, ...], new: Sequence[Row]) -> str | None:
+    """The file with rows added, or exchanged where the first column (of models: two) is the same; None: as it is."""
+    old: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            old = list(csv.DictReader(file))
+    elif not new:
+        return _csv(columns, [])
+    keys = columns[: 2 if columns[0] == "model" else 1]
+    fresh = {tuple(row[key] for key in keys): row for row in new}
+    if not fresh:
+        return None
+    merged = [fresh.pop(tuple(row[key] for key in keys), row) for row in old]
+    return _csv(tuple(old[0]) if old else columns, [*merged, *fresh.values()])
+
+
+def _csv(columns: tuple[str, ...], rows: Sequence[Mapping[str, str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _fact(measured: Measured, name: str) -> float | None:
+    value = measured.facts.get(name)
+    if value in (None, ""):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ProfileError(f"{measured.name}, provenance.yaml: '{name}' is {value!r}, not a number above 0")
+    return float(value)
+
+
+def _memory_by_name(name: str) -> float:
+    match = re.search(r"(\d{1,3}) ?(?:GB|GiB)\b", name, re.IGNORECASE)
+    return float(match[1]) if match else ASSUMED_GPU_GIB
+
+
+def _link(measured: Measured, direction: str) -> float | None:
+    """The quickest pinned copy one way, else the quickest pageable one."""
+    column = f"{direction}_gb_s"
+    for memory in ("pinned", "pageable"):
+        rates = [
+            getattr(row, column)
+            for row in measured.bandwidth
+            if row.direction == direction and row.memory == memory and getattr(row, column)
+        ]
+        if rates:
+            return float(max(rates))
+    return None
+
+
+def _plain(measured: Measured, direction: str) -> float | None:
+    rates = [row.h2d_gb_s for row in measured.bandwidth if row.direction == direction and row.h2d_gb_s]
+    return float(max(rates)) if rates else None
+
+
+def _sources(rows: Sequence[Any]) -> str:
+    return "+".join(list(dict.fromkeys(row.source for row in rows))[:3])
