@@ -1,0 +1,154 @@
+"""The device that profile_gpu.py measures, and what it says of the machine: CPU, memory, PCIe, versions, clocks.
+
+Looks, never sets. Where a fact cannot be had (no nvidia-smi, no /proc) it is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from real.device import Device, free_bytes
+
+from sim.errors import ConfigError
+from sim.library import Library
+from sim.profiling.hardware import gpu_slug, host_slug, known_hosts
+
+GIB = 2**30
+ROOT = Path(__file__).resolve().parent.parent.parent
+_WORKSPACE_BYTES = 3 * GIB // 2  # of a GPU, for what computing itself needs
+_CPU_BUDGET_GIB = 3.0
+_SAME_MEMORY = 0.1  # a driver keeps some memory for itself
+_PCIE = ("pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current", "pcie.link.width.max")
+_CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu")
+
+
+def open_device(kind: str, budget_gib: float | None) -> Device:
+    """The device with its budget. Raises ConfigError: no GPU, or a budget above what is free."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        why = "this torch is a build without CUDA" if torch.version.cuda is None else "no driver or no GPU was found"
+        raise ConfigError(f"no CUDA GPU ({why}); --device cpu measures with a CPU core as the accelerator")
+    free = free_bytes(kind) - _WORKSPACE_BYTES if kind == "cuda" else min(free_bytes(kind), all_host_bytes() // 2)
+    default = free if kind == "cuda" else min(free, int(_CPU_BUDGET_GIB * GIB))
+    asked = int(budget_gib * GIB) if budget_gib else default
+    if free <= 0:
+        raise ConfigError(f"the device has {max(0, free) / GIB:.1f} GiB free; end what else uses it")
+    if asked > free:
+        kept = f" ({_WORKSPACE_BYTES / GIB:.1f} GiB are kept for computing)" if kind == "cuda" else ""
+        what = f"{asked / GIB:.1f} GiB of device memory are asked for"
+        raise ConfigError(f"--budget-gib: {what}, {max(0, free) / GIB:.1f} are free{kept}")
+    return Device(kind, asked)
+
+
+def all_host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def query(device: Device, fields: tuple[str, ...]) -> dict[str, str]:
+    """These facts of the GPU, from nvidia-smi; empty where it cannot say."""
+    program = shutil.which("nvidia-smi")
+    if not device.is_cuda or program is None:
+        return {}
+    which = getattr(torch.cuda.get_device_properties(device.torch), "uuid", None)
+    place = ["-i", f"GPU-{str(which).removeprefix('GPU-')}"] if which is not None else []
+    command = [program, *place, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    lines = done.stdout.strip().splitlines()
+    cells = [cell.strip() for cell in lines[0].split(",")] if done.returncode == 0 and len(lines) == 1 else []
+    if len(cells) != len(fields):
+        return {}
+    return {
+        name: cell for name, cell in zip(fields, cells, strict=True) if cell not in ("", "[N/A]", "[Not Supported]")
+    }
+
+
+def clocks(device: Device) -> dict[str, str]:
+    """Clocks, power and temperature as they are now."""
+    return query(device, _CLOCKS)
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def memory_gib(device: Device) -> float:
+    """All of a GPU's memory; of the CPU in its place what it may take."""
+    if device.is_cuda:
+        return round(torch.cuda.get_device_properties(device.torch).total_memory / GIB, 2)
+    return round(device.budget_bytes / GIB, 2)
+
+
+def names(device: Device, gpu: str | None, host: str | None) -> tuple[str, str]:
+    """(gpu, host): as asked for, or as profiles/ calls them; one that is there with other memory gets another name."""
+    library = Library(ROOT / "profiles")
+    hosts = known_hosts(ROOT / "profiles" / "nodes.csv")
+    host = host or _told_apart(
+        host_slug(cpu_name(), hosts), {k: v.memory_bytes for k, v in library.hosts.items()}, all_host_bytes()
+    )
+    if gpu is None and device.is_cuda:
+        slug = gpu_slug(torch.cuda.get_device_name(device.torch), {k: v.name for k, v in library.gpus.items()})
+        gpu = _told_apart(slug, {k: v.memory_bytes for k, v in library.gpus.items()}, memory_gib(device) * GIB)
+    return gpu or f"{host}-core", host
+
+
+def _told_apart(slug: str, known: Mapping[str, float], memory_bytes: float) -> str:
+    same = slug not in known or abs(memory_bytes / known[slug] - 1) <= _SAME_MEMORY
+    return slug if same else f"{slug}-{round(memory_bytes / GIB)}gb"
+
+
+def facts(device: Device, gpu: str, host: str) -> dict[str, Any]:
+    """The content of provenance.yaml that does not depend on what is measured."""
+    driver = query(device, ("driver_version",)).get("driver_version", "")
+    name = torch.cuda.get_device_name(device.torch) if device.is_cuda else f"one core of {cpu_name()}"
+    return {
+        "gpu": gpu,
+        "host": host,
+        "engine": "torch",
+        "device": device.kind,
+        "gpu_name": name,
+        "gpu_memory_gib": memory_gib(device),
+        "cpu": cpu_name(),
+        "cores": len(device.cores.device | device.cores.host),
+        "host_memory_gib": round(all_host_bytes() / GIB, 1),
+        "torch": str(torch.__version__),
+        "versions": {
+            "torch": str(torch.__version__),
+            "cuda": torch.version.cuda or "",
+            "driver": driver,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
+        "pcie": query(device, _PCIE),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["python", "scripts/profile_gpu.py", *sys.argv[1:]]),
+        "commit": _commit(),
+    }

@@ -1,0 +1,395 @@
+"""One run of profile_gpu.py: checks what fits, plans, measures in order of importance, and keeps all that is measured.
+
+Time: what is estimated beforehand is compared with what it took, and before each instance the least important ranks
+are left out until the rest ends in time. Raises SimError for a user's mistake; what was measured is never lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from real.device import DeviceMemoryError, free_host_bytes
+from real.llm import Architecture, HostWeights, architectures
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from profiler import beside
+from profiler.facts import GIB, ROOT, clocks, facts, names, open_device
+from profiler.parts import QUANTIZATIONS, Bench, contradictions, save
+from profiler.plan import (
+    GRIDS,
+    Grid,
+    Group,
+    Pace,
+    Point,
+    affordable,
+    decode_points,
+    device_bytes,
+    host_bytes,
+    most_layers,
+    pace,
+    prefill_points,
+    switch_points,
+)
+from profiler.store import Store, default_folder
+from sim.errors import ConfigError, did_you_mean
+from sim.profiling.points import ContentionPoint, DecodePoint, ModelRow
+
+DEFAULT_MODELS = {
+    ("cuda", True): ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
+    ("cuda", False): ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B", "Qwen2.5-14B"),
+    ("cpu", True): ("SmolLM2-135M", "Qwen2.5-0.5B", "SmolLM2-360M"),
+    ("cpu", False): ("SmolLM2-135M", "Qwen2.5-0.5B", "SmolLM2-360M"),
+}
+QUICK_MINUTES = {"cuda": 7.0, "cpu": 5.0}
+_TELLING = 4  # of the pairs that run beside one another, those that are always measured
+
+
+class Session:
+    """A device, the models to measure on it, and the folder that they are measured into."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options, self.console = options, console
+        self.begin_s = monotonic()
+        kind = options.device
+        self.device = open_device(kind, options.budget_gib)
+        asked = {
+            name: tuple(sorted({*knots}))
+            for name in ("batches", "contexts", "prompts", "pools")
+            if (knots := getattr(options, name))
+        }
+        self.grid: Grid = replace(GRIDS[kind, options.quick], **asked)
+        if options.limit_s:
+            self.grid = replace(self.grid, limit_s=options.limit_s)
+        if kind == "cuda" and options.dtype == "bfloat16" and torch.cuda.get_device_capability(0)[0] < 8:
+            raise ConfigError("this GPU computes no bfloat16 by itself; measure with --dtype float16")
+        self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[options.dtype]
+        self.shapes = self._chosen(options.models or DEFAULT_MODELS[kind, options.quick])
+        self.most = {name: self._most(shape) for name, shape in self.shapes.items()}
+        self.host_bytes = free_host_bytes()
+        self._check_host_memory()
+        minutes = options.max_minutes or (QUICK_MINUTES[kind] if options.quick else None)
+        self.end_s = self.begin_s + 60 * minutes if minutes else float("inf")
+        gpu, host = names(self.device, options.gpu, options.host)
+        self.known = facts(self.device, gpu, host) | {
+            "budget_gib": round(options.budget_gib, 3) if options.budget_gib else "",
+            "date": date.today().isoformat(),
+            "dtype": options.dtype,
+            "seed": options.seed,
+            "offload": options.offload,
+        }
+        stem = f"{gpu}-{host}-torch"
+        folder = options.out or default_folder(options.into / "measured", stem, date.today().isoformat())
+        self.store = Store(folder, self.known, options.fresh, self.say)
+        if self.store.seconds:
+            self.known["date"] = self.store.facts.get("date", self.known["date"])
+        self.bench = Bench(self.device, self.store, self.grid, self.dtype, options.seed)
+        self.points: dict[str, list[Point]] = {}
+        self.left: list[Point] = []
+        self.paces: dict[str, Pace] = {}
+        self.estimated_s = self.taken_s = 0.0
+        self.kept_s = 15 + _TELLING * (6 * self.grid.limit_s + 1)  # for engine starts, and pairs that must be measured
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say it, and keep it with the measurements."""
+        self.say(text)
+        self.store.note(text)
+
+    # --- before the run
+
+    def _chosen(self, wanted: Sequence[str]) -> dict[str, Architecture]:
+        known = architectures(self.options.architectures)
+        for name in wanted:
+            if name not in known:
+                raise ConfigError(
+                    f"--models {name}: not in {self.options.architectures.name}; {did_you_mean(name, known)}"
+                )
+        return {name: known[name] for name in dict.fromkeys(wanted)}
+
+    def _most(self, shape: Architecture) -> int:
+        """The most layers that fit beside the KV of one long context."""
+        pool = min(self.grid.contexts[-1], shape.max_context)
+        most = most_layers(shape, self.device.budget_bytes, pool)
+        if not most:
+            needs = device_bytes(shape, 1, "cpu", pool)
+            raise ConfigError(
+                f"{shape.model}: one layer with the KV of {pool:,} tokens needs {needs / 1e9:.2f} GB of device memory, "
+                f"there are {self.device.budget_bytes / 1e9:.2f} GB; choose smaller --models, or a larger --budget-gib"
+            )
+        return most
+
+    def _check_host_memory(self) -> None:
+        for name, shape in self.shapes.items():
+            least = Point("decode", name, "cpu", 0, 0, tokens=min(self.grid.contexts[-1], shape.max_context))
+            needs = self._host_bytes(least)
+            if needs > self.host_bytes:
+                how = "choose smaller --models" + ("" if self.device.is_cuda else ", or a smaller --budget-gib")
+                lacks = f"needs {needs / 1e9:.1f} GB of host memory, {self.host_bytes / 1e9:.1f} GB are free"
+                raise ConfigError(f"{name}: measuring it {lacks}; {how}")
+
+    def _host_bytes(self, point: Point) -> int:
+        return host_bytes(self.shapes[point.model], point, self.device.budget_bytes, self.device.is_cuda)
+
+    def _candidates(self, shape: Architecture) -> list[Point]:
+        """All points of a model that fit."""
+        most = self.most[shape.model]
+        smallest = min(self.shapes.values(), key=lambda each: each.weight_bytes(each.layers)) is shape
+        points = [*switch_points(shape, self.grid, most, smallest)]
+        for offload in self.options.offload:
+            whole = offload == self.options.offload[0]
+            points += decode_points(shape, self.grid, offload, most, whole)
+            points += prefill_points(shape, self.grid, offload, most, whole)
+        return [
+            point
+            for point in points
+            if device_bytes(shape, point.layers, point.offload, point.pool) <= self.device.budget_bytes
+            and self._host_bytes(point) <= self.host_bytes
+        ]
+
+    def plan(self) -> None:
+        """Measure how quick copies and layers are, and say what will be measured and how long it will take."""
+        self.store.save(0, False, clocks={"before": clocks(self.device)})
+        for name, shape in self.shapes.items():
+            if self.most[name] < shape.layers:
+                has = f"{self.device.budget_bytes / GIB:.1f} GiB"
+                self.note(f"{name}: {self.most[name]} of {shape.layers} layers fit in {has}; no more are measured")
+        self.say("bandwidths, and how quick the models' layers are")
+        beside.bandwidths(self.bench, self.store.folder)
+        rates = (beside.rate(self.bench, "h2d"), beside.rate(self.bench, "disk"))
+        for name, shape in self.shapes.items():
+            model = self.paces[name] = pace(shape, self.device, self.dtype, self.grid, rates)
+            self.points[name] = [replace(p, seconds=model.seconds(p, self.grid)) for p in self._candidates(shape)]
+            self.left += [point for point in self.points[name] if not self.bench.done(point)]
+        table = Table(
+            "model", "layers", "decode", "prompts", "switching", "about", title="to measure", title_justify="left"
+        )
+        planned = self._affordable(self.left)
+        for name in self.shapes:
+            mine = [p for p in planned if p.model == name]
+            parts = [str(sum(p.part in part for p in mine)) for part in (("decode",), ("prefill",), ("cycle", "kv"))]
+            layers = sorted({p.layers for p in mine})
+            table.add_row(name, " ".join(map(str, layers)), *parts, _clock(self._cost(mine)))
+        self.console.print(table)
+        out = len(self.left) - len(planned)
+        limit = f" of at most {_clock(self.end_s - self.begin_s)}" if self.end_s < float("inf") else ""
+        total_s = self._cost(planned) + self.kept_s
+        self.say(
+            f"about {_clock(total_s)}{limit} into {short(self.store.folder)}"
+            + (f"; {out} points left out" if out else "")
+        )
+
+    # --- time
+
+    def _setup_s(self, points: Sequence[Point]) -> float:
+        pools: dict[Group, int] = {}
+        for point in points:
+            pools[point.group] = max(pools.get(point.group, 0), point.pool)
+        return sum(self.paces[key[0]].setup_s(key, pool) for key, pool in pools.items())
+
+    def _cost(self, points: Sequence[Point]) -> float:
+        return self._ratio * (sum(point.seconds for point in points) + self._setup_s(points))
+
+    @property
+    def _ratio(self) -> float:
+        """How much longer things take than was estimated."""
+        return min(4.0, max(0.4, (self.taken_s + 5) / (self.estimated_s + 5)))
+
+    def _affordable(self, points: Sequence[Point]) -> list[Point]:
+        left_s = (self.end_s - monotonic() - self.kept_s) / self._ratio
+        return affordable(points, lambda group, pool: self.paces[group[0]].setup_s(group, pool), left_s)
+
+    # --- the run
+
+    def measure(self) -> None:
+        """All that there is time for."""
+        self.say("engine starts")
+        beside.engine_start(self.bench, list(self.shapes), 3 if self.options.quick else 5)
+        self.kept_s -= 15
+        item = self.dtype.itemsize
+        rows = [
+            ModelRow(
+                model=name, quantization=QUANTIZATIONS[self.dtype], layers=shape.layers,
+                layer_bytes=shape.layer_bytes(item), head_bytes=shape.head_bytes(item),
+                kv_bytes_per_token_layer=shape.kv_bytes_per_token_layer(item), max_context=shape.max_context,
+                **self.bench.words,
+            )
+            for name, shape in self.shapes.items()
+        ]  # fmt: skip
+        self.store.add(rows)
+        with _bar(self.console) as bar:
+            self.bar, self.task = bar, bar.add_task("", total=1.0, what="", left="")
+            for name in self.shapes:
+                for pinned in (True, False):
+                    self._model(name, pinned)
+                self._again(name)
+            bar.update(self.task, what="two at a time")
+            self._beside()
+        if self.left:
+            self.say(f"{len(self.left)} points were left out for want of time; the same command again measures more")
+
+    def _model(self, name: str, pinned: bool) -> None:
+        """Groups of a model whose weights are pinned in host memory, or are not."""
+        word = "pinned" if pinned else "pageable"
+        mine = [p for p in self._affordable(self.left) if p.model == name and p.group[1] == word]
+        if not mine:
+            return
+        weights = HostWeights(self.shapes[name], self.device, self.dtype, pinned)
+        for group in dict.fromkeys(sorted((p.group for p in mine), key=lambda g: (g[2] != "cpu", g[2], -g[3]))):
+            points = [p for p in self._affordable(self.left) if p.group == group]
+            if not points:
+                continue
+            begin_s = monotonic()
+            self._show(
+                f"{name} " + (f"{group[2]} {group[3]}/{self.shapes[name].layers}" if group[3] >= 0 else "switching")
+            )
+            try:
+                for point in self._cycles(weights, points) if group[3] < 0 else self._instance(weights, points):
+                    self.left.remove(point)
+                    self._show(None)
+            except (DeviceMemoryError, torch.OutOfMemoryError) as error:
+                self.note(f"{name}, {group[3]} layers, {group[2] or word}: left out, {str(error).splitlines()[0]}")
+                self.left = [p for p in self.left if p.group != group]
+            self.estimated_s += sum(p.seconds for p in points) + self._setup_s(points)
+            self.taken_s += monotonic() - begin_s
+        del weights
+        gc.collect()
+
+    def _again(self, name: str) -> None:
+        """Measure once more what cannot be right, which other work on this machine may have spoilt."""
+        layers = {name: self.shapes[name].layers}
+        for _ in range(2):
+            wrong = contradictions(self.store, layers, QUANTIZATIONS[self.dtype])
+            if not wrong:
+                return
+            self.say(f"{name}: {len(wrong)} points contradict each other; they are measured again")
+            done = [point for point in self.points[name] if self.bench.done(point)]
+            self.store.drop(wrong)
+            self.left += [replace(point, rank=0) for point in done if not self.bench.done(point)]
+            self._model(name, True)
+        if contradictions(self.store, layers, QUANTIZATIONS[self.dtype]):
+            self.note(f"{name}: some points still contradict each other; run this again when nothing else runs here")
+
+    def _instance(self, weights: HostWeights, points: list[Point]) -> Iterator[Point]:
+        yield from self.bench.run(weights, points, self.bench.free_bytes())
+
+    def _cycles(self, weights: HostWeights, points: list[Point]) -> Iterator[Point]:
+        scratch = self.store.folder / ".weights"
+        size = weights.shape.weight_bytes(weights.shape.layers)
+        try:
+            for point in sorted(points, key=lambda p: (p.path == "disk", -p.layers)):
+                file = scratch / "model.safetensors" if point.path == "disk" else None
+                if file is not None and not file.exists():
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    scratch.mkdir()
+                    free = shutil.disk_usage(scratch).free
+                    if free < 1.1 * size:
+                        self.note(
+                            f"{point.model}: no reload from disk; {size / 1e9:.1f} GB do not fit in {free / 1e9:.1f} GB"
+                        )
+                        self.left = [p for p in self.left if p.model != point.model or p.path != "disk"]
+                        return
+                    save(weights, file)
+                self.bench.cycle(weights, point, file)
+                yield point
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _beside(self) -> None:
+        fitting = [
+            shape
+            for shape in self.shapes.values()
+            if self.most[shape.model] == shape.layers
+            and 2 * device_bytes(shape, shape.layers, "cpu", 256) <= self.device.budget_bytes
+        ]
+        if not fitting:
+            self.note("no measured model fits twice on the device: how instances slow each other down is not measured")
+            return
+        shape = fitting[0]
+        todo = beside.pairs(shape.layers)
+        weights = HostWeights(shape, self.device, self.dtype)
+        pairs = beside.Pairs(self.bench, weights)
+        for number, pair in enumerate(todo):
+            self.kept_s = max(0, _TELLING - number) * (6 * self.grid.limit_s + 1)
+            if not pairs.has(*pair) and (number < _TELLING or monotonic() < self.end_s - 5):
+                self._show(f"{shape.model}: {pair[0]} {pair[1]} beside {pair[2]} {pair[3]}")
+                pairs.measure(*pair)
+
+    def _show(self, what: str | None) -> None:
+        left_s = self._cost(self._affordable(self.left)) + self.kept_s
+        spent_s = monotonic() - self.begin_s
+        if what is not None and not self.console.is_terminal:
+            self.say(f"{_clock(spent_s)} {what}; {_clock(left_s)} left")
+        words: dict[str, Any] = {"left": _clock(left_s)} | ({"what": what} if what is not None else {})
+        self.bar.update(self.task, completed=spent_s, total=spent_s + left_s, **words)
+
+    # --- the end
+
+    def close(self, finished: bool) -> None:
+        """Write provenance; the one thing that an interrupted run still does."""
+        told = dict(self.store.facts.get("clocks") or {})
+        found = beside.conclusion(self.store.rows[ContentionPoint])
+        more: dict[str, object] = {"left_out": len(self.left)} | ({"contention": found} if found else {})
+        told["after"] = clocks(self.device)
+        self.store.save(monotonic() - self.begin_s, finished, clocks=told, **more)
+
+    def report(self) -> None:
+        """What was found, in a few lines."""
+        quantization = QUANTIZATIONS[self.dtype]
+        table = Table(
+            "model", "on device", "ms a token", "with none there", "streamed", title="batch 1", title_justify="left"
+        )
+        for name, shape in self.shapes.items():
+            steps = {
+                (row.offload, row.layers): row.step_s
+                for row in sorted(self.store.rows[DecodePoint], key=lambda r: -r.context)
+                if (row.model, row.quantization, row.batch) == (name, quantization, 1)
+            }
+            whole = (self.options.offload[0], self.most[name])
+            cells = [steps.get(key) for key in (whole, ("cpu", 0), ("stream", 0))]
+            words = [f"{1e3 * cell:.1f}" if cell else "" for cell in cells]
+            table.add_row(name, f"{self.most[name]}/{shape.layers}", *words)
+        self.console.print(table)
+        found = beside.conclusion(self.store.rows[ContentionPoint])
+        if found:
+            self.say(
+                f"two instances at a time: `contention: {found['closer']}` is closer (mean error "
+                f"{found['proportional_error']:.0%} proportional, {found['time_slice_error']:.0%} time_slice)"
+            )
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.fields[what]}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def short(path: Path) -> str:
+    """The path as it would be typed here."""
+    for base in (Path.cwd(), ROOT):
+        if path.resolve().is_relative_to(base):
+            return str(path.resolve().relative_to(base))
+    return str(path)

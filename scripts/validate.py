@@ -1,0 +1,79 @@
+"""How far can the simulation be believed? Real serving, and the simulation of the same, side by side.
+
+    python scripts/validate.py --device cpu --out validation
+
+profiles this machine (profile_gpu.py), fills the tables, replays workloads in real time on a small real server
+(real/server.py) under policies of `policies/`, simulates the same scenarios with those tables, and compares what was
+predicted with what was measured. `--device cpu` needs no GPU: one core is the accelerator, a memory budget is imposed.
+Keep the machine quiet while it runs; it takes as long as the workloads last (--plan prints how long).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+os.environ["SIM_INTERPRETED"] = "1"  # the live server puts its own parts where the engine has compiled ones
+
+
+def parser(workloads: Sequence[str], policies: Sequence[str]) -> argparse.ArgumentParser:
+    what, _, rest = (__doc__ or "").partition("\n\n")
+    found = argparse.ArgumentParser(
+        description=what, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    found.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: one core is the accelerator")
+    found.add_argument(
+        "--out", type=Path, default=Path("validation"), metavar="DIR", help="what is measured is kept here"
+    )
+    found.add_argument("--models", nargs="+", metavar="M", help="models of profiles/architectures.csv")
+    found.add_argument("--workloads", nargs="+", default=list(workloads), choices=list(workloads), metavar="W")
+    found.add_argument("--policies", nargs="+", default=list(policies), metavar="P")
+    found.add_argument("--duration", type=float, default=120.0, metavar="S", help="seconds of arrivals in each run")
+    found.add_argument("--repeats", type=int, default=1, metavar="N", help="how often each run is measured")
+    found.add_argument("--offload", choices=("cpu", "stream"), default="stream", help="layers outside the device")
+    found.add_argument("--slots", type=int, default=4, metavar="N", help="the largest batch")
+    found.add_argument("--max-context", type=int, default=512, metavar="N", help="the longest prompt and answer")
+    found.add_argument("--seed", type=int, default=1)
+    found.add_argument("--profiles", type=Path, metavar="DIR", help="tables of this device that are there already")
+    found.add_argument("--profile-minutes", type=float, default=8.0, metavar="MIN", help="time for profiling")
+    found.add_argument("--architectures", type=Path, help=argparse.SUPPRESS)
+    found.add_argument("--plan", action="store_true", help="print what would be run, and for how long")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 a mistake that the printed line says how to mend, 130 stopped."""
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            print(f"error: {package} is not installed; pip install '.[profile]'", file=sys.stderr)
+            return 2
+    from real import closed_loop as loop  # noqa: PLC0415
+
+    from sim.errors import SimError  # noqa: PLC0415
+
+    options = parser(list(loop.WORKLOADS), loop.POLICIES).parse_args(arguments)
+    options.models = options.models or list(loop.MODELS[options.device])
+    minutes = len(options.workloads) * len(options.policies) * options.repeats * options.duration / 60
+    print(f"about {minutes:.0f} minutes of serving, besides the profile; keep the machine quiet meanwhile")
+    if options.plan:
+        return 0
+    try:
+        tables = loop.Tables(loop.profiled(options), options)
+        loop.report(loop.validate(options, tables), options.out, loop.facts(options, tables))
+    except SimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; what was measured is kept in {options.out}; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
