@@ -239,13 +239,16 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     command = ("run", write_scenario(tmp_path), "--policy", policy, "--out", out)
     result = program(*command, INTERRUPT="1")
     assert (result.returncode, result.stdout) == (130, "")
-    assert result.stderr == "interrupted; nothing was kept\n"
+    deciding = f"policy '{policy}' was deciding at t="
+    assert result.stderr.startswith(f"interrupted; {deciding}")
+    assert result.stderr.endswith("); nothing was kept\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["interrupted.py", "mini.yaml"]
     assert program(*command).returncode == 0
     first = (out / "summary.json").read_bytes()
     result = program(*command, INTERRUPT="1")
     assert result.returncode == 130
-    assert result.stderr == f"interrupted; {out} holds a finished run\n"
+    assert result.stderr.startswith(f"interrupted; {deciding}")
+    assert result.stderr.endswith(f"; {out} holds a finished run\n")
     assert (out / "summary.json").read_bytes() == first
 
 

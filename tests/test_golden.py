@@ -36,6 +36,7 @@ RUNS = {
 def measure(settings: list[str]) -> Any:
     """A run's summary without what depends on the machine."""
     summary = summarize(simulate(load_scenario(ROOT / "traces" / "scenarios" / "desktop.yaml", settings), check=True))
+    summary.pop("problems", None)  # a judgement of these numbers, with tests of its own (test_diagnosis.py)
     summary.pop("run_id")  # it names the code's data files too, whose provenance may change without the numbers
     for clock in ("wall_s", "requests_per_wall_s", "peak_rss_bytes"):
         summary["engine"].pop(clock)

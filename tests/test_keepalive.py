@@ -119,7 +119,7 @@ def test_a_histogram_that_represents_nothing_says_so() -> None:
     [
         ("ski-rentl", "no keep-alive rule 'ski-rentl'; give seconds, or a rule: did you mean 'ski-rental'"),
         (-1, "give seconds from 0 up"),
-        (True, "give seconds from 0 up"),
+        (True, "give (a number, not true or false|seconds from 0 up)"),
         (float("inf"), "give seconds from 0 up"),
         ([5], "give seconds from 0 up"),
     ],

@@ -98,7 +98,7 @@ def test_a_new_policy_is_short_runs_and_passes() -> None:
     assert run.exit_code == 0
     checked = invoke("policies", "check", path)
     assert checked.exit_code == 0, checked.stdout
-    assert checked.stdout.splitlines()[-1] == "16 passed"
+    assert checked.stdout.splitlines()[-1] == "19 passed"
 
 
 @pytest.mark.parametrize("name", ["My", "1st", "a b", "../a", "a.py", "", "-a", "a--b", "ä", "a/b", "class_"])
@@ -148,7 +148,7 @@ def test_a_decision_without_an_end_is_broken_off_and_nothing_played_after_it(mon
     assert "it computed for 0.5 s without coming to an end (it was at thinks.py, line " in " ".join(
         result.stdout.split()
     )
-    assert result.stdout.splitlines()[-2] == "3 passed, 1 failed, 12 not played"
+    assert result.stdout.splitlines()[-2] == "3 passed, 1 failed, 15 not played"
 
 
 def test_an_import_without_an_end_is_broken_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_an_installed_copy_checks_entry_points_without_tests_or_data(tmp_path: P
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "16 passed"
+    assert done.stdout.splitlines()[-1] == "19 passed"
 
 
 def test_the_library_says_the_same() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import write_scenario
 from report_cases import contrast, make_run
 
 from sim.errors import ConfigError
@@ -18,6 +19,7 @@ from sim.report.material import open_folder
 from sim.report.over_time import _means, _stretches
 from sim.report.page import html
 from sim.report.write import made, report
+from sim.runner import RunOptions, run
 
 
 def test_a_distribution_counts_those_without_an_answer() -> None:
@@ -75,7 +77,8 @@ def test_a_run_without_an_answer_is_a_report(tmp_path: Path) -> None:
         "from sim.policy import Policy, Reject\n\n\nclass RejectsAll(Policy):\n    def decide(self, view):\n"
         "        for request in list(view.waiting):\n            yield Reject(request, 'no <b>room</b>')\n"
     )
-    found = made(open_folder(make_run(tmp_path, policy={"name": str(tmp_path / "rejects_all.py")})))
+    run(RunOptions(write_scenario(tmp_path), str(tmp_path / "rejects_all.py"), out=tmp_path / "run"))
+    found = made(open_folder(tmp_path / "run"))
     assert "no request got an answer" in found.headline
     assert any("(100.0%) did not complete" in sentence for sentence in found.words)
     assert "no &lt;b&gt;room&lt;/b&gt;" in html(found, "0")

@@ -186,12 +186,39 @@ def test_an_empty_folder_is_used_and_a_foreign_one_is_not(tmp_path: Path) -> Non
     assert leftovers(foreign) == ["thesis.txt"]
 
 
-def test_half_a_run_is_foreign(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", FILES[1:])
+@pytest.mark.parametrize("left", ["nothing", "empty", "half"])
+def test_half_a_run_is_made_whole_or_refused(
+    tmp_path: Path, outcome: Outcome, summary: dict[str, Any], file: str, left: str
+) -> None:
+    target = tmp_path / "run"
+    write_run(target, outcome, summary)
+    whole = (target / file).read_bytes()
+    if left == "nothing":
+        (target / file).unlink()
+    else:
+        (target / file).write_bytes(whole[: len(whole) // 2] if left == "half" else b"")
+    assert finished_run(target) is None
+    lacking = "gpus" if file.startswith("gpus") else file.partition(".")[0]
+    with pytest.raises(ConfigError, match=rf"holds half a run, {outcome.run_id} \({lacking}.* missing or damaged"):
+        check_target(target, lambda: "another")
+    check_target(target, lambda: outcome.run_id)
+    write_run(target, outcome, summary)
+    assert (target / file).read_bytes() == whole
+    assert finished_run(target) == summary
+    assert leftovers(target) == sorted(FILES)
+
+
+def test_half_a_run_with_something_else_is_foreign(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
     write_run(tmp_path / "run", outcome, summary)
     (tmp_path / "run" / "gpus.parquet").unlink()
-    assert finished_run(tmp_path / "run") is None
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds other files"):
-        check_target(tmp_path / "run", lambda: summary["run_id"])
+        check_target(tmp_path / "run", lambda: outcome.run_id)
+    (tmp_path / "run" / "thesis.txt").unlink()
+    (tmp_path / "run" / "scenario.yaml").write_text("mine")  # it does not say whose run it was
+    with pytest.raises(ConfigError, match="holds other files"):
+        check_target(tmp_path / "run", lambda: outcome.run_id)
 
 
 @pytest.mark.parametrize("present", ["absent", "empty", "same run"])
@@ -225,7 +252,7 @@ def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results, "_write", full)
+    monkeypatch.setattr(results, "put", full)
     with pytest.raises(ConfigError, match="No space left"):
         check_target(tmp_path / "run", lambda: "id")
     assert leftovers(tmp_path) == []

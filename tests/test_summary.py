@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_cases import scenario_data
 
@@ -17,7 +18,7 @@ from sim.locate import data_folder
 from sim.metrics import REQUEST_COLUMNS, Recorder
 from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
 from sim.spec import load_scenario, parse_scenario
-from sim.summary import summarize
+from sim.summary import spread, summarize
 
 NAN = math.nan
 
@@ -289,3 +290,35 @@ def test_bytes_by_link_and_cause_add_up() -> None:
         over_nodes = sum(moved.get(cause, 0.0) for name, moved in summary["links"].items() if "/" not in name)
         assert over_gpus == over_nodes == size
     assert summary["links"]["desktop/rtx-4090-0.h2d"]["weights"] > 0
+
+
+def test_each_quantile_is_its_own() -> None:
+    assert spread(np.arange(101.0)) == {
+        "count": 101,
+        "mean": 50,
+        "p50": 50,
+        "p90": 90,
+        "p95": 95,
+        "p99": 99,
+        "max": 100,
+    }
+
+
+def test_who_has_no_answer_counts_until_the_end_and_who_could_have_none_does_not() -> None:
+    rows = [
+        request(COMPLETED, 0.0, 1.0, 10.0),
+        request(UNFINISHED, 20.0, NAN, 100.0),
+        request(TIMED_OUT, 30.0, NAN, 40.0),
+        request(IMPOSSIBLE, 50.0, NAN, 50.0),
+    ]
+    found = summarize(outcome_of(rows))["e2e_all_s"]
+    assert (found["count"], found["mean"], found["max"]) == (3, pytest.approx((10 + 80 + 70) / 3), 80)
+
+
+def test_who_arrives_in_the_warm_up_is_in_no_number_of_requests() -> None:
+    rows = [request(COMPLETED, at_s, at_s + 1, at_s + 5) for at_s in (0.0, 9.99, 10.0, 50.0)]
+    summary = summarize(outcome_of(rows, warm_up_s=10.0))
+    assert summary["requests"]["arrived"] == summary["e2e_s"]["count"] == 2
+    assert summary["tokens"]["output"] == 20
+    assert summary["throughput"]["requests_per_s"] == pytest.approx(2 / 90)
+    assert summary["warm_up"]["requests_before"] == 2

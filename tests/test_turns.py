@@ -264,7 +264,7 @@ def test_a_policy_that_exits_or_loops_or_reaches_behind_its_views_is_named() -> 
         if not view.instances:
             yield Load(view.models[0], view.gpus[0], view.models[0].layers)
 
-    for decide, words in ((leaves, "SystemExit"), (cheats, "behind its views"), (swaps, "no token in a simulated day")):
+    for decide, words in ((leaves, "SystemExit"), (cheats, "behind its views"), (swaps, "20000 times in a row")):
         with pytest.raises(PolicyError, match=words):
             play(of, Script(decide), trace(of, [(0, "a", 10, 5)]))
 
