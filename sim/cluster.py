@@ -240,19 +240,22 @@ def _saved_bytes(request: Request) -> int:
     return request.model.kv_layer_bytes(request.kv_tokens) * request.model.weights.layers
 
 
+# Ranks are floats, as the compiled engine has them: a byte of a memory without an end is no other rank there or here.
+
+
 def _room_rank(gpu: Gpu) -> Rank | None:
-    return None if gpu.down else (-gpu.available_bytes, 0, gpu.index)
+    return None if gpu.down else (-float(gpu.available_bytes), 0.0, gpu.index)
 
 
 def _crowd_rank(gpu: Gpu) -> Rank | None:
-    return None if gpu.down else (len(gpu.active), -gpu.available_bytes, gpu.index)
+    return None if gpu.down else (float(len(gpu.active)), -float(gpu.available_bytes), gpu.index)
 
 
 def _yield_rank(gpu: Gpu) -> Rank | None:
     if gpu.down:
         return None
     idle = [i.gpu_bytes for i in gpu.instances.values() if i.idle and i.stop_mode is None and i.resizing is None]
-    return -(gpu.available_bytes + sum(idle)), 0, gpu.index
+    return -float(gpu.available_bytes + sum(idle)), 0.0, gpu.index
 
 
 def _idle_rank(instance: Instance) -> Rank | None:
