@@ -44,6 +44,22 @@ def test_the_gpu_part_is_its_share_of_the_full_time(layers: int, batch: int, con
     assert (host_s == 0) == (layers == 4)
 
 
+@QUICK
+@given(layers=st.integers(0, 4), batch=st.integers(1, 8), context=st.floats(0, 4096), prompt=st.integers(1, 4096))
+def test_with_streamed_layers_the_gpu_computes_them_all(layers: int, batch: int, context: float, prompt: int) -> None:
+    computed = profile()
+    streamed = Profile(computed.weights, computed._decode, computed._prefill, computed.switch, "stream", "streamed")
+    gpu_s, host_s = streamed.decode_curve(layers, batch).at(context)
+    assert gpu_s + host_s == pytest.approx(computed.step_s(layers, batch, context), rel=1e-12)
+    full_s = [step_s(4, 4, batch, knot) for knot in computed._decode.axes[2]]
+    here_s = [step_s(layers, 4, batch, knot) for knot in computed._decode.axes[2]]
+    assert gpu_s / (gpu_s + host_s) == pytest.approx(sum(full_s) / sum(here_s), rel=1e-9)
+    assert (host_s == 0) == (layers == 4)
+    curve = streamed.prefill_curve(layers)
+    for less, more in zip(curve.at(0.0), curve.at(float(prompt)), strict=True):
+        assert 0 <= less <= more  # so a chunk of a prompt never costs less than nothing
+
+
 def test_a_curve_is_flat_below_its_first_knot_and_ends_at_its_last() -> None:
     curve = Curve((10.0, 20.0, 40.0), (1.0, 2.0, 2.0), (0.0, 0.0, 4.0))
     assert curve.at(0.0) == curve.at(10.0) == (1.0, 0.0)
