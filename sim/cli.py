@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         end_process()
     try:
         status = app(given, prog_name=name, standalone_mode=False)
-        _flush()
+        _flush(bool(status))
     except typer.TyperException as error:
         # A wrong option is a user's mistake like any other: one line. A bare group shows its help instead.
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -179,13 +179,16 @@ def main(arguments: list[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _flush() -> None:
-    """What has been printed must be out: at its end Python would only complain. Raises SystemExit."""
+def _flush(failed: bool) -> None:
+    """What has been printed must be out: at its end Python would only complain. Whoever `failed` has said why, perhaps
+    this, and what is left of the output is dropped. Raises SystemExit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if failed:
+            return
         say(f"error: standard output: {error.strerror or error}; the result was not shown, or only a part")
         raise SystemExit(2) from None
