@@ -206,14 +206,14 @@ class Instance:
 
     def save_kv(self, slot: int, tokens: int, buffer: torch.Tensor) -> None:
         """Copy a sequence's KV into `buffer`: the device's part crosses the link, the host's is in host memory."""
-        buffer[: self._host_layers].copy_(self._host_kv[:, :, slot, :, :tokens])
-        buffer[self._host_layers :].copy_(self._device_kv[:, :, slot, :, :tokens], non_blocking=True)
+        for number, saved in enumerate(buffer):  # one layer at a time: a copy of KV that is no one piece needs room
+            saved.copy_(self._kv(number)[:, slot, :, :tokens], non_blocking=True)
         self.device.synchronize()
 
     def restore_kv(self, slot: int, tokens: int, buffer: torch.Tensor) -> None:
         """Copy a saved KV back into a slot, of this instance or of another of the model with other layers here."""
-        self._host_kv[:, :, slot, :, :tokens].copy_(buffer[: self._host_layers])
-        self._device_kv[:, :, slot, :, :tokens].copy_(buffer[self._host_layers :], non_blocking=True)
+        for number, saved in enumerate(buffer):
+            self._kv(number)[:, slot, :, :tokens].copy_(saved, non_blocking=True)
         self.device.synchronize()
 
     # --- computing
