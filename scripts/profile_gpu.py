@@ -39,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="type of the weights and KV")
     add("--out", type=Path, metavar="DIR", help="default profiles/measured/<gpu>-<host>-torch-<date>")
     add("--budget-gib", type=_positive, metavar="GIB", help="device memory to use; default: what is free")
+    add(
+        "--link-gb-s",
+        type=_positive,
+        metavar="GB/S",
+        help="with --device cpu: slow copies to and from the device to this",
+    )
+    add(
+        "--passes", type=_count, metavar="N", help="how often, at different times, all is measured (default: 1, cpu: 3)"
+    )
     add("--max-minutes", type=_positive, metavar="MIN", help="leave out what matters less to end in time")
     add("--batches", nargs="+", type=_count, metavar="N", help="sequences in a decode step")
     add("--contexts", nargs="+", type=_count, metavar="N", help="tokens of context of a decode step")
@@ -109,13 +118,13 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     except BaseException:
         session.close(False)
         raise
+    from profiler.finish import filled, report, scenario  # noqa: PLC0415
+
     session.close(True)
-    session.report()
+    report(session)
     session.say(f"measured: {short(session.store.folder)}")
     if options.no_fill:
         return 0
-    from profiler.finish import filled, scenario  # noqa: PLC0415
-
     if not filled(session, options.into):
         return 1
     path = scenario(session.store, options.into)

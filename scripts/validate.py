@@ -34,14 +34,17 @@ def parser(workloads: Sequence[str], policies: Sequence[str]) -> argparse.Argume
     found.add_argument("--models", nargs="+", metavar="M", help="models of profiles/architectures.csv")
     found.add_argument("--workloads", nargs="+", default=list(workloads), choices=list(workloads), metavar="W")
     found.add_argument("--policies", nargs="+", default=list(policies), metavar="P")
-    found.add_argument("--duration", type=float, default=120.0, metavar="S", help="seconds of arrivals in each run")
+    found.add_argument("--duration", type=float, default=90.0, metavar="S", help="seconds of arrivals in each run")
     found.add_argument("--repeats", type=int, default=1, metavar="N", help="how often each run is measured")
     found.add_argument("--offload", choices=("cpu", "stream"), default="stream", help="layers outside the device")
     found.add_argument("--slots", type=int, default=4, metavar="N", help="the largest batch")
     found.add_argument("--max-context", type=int, default=512, metavar="N", help="the longest prompt and answer")
     found.add_argument("--seed", type=int, default=1)
     found.add_argument("--profiles", type=Path, metavar="DIR", help="tables of this device that are there already")
-    found.add_argument("--profile-minutes", type=float, default=8.0, metavar="MIN", help="time for profiling")
+    found.add_argument("--profile-minutes", type=float, default=10.0, metavar="MIN", help="time for profiling")
+    found.add_argument(
+        "--link-gb-s", type=float, metavar="GB/S", help="with --device cpu: its link to the host (default: 1.5)"
+    )
     found.add_argument("--architectures", type=Path, help=argparse.SUPPRESS)
     found.add_argument("--plan", action="store_true", help="print what would be run, and for how long")
     return found
@@ -59,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser(list(loop.WORKLOADS), loop.POLICIES).parse_args(arguments)
     options.models = options.models or list(loop.MODELS[options.device])
+    if options.link_gb_s is None:
+        options.link_gb_s = loop.LINK_GB_S[options.device]
     minutes = len(options.workloads) * len(options.policies) * options.repeats * options.duration / 60
     print(f"about {minutes:.0f} minutes of serving, besides the profile; keep the machine quiet meanwhile")
     if options.plan:

@@ -302,7 +302,8 @@ def _code_within(value: Any) -> str | None:
 
 
 def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
-    """Read, override and validate a scenario file. A relative trace file is taken from the scenario's own folder.
+    """Read, override and validate a scenario file. Relative paths in it (of a trace, of profiles) are taken from the
+    scenario's own folder.
 
     Raises ConfigError.
     """
@@ -310,11 +311,14 @@ def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
 
 
 def scenario_of(data: Any, where: str, folder: Path, assignments: Iterable[str] = ()) -> Scenario:
-    """As load_scenario, from a file's data. where: what messages call it; folder: where relative trace files are."""
+    """As load_scenario, from a file's data. where: what messages call it; folder: where relative paths begin; but
+    profiles of `assignments`, which a person types, where that person is."""
     settings = list(assignments)
     whole = _long_form(data, where)
     refuse_code(whole, where, [setting.partition("=")[0] for setting in settings])
     scenario = parse_scenario(override(whole, settings), where)
+    if scenario.profiles and not any(each.partition("=")[0].strip() == "profiles" for each in settings):
+        scenario = scenario.model_copy(update={"profiles": str(folder / scenario.profiles)})
     if isinstance(scenario.workload, TraceWorkload):
         try:
             file = (folder / scenario.workload.file).resolve()

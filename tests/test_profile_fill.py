@@ -18,7 +18,9 @@ from sim.hybrid import EngineShape, GpuRates, HostRates, Hybrid, ModelShape
 from sim.profiling.collect import collect
 from sim.profiling.fill import fill
 from sim.profiling.fitting import fit_rates
+from sim.profiling.grids import Grid, _obeying, table_rows
 from sim.profiling.physics import Prompts, Rates, decode_s, prefill_s, shape_of, weight_bytes
+from sim.spec import load_scenario
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=12, print_blob=True)
 SMALL = ROWS[1]
@@ -286,3 +288,33 @@ def _scenario(profiles: Path, models: Sequence[str]) -> str:
         "cluster:\n  nodes:\n    - {name: box, host: test-host, gpus: [{gpu: test-gpu, count: 1}]}\n"
         f"models:\n{served}workload:\n  duration_s: 60\n  traffic:\n{traffic}"
     )
+
+
+def test_relative_profiles_of_a_scenario_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But those of --set where the person is who types it."""
+    filled(tmp_path, Plan(noise=0.02))
+    scenario, elsewhere = tmp_path / "scenario.yaml", tmp_path / "elsewhere"
+    scenario.write_text(_scenario(Path("profiles"), ("Tiny-1B", "Small-8B")))
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load_scenario(scenario).profiles == str(tmp_path / "profiles")
+    assert load_scenario(scenario, ["profiles=mine"]).profiles == "mine"
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(scenario), "--policy", "lru-swap"])
+    assert stopped.value.code in (0, None)
+
+
+@QUICK
+@given(seconds=st.floats(1e-4, 10.0), share=st.floats(0.5, 1.2))
+def test_a_full_model_that_was_never_run_is_written_as_no_slower_than_a_part_allows(
+    seconds: float, share: float
+) -> None:
+    """Also where its seconds are rounded and the part's, as measured, are not."""
+    kinds = np.array([["measured"], ["measured"], ["fitted"]])
+    times = np.array([[2 * seconds], [seconds], [seconds / (7 / 8) / share]])
+    sources = np.full((3, 1), "here", dtype=object)
+    grid = _obeying(Grid(((0.0, 7.0, 8.0), (0.0,)), times, np.full((3, 1), 0.1), kinds, sources), [])
+    rows = table_rows(("M", "BF16"), grid)
+    found = {row["layers"]: float(row["prefill_s"]) for row in rows}
+    assert found["7"] - 7 / 8 * found["8"] >= 0
+    assert found["7"] == seconds

@@ -34,12 +34,13 @@ import torch  # noqa: E402
 
 from sim.library import Library  # noqa: E402
 from sim.profiling.measured import PROVENANCE, read_measured  # noqa: E402
-from sim.profiling.points import BandwidthPoint, ContentionPoint, DecodePoint, SwitchPoint  # noqa: E402
+from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, SwitchPoint  # noqa: E402
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 small,4,128,4,2,32,256,500,yes,512
 large,8,256,4,2,64,512,900,no,512
 """
+DECODE_COLUMNS = COLUMNS[DecodePoint]
 BUDGET_GIB = 0.011  # holds `small` twice, and not all of `large`
 
 
@@ -108,8 +109,12 @@ def test_a_stopped_run_keeps_what_it_measured_and_says_how_to_go_on(
 
 def test_the_same_command_goes_on(whole: str, stopped: tuple[int, str, dict[str, bytes]], folder: Path) -> None:
     assert "decode.csv: dropped its half-written last row" in whole
-    before = stopped[2]["decode.csv"].splitlines(keepends=True)[:-1]
-    assert (folder / "out" / "decode.csv").read_bytes().startswith(b"".join(before))
+    before = [line.split(",") for line in stopped[2]["decode.csv"].decode().splitlines()[1:-1]]
+    after = [line.split(",") for line in (folder / "out" / "decode.csv").read_text().splitlines()[1:]]
+    repeats = DECODE_COLUMNS.index("repeats")
+    for old, new in zip(before, after, strict=False):  # in later passes more is measured, and nothing forgotten
+        assert old[:7] == new[:7]
+        assert int(old[repeats]) < int(new[repeats])
     facts = yaml.safe_load((folder / "out" / PROVENANCE).read_text())
     assert facts["finished"] is True
     assert facts["left_out"] == 0
@@ -257,6 +262,17 @@ def test_a_store_knows_bandwidths_and_switches(tmp_path: Path) -> None:
     assert again.has(BandwidthPoint, direction="disk", bytes=5)
     assert not again.has(BandwidthPoint, direction="disk", bytes=6)
     assert again.has(SwitchPoint, model="m", quantization="BF16", part="start")
+
+
+def test_what_is_measured_again_becomes_a_mean(tmp_path: Path) -> None:
+    kept, _ = store(tmp_path)
+    kept.blend([profile_plan.replace(row(1, 1.0), p10_s=0.9, p90_s=1.1, repeats=1), row(2, 5.0)])
+    kept.blend([profile_plan.replace(row(1, 2.0), p10_s=1.5, p90_s=2.5, repeats=3)])
+    again, said = store(tmp_path)
+    assert not said
+    mean, other = again.rows[DecodePoint]
+    assert (mean.step_s, mean.p10_s, mean.p90_s, mean.repeats) == (1.75, 0.9, 2.5, 4)
+    assert other.step_s == 5.0
 
 
 # --- its laws

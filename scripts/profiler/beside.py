@@ -73,12 +73,13 @@ def _copies(
         for host, here in ends.values():
             host.random_(0, 256)
             here.zero_()
+        del host, here
         device.synchronize()
 
         def copy(way: str) -> None:
             host, here = ends[way]
             target, source = (here, host) if way == "h2d" else (host, here)
-            target.copy_(source, non_blocking=True)
+            device.copy(target, source, way)
             device.synchronize()
 
         def alone(way: str) -> Timing:
@@ -95,8 +96,9 @@ def _copies(
             device.bind()
             yield way, {f"{way}_gb_s": size / timing.median_s / 1e9}, timing.repeats
     finally:
+        blocks = [here for _, here in ends.values()]
         ends.clear()
-        device.give_back(2 * size)
+        device.give_back(blocks)
 
 
 def _together(device: Device, actions: Sequence[Callable[[], None]]) -> list[float]:

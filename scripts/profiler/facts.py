@@ -30,8 +30,10 @@ _PCIE = ("pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current"
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "power.limit", "temperature.gpu")
 
 
-def open_device(kind: str, budget_gib: float | None) -> Device:
-    """The device with its budget. Raises ConfigError: no GPU, or a budget above what is free."""
+def open_device(kind: str, budget_gib: float | None, link_gb_s: float | None) -> Device:
+    """The device with its budget. Raises ConfigError: no GPU, a budget above what is free, a link that is there."""
+    if kind == "cuda" and link_gb_s is not None:
+        raise ConfigError("--link-gb-s: a GPU has a link of its own; only --device cpu can have one imposed")
     if kind == "cuda" and not torch.cuda.is_available():
         why = "this torch is a build without CUDA" if torch.version.cuda is None else "no driver or no GPU was found"
         raise ConfigError(f"no CUDA GPU ({why}); --device cpu measures with a CPU core as the accelerator")
@@ -44,7 +46,7 @@ def open_device(kind: str, budget_gib: float | None) -> Device:
         kept = f" ({_WORKSPACE_BYTES / GIB:.1f} GiB are kept for computing)" if kind == "cuda" else ""
         what = f"{asked / GIB:.1f} GiB of device memory are asked for"
         raise ConfigError(f"--budget-gib: {what}, {max(0, free) / GIB:.1f} are free{kept}")
-    return Device(kind, asked)
+    return Device(kind, asked, None if link_gb_s is None else link_gb_s * 1e9)
 
 
 def all_host_bytes() -> int:

@@ -8,17 +8,45 @@ from pathlib import Path
 from statistics import mean
 
 import yaml
+from rich.table import Table
 
+from profiler import beside
+from profiler.parts import QUANTIZATIONS
 from profiler.session import Session, short
 from profiler.store import Store
 from sim.errors import SimError
 from sim.locate import data_folder
 from sim.profiling.fill import Filled, fill
 from sim.profiling.measured import write_text
-from sim.profiling.points import DecodePoint, ModelRow, PrefillPoint
+from sim.profiling.points import ContentionPoint, DecodePoint, ModelRow, PrefillPoint
 
 _OUTPUT = 100  # tokens of a usual answer
 _BUSY = 0.4  # share of the time that the scenario's requests would keep the device busy, were they served one by one
+
+
+def report(session: Session) -> None:
+    """What was found, in a few lines."""
+    quantization = QUANTIZATIONS[session.dtype]
+    table = Table(
+        "model", "on device", "ms a token", "with none there", "streamed", title="batch 1", title_justify="left"
+    )
+    for name, shape in session.shapes.items():
+        steps = {
+            (row.offload, row.layers): row.step_s
+            for row in sorted(session.store.rows[DecodePoint], key=lambda r: -r.context)
+            if (row.model, row.quantization, row.batch) == (name, quantization, 1)
+        }
+        whole = (session.options.offload[0], session.most[name])
+        cells = [steps.get(key) for key in (whole, ("cpu", 0), ("stream", 0))]
+        words = [f"{1e3 * cell:.1f}" if cell else "" for cell in cells]
+        table.add_row(name, f"{session.most[name]}/{shape.layers}", *words)
+    session.console.print(table)
+    found = beside.conclusion(session.store.rows[ContentionPoint])
+    if found:
+        session.say(
+            f"two instances at a time: `contention: {found['closer']}` is closer (mean error "
+            f"{found['proportional_error']:.0%} proportional, {found['time_slice_error']:.0%} time_slice)"
+        )
 
 
 def filled(session: Session, into: Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -86,19 +87,22 @@ class Bench:
 
     def done(self, point: Point) -> bool:
         """Whether the point's rows are in the folder."""
-        key, has = self.of(point), self.store.has
-        if point.part == "decode":
-            key |= {"offload": point.offload, "layers": point.layers, "batch": point.batch}
-            return has(DecodePoint, **key, context=float(point.tokens))
-        if point.part == "prefill":
-            key |= {"offload": point.offload, "layers": point.layers}
-            return has(PrefillPoint, **key, prompt_tokens=point.tokens, chunk_tokens=point.chunk)
-        return any(
-            (row.model, row.quantization, row.layers, row.path, row.tokens)
-            == (point.model, key["quantization"], point.layers, point.path, point.tokens)
-            and row.part == ("reload" if point.part == "cycle" else "kv_restore")
-            for row in self.store.rows[SwitchPoint]
-        )
+        return self.row_of(point) is not None
+
+    def row_of(self, point: Point) -> Row | None:
+        """The row that a point has become, if it is measured; of a cycle the reload, of KV the restoring."""
+        kind: type[Row] = {"decode": DecodePoint, "prefill": PrefillPoint}.get(point.part, SwitchPoint)
+        wanted = {**self.of(point), "layers": point.layers}
+        if kind is DecodePoint:
+            wanted |= {"offload": point.offload, "batch": point.batch, "context": float(point.tokens)}
+        elif kind is PrefillPoint:
+            wanted |= {"offload": point.offload, "prompt_tokens": point.tokens, "chunk_tokens": point.chunk}
+        else:
+            part = "reload" if point.part == "cycle" else "kv_restore"
+            wanted |= {"part": part, "path": point.path, "tokens": point.tokens}
+        names, values = zip(*wanted.items(), strict=True)
+        which = attrgetter(*names)
+        return next((row for row in self.store.rows[kind] if which(row) == values), None)
 
     # --- instances
 
@@ -166,7 +170,7 @@ class Bench:
             **self.of(point), offload=point.offload, layers=point.layers, batch=point.batch,
             context=float(point.tokens), **timing.columns("step_s"), **self.words,
         )  # fmt: skip
-        self.store.add([row])
+        self.store.blend([row])
 
     def _prefill(self, instance: Instance, point: Point) -> None:
         instance.recut(1, point.tokens)
@@ -182,7 +186,7 @@ class Bench:
             **self.of(point), offload=point.offload, layers=point.layers, prompt_tokens=point.tokens,
             chunk_tokens=point.chunk, **timing.columns("prefill_s"), **self.words,
         )  # fmt: skip
-        self.store.add([row])
+        self.store.blend([row])
 
     # --- switching
 
@@ -198,7 +202,7 @@ class Bench:
             "tokens": point.tokens,
             "bytes": buffer.numel() * buffer.element_size(),
         }
-        self.store.add(
+        self.store.blend(
             [
                 SwitchPoint(
                     **self.of(point), part=part, path=point.path, **moved, **self.words, **each.columns("seconds")
@@ -239,7 +243,7 @@ class Bench:
         rows.append(
             SwitchPoint(**words, part="reload", path=point.path, bytes=size, **timing["reload"].columns("seconds"))
         )
-        self.store.add(rows)
+        self.store.blend(rows)
 
 
 def _randomize(kv: torch.Tensor, seed: int) -> None:

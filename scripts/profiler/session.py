@@ -44,7 +44,7 @@ from profiler.plan import (
 )
 from profiler.store import Store, default_folder
 from sim.errors import ConfigError, did_you_mean
-from sim.profiling.points import ContentionPoint, DecodePoint, ModelRow
+from sim.profiling.points import ContentionPoint, ModelRow
 
 DEFAULT_MODELS = {
     ("cuda", True): ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
@@ -53,6 +53,7 @@ DEFAULT_MODELS = {
     ("cpu", False): ("SmolLM2-135M", "Qwen2.5-0.5B", "SmolLM2-360M"),
 }
 QUICK_MINUTES = {"cuda": 7.0, "cpu": 5.0}
+PASSES = {"cuda": 1, "cpu": 3}  # a core that is shared with others is quicker at one time than at another
 _TELLING = 4  # of the pairs that run beside one another, those that are always measured
 
 
@@ -63,15 +64,16 @@ class Session:
         self.options, self.console = options, console
         self.begin_s = monotonic()
         kind = options.device
-        self.device = open_device(kind, options.budget_gib)
+        self.device = open_device(kind, options.budget_gib, options.link_gb_s)
+        self.passes = options.passes or PASSES[kind]
         asked = {
             name: tuple(sorted({*knots}))
             for name in ("batches", "contexts", "prompts", "pools")
             if (knots := getattr(options, name))
         }
         self.grid: Grid = replace(GRIDS[kind, options.quick], **asked)
-        if options.limit_s:
-            self.grid = replace(self.grid, limit_s=options.limit_s)
+        limit_s = (options.limit_s or self.grid.limit_s) / self.passes
+        self.grid = replace(self.grid, limit_s=limit_s, most=max(3, self.grid.most // self.passes))
         if kind == "cuda" and options.dtype == "bfloat16" and torch.cuda.get_device_capability(0)[0] < 8:
             raise ConfigError("this GPU computes no bfloat16 by itself; measure with --dtype float16")
         self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[options.dtype]
@@ -84,6 +86,8 @@ class Session:
         gpu, host = names(self.device, options.gpu, options.host)
         self.known = facts(self.device, gpu, host) | {
             "budget_gib": round(options.budget_gib, 3) if options.budget_gib else "",
+            "link_gb_s": options.link_gb_s or "",
+            "passes": self.passes,
             "date": date.today().isoformat(),
             "dtype": options.dtype,
             "seed": options.seed,
@@ -96,9 +100,10 @@ class Session:
             self.known["date"] = self.store.facts.get("date", self.known["date"])
         self.bench = Bench(self.device, self.store, self.grid, self.dtype, options.seed)
         self.points: dict[str, list[Point]] = {}
-        self.left: list[Point] = []
+        self.left, self.done_before = list[Point](), set[Point]()
         self.paces: dict[str, Pace] = {}
         self.estimated_s = self.taken_s = 0.0
+        self.pass_end_s = self.begin_s + (self.end_s - self.begin_s) / self.passes
         self.kept_s = 15 + _TELLING * (6 * self.grid.limit_s + 1)  # for engine starts, and pairs that must be measured
 
     def say(self, text: str) -> None:
@@ -174,6 +179,7 @@ class Session:
             model = self.paces[name] = pace(shape, self.device, self.dtype, self.grid, rates)
             self.points[name] = [replace(p, seconds=model.seconds(p, self.grid)) for p in self._candidates(shape)]
             self.left += [point for point in self.points[name] if not self.bench.done(point)]
+            self.done_before |= {point for point in self.points[name] if self.bench.done(point)}
         table = Table(
             "model", "layers", "decode", "prompts", "switching", "about", title="to measure", title_justify="left"
         )
@@ -209,7 +215,7 @@ class Session:
         return min(4.0, max(0.4, (self.taken_s + 5) / (self.estimated_s + 5)))
 
     def _affordable(self, points: Sequence[Point]) -> list[Point]:
-        left_s = (self.end_s - monotonic() - self.kept_s) / self._ratio
+        left_s = (self.pass_end_s - monotonic() - self.kept_s) / self._ratio
         return affordable(points, lambda group, pool: self.paces[group[0]].setup_s(group, pool), left_s)
 
     # --- the run
@@ -230,16 +236,38 @@ class Session:
             for name, shape in self.shapes.items()
         ]  # fmt: skip
         self.store.add(rows)
-        with _bar(self.console) as bar:
+        with _bar(self.console) as bar, self.device.awake():
             self.bar, self.task = bar, bar.add_task("", total=1.0, what="", left="")
+            for number in range(self.passes):
+                self._pass(number)
+            self.pass_end_s = self.end_s
             for name in self.shapes:
-                for pinned in (True, False):
-                    self._model(name, pinned)
                 self._again(name)
             bar.update(self.task, what="two at a time")
             self._beside()
         if self.left:
             self.say(f"{len(self.left)} points were left out for want of time; the same command again measures more")
+
+    def _pass(self, number: int) -> None:
+        """Measure all that there is time for; or, but in the first pass, once more what was not measured so often."""
+        unmeasured = self.left
+        if number:
+            before = self.done_before if number < int(self.store.facts.get("passes_done") or 0) else frozenset()
+            done = [point for points in self.points.values() for point in points if self.bench.done(point)]
+            self.left = [point for point in done if point not in before]
+            if not self.left:
+                self.left = unmeasured
+                return
+            self.say(f"pass {number + 1} of {self.passes}")
+        self.pass_end_s = monotonic() + (self.end_s - monotonic()) / (self.passes - number)
+        try:
+            for name in self.shapes:
+                for pinned in (True, False):
+                    self._model(name, pinned)
+        finally:
+            if number:
+                self.left = unmeasured
+        self.store.facts["passes_done"] = max(number + 1, int(self.store.facts.get("passes_done") or 0))
 
     def _model(self, name: str, pinned: bool) -> None:
         """Groups of a model whose weights are pinned in host memory, or are not."""
@@ -276,9 +304,10 @@ class Session:
             if not wrong:
                 return
             self.say(f"{name}: {len(wrong)} points contradict each other; they are measured again")
-            done = [point for point in self.points[name] if self.bench.done(point)]
-            self.store.drop(wrong)
-            self.left += [replace(point, rank=0) for point in done if not self.bench.done(point)]
+            again = [replace(point, rank=0) for point in self.points[name] if self.bench.row_of(point) in wrong]
+            if self.passes == 1:
+                self.store.drop(wrong)  # else they become means of what is measured now and before
+            self.left += again
             self._model(name, True)
         if contradictions(self.store, layers, QUANTIZATIONS[self.dtype]):
             self.note(f"{name}: some points still contradict each other; run this again when nothing else runs here")
@@ -345,30 +374,6 @@ class Session:
         more: dict[str, object] = {"left_out": len(self.left)} | ({"contention": found} if found else {})
         told["after"] = clocks(self.device)
         self.store.save(monotonic() - self.begin_s, finished, clocks=told, **more)
-
-    def report(self) -> None:
-        """What was found, in a few lines."""
-        quantization = QUANTIZATIONS[self.dtype]
-        table = Table(
-            "model", "on device", "ms a token", "with none there", "streamed", title="batch 1", title_justify="left"
-        )
-        for name, shape in self.shapes.items():
-            steps = {
-                (row.offload, row.layers): row.step_s
-                for row in sorted(self.store.rows[DecodePoint], key=lambda r: -r.context)
-                if (row.model, row.quantization, row.batch) == (name, quantization, 1)
-            }
-            whole = (self.options.offload[0], self.most[name])
-            cells = [steps.get(key) for key in (whole, ("cpu", 0), ("stream", 0))]
-            words = [f"{1e3 * cell:.1f}" if cell else "" for cell in cells]
-            table.add_row(name, f"{self.most[name]}/{shape.layers}", *words)
-        self.console.print(table)
-        found = beside.conclusion(self.store.rows[ContentionPoint])
-        if found:
-            self.say(
-                f"two instances at a time: `contention: {found['closer']}` is closer (mean error "
-                f"{found['proportional_error']:.0%} proportional, {found['time_slice_error']:.0%} time_slice)"
-            )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,19 @@ from sim.profiling.points import COLUMNS, FILES, Row
 
 NAMES = {kind: name for name, kind in FILES.items()}
 # What must be the same when a folder is gone on with, or its rows would not be of one machine.
-SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "torch")
+SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "link_gb_s", "torch")
+
+
+def _mean_of(old: Any, new: Any) -> Any:
+    """Both measurements of a point as one; the spread is what both saw."""
+    count = old.repeats + new.repeats
+    means = {
+        name: (old.repeats * getattr(old, name) + new.repeats * getattr(new, name)) / count
+        for name in old.values
+        if name not in ("p10_s", "p90_s", "repeats") and None not in (getattr(old, name), getattr(new, name))
+    }
+    spread = {"p10_s": min(old.p10_s, new.p10_s), "p90_s": max(old.p90_s, new.p90_s)} if hasattr(old, "p10_s") else {}
+    return replace(old, **means, **spread, repeats=count)
 
 
 def default_folder(parent: Path, stem: str, date: str) -> Path:
@@ -117,6 +129,22 @@ class Store:
                 os.close(handle)
             self.rows[kind] += new
             self._known |= unique.keys()
+
+    def blend(self, rows: Sequence[Row]) -> None:
+        """Add rows; one that is there already becomes the mean of both, each with its repeats for a weight."""
+        self.add(rows)
+        for kind, name in NAMES.items():
+            again = {self._key(row): row for row in rows if type(row) is kind and getattr(row, "repeats", None)}
+            places = [n for n, row in enumerate(self.rows[kind]) if self._key(row) in again]
+            changed = False
+            for place in places:
+                old = self.rows[kind][place]
+                new = again[self._key(old)]
+                if old is not new:
+                    self.rows[kind][place] = _mean_of(old, new)
+                    changed = True
+            if changed:
+                write_text(self.folder / name, rows_text(self.rows[kind]))
 
     def drop(self, rows: Sequence[Row]) -> None:
         """Take rows out again, to measure them anew."""

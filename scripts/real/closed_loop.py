@@ -40,6 +40,8 @@ MODELS = {
     "cpu": ("SmolLM2-135M", "SmolLM2-360M", "Qwen2.5-0.5B"),
     "cuda": ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
 }
+# Memory copies so quickly that loading a model would cost next to nothing, beside what it costs on a GPU.
+LINK_GB_S = {"cpu": 1.5, "cuda": None}
 # Of the memory that all models with their KV would take at full residency.
 BUDGET_SHARE = 0.62
 # The device may hold this more: buffers of streamed layers, and their KV, which the accounts count to the host.
@@ -59,13 +61,20 @@ def profiled(options: argparse.Namespace) -> Path:
     folder: Path = options.out / "profiles"
     if not (folder / "tables").is_dir():
         most = options.max_context
-        # A decode step and a prompt are measured at every size that a batch here can have.
         command = [sys.executable, str(_SCRIPTS / "profile_gpu.py"), "--device", options.device]
         command += ["--models", *map(str, options.models), "--offload", options.offload]
-        command += ["--batches", *map(str, range(1, options.slots + 1)), "--contexts", str(most // 8), str(most)]
+        command += [
+            "--batches",
+            *map(str, sorted({1, min(2, options.slots), options.slots})),
+            "--contexts",
+            str(most // 8),
+            str(most),
+        ]
         command += ["--prompts", *(str(most // part) for part in (32, 8, 4, 2, 1))]
         command += ["--pools", str(most * options.slots)]
         command += ["--max-minutes", str(options.profile_minutes)]
+        if options.link_gb_s is not None:
+            command += ["--link-gb-s", str(options.link_gb_s)]
         command += ["--out", str(options.out / "measured"), "--into", str(folder)]
         if options.architectures is not None:
             command += ["--architectures", str(options.architectures)]
@@ -222,7 +231,8 @@ def compare(live: pd.DataFrame, simulated: pd.DataFrame) -> dict[str, float]:
 
 def validate(options: argparse.Namespace, tables: Tables) -> pd.DataFrame:
     """Measure and predict every (workload, policy); one row each."""
-    device = Device(options.device, tables.budget_bytes + SPARE_BYTES)
+    link_bytes_per_s = None if options.link_gb_s is None else options.link_gb_s * 1e9
+    device = Device(options.device, tables.budget_bytes + SPARE_BYTES, link_bytes_per_s)
     shapes = architectures(options.architectures or ARCHITECTURES)
     store = Store(options.out / "runs")
     weights: dict[str, HostWeights] = {}
@@ -241,7 +251,9 @@ def validate(options: argparse.Namespace, tables: Tables) -> pd.DataFrame:
                 if model not in weights:
                     weights[model] = HostWeights(shapes[model], device, torch.bfloat16)
             served = {model.lower(): weights[model] for model in options.models}
-            return LiveServer(scenario, device, served, options.offload).run()
+            device.warm()
+            with device.awake():
+                return LiveServer(scenario, device, served, options.offload).run()
 
         live, real = store.run(f"live-{workload}-{policy}-{number}", serve)
         predicted = simulate(scenario)
@@ -322,7 +334,10 @@ def facts(options: argparse.Namespace, tables: Tables) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if options.device == "cuda" else "",
-        **{name: getattr(options, name) for name in ("models", "duration", "repeats", "offload", "slots", "seed")},
+        **{
+            name: getattr(options, name)
+            for name in ("models", "duration", "repeats", "offload", "slots", "seed", "link_gb_s")
+        },
     }
 
 

@@ -2,22 +2,43 @@
 
 With `cpu` the machine's last core is the accelerator, and the others are the host: threads that compute on the device
 are bound to the one, copies and whatever the host computes to the others, so that several instances share the
-"GPU" as kernels would. A budget in bytes is imposed in both cases. Used by llm.py; nothing here knows a model.
+"GPU" as kernels would; its memory is arena.py's. A budget in bytes is imposed in both cases. Used by llm.py; nothing
+here knows a model.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, sleep
 
 import torch
 
-_REGISTERED_FROM = 1 << 22
-# Private pages can be huge ones, which are pinned much quicker.
-_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+from real.arena import Arena, private_memory
+
+_OWN_MAPPING_FROM = 1 << 22
+_TURN = 1 << 20  # elements that cross an imposed link at a time
+_LATE_S = 0.002
+_ARENA_SLACK = 1.5  # what holes may cost: the arena keeps so many times the budget at most
+
+
+# Ends with the process that started it, however that ends. It yields at every turn: a kernel that preempts lazily would
+# let it spin on to the next tick, while somebody waits.
+_SPIN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == int(sys.argv[2]):
+    for _ in range(100_000):
+        os.sched_yield()
+"""
 
 
 class DeviceMemoryError(RuntimeError):
@@ -55,10 +76,39 @@ class _Pinned(mmap.mmap):
             torch.cuda.cudart().cudaHostUnregister(self.address)  # at exit the context is gone, and that is as well
 
 
-class Device:
-    """Where weights, KV and computing are counted. kind: "cuda" or "cpu"; budget_bytes: None is all there is."""
+class Link:
+    """One way of a slow link between host and device, in place of the CPU's own memory: who copies waits for its turn.
 
-    def __init__(self, kind: str, budget_bytes: int | None = None) -> None:
+    Turns are a few MB, so copies at the same time share the rate equally, as transfers over PCIe about do.
+    """
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._free_s = 0.0
+        self._lock = threading.Lock()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy, at no more than this rate."""
+        if target.is_contiguous() and source.is_contiguous():
+            pairs = zip(target.view(-1).split(_TURN), source.view(-1).split(_TURN), strict=True)
+        else:
+            pairs = zip((target,), (source,), strict=True)
+        for there, here in pairs:
+            with self._lock:
+                begin_s = max(perf_counter() - _LATE_S, self._free_s)  # who woke late catches up
+                self._free_s = end_s = begin_s + here.numel() * here.element_size() / self.bytes_per_s
+            there.copy_(here)
+            while (left_s := end_s - perf_counter()) > 0:
+                sleep(left_s)
+
+
+class Device:
+    """Where weights, KV and computing are counted. kind: "cuda" or "cpu"; budget_bytes: None is all there is.
+
+    link_bytes_per_s: of a link imposed between host and device, on the CPU only; None: memory copies at its own pace.
+    """
+
+    def __init__(self, kind: str, budget_bytes: int | None = None, link_bytes_per_s: float | None = None) -> None:
         if kind == "cuda" and not torch.cuda.is_available():
             raise SystemExit("error: no CUDA device found; install a driver and a CUDA build of torch, or --device cpu")
         self.kind = kind
@@ -67,12 +117,39 @@ class Device:
         self.budget_bytes = budget_bytes if budget_bytes is not None else free_bytes(kind)
         self.used_bytes = 0
         self._lock = threading.Lock()
+        assert link_bytes_per_s is None or kind == "cpu", "a GPU has a link of its own"
+        self.link_bytes_per_s = link_bytes_per_s
+        self._links = {way: Link(link_bytes_per_s) for way in ("h2d", "d2h")} if link_bytes_per_s is not None else {}
+        self._arena = Arena(round(_ARENA_SLACK * self.budget_bytes)) if kind == "cpu" else None
         if kind == "cpu":
             torch.set_num_threads(1)
 
     @property
     def is_cuda(self) -> bool:
         return self.kind == "cuda"
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Keep the cores of a CPU in an accelerator's place from sleeping, which they wake from slowly and unevenly.
+
+        A process of the lowest priority spins on each: it gives way at once. A GPU keeps itself awake.
+        """
+        spinning = not self.is_cuda and hasattr(os, "SCHED_IDLE")
+        cores = sorted(self.cores.device | self.cores.host) if spinning else []
+        spinners = [
+            subprocess.Popen([sys.executable, "-S", "-c", _SPIN, str(core), str(os.getpid())]) for core in cores
+        ]
+        try:
+            yield
+        finally:
+            for spinner in spinners:
+                spinner.kill()
+                spinner.wait()
+
+    def warm(self) -> None:
+        """Write to all memory of the device once, so that no load is the first to."""
+        if self._arena is not None:
+            self._arena.warm()
 
     def bind(self, to_host: bool = False) -> None:
         """Let the calling thread run on the device's core, or on the host's. With a GPU threads stay where they are."""
@@ -84,34 +161,50 @@ class Device:
         if self.is_cuda:
             torch.cuda.current_stream().synchronize()
 
+    def copy(self, target: torch.Tensor, source: torch.Tensor, way: str = "h2d") -> None:
+        """Begin to copy between host and device, h2d or d2h; `synchronize` waits for the end."""
+        if self._links:
+            self._links[way].copy(target, source)
+        else:
+            target.copy_(source, non_blocking=True)
+
     def stream(self) -> torch.cuda.StreamContext:
         """A queue of work of its own for the calling thread, so that instances overlap on a GPU."""
         return torch.cuda.stream(torch.cuda.Stream() if self.is_cuda else None)
 
     def allocate(self, size: int) -> torch.Tensor:
-        """`size` bytes of device memory, not touched yet. Raises DeviceMemoryError when the budget does not hold them.
+        """`size` bytes of device memory, with anything in them; the caller gives them back by `give_back`.
 
-        On the CPU each allocation is a mapping of its own: given back at once, and paid for page by page when it is
-        first written, however much was freed before.
+        Raises DeviceMemoryError when the budget, or the GPU, does not hold them.
         """
         with self._lock:
             if self.used_bytes + size > self.budget_bytes:
                 used = f"{self.used_bytes / 1e9:.2f} of {self.budget_bytes / 1e9:.2f} GB are used"
                 raise DeviceMemoryError(f"{size / 1e9:.2f} GB do not fit: {used}")
             self.used_bytes += size
-        if self.is_cuda:
-            try:
-                return torch.empty(size, dtype=torch.uint8, device=self.torch)
-            except torch.OutOfMemoryError:
-                self.give_back(size)
-                free = f"the GPU has {torch.cuda.mem_get_info(self.torch)[0] / 1e9:.2f} GB free"
-                raise DeviceMemoryError(f"{size / 1e9:.2f} GB do not fit: {free}") from None
-        return torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)[:size]
+            if self._arena is not None:
+                return self._arena.take(size) if size else torch.empty(0, dtype=torch.uint8)
+        try:
+            return torch.empty(size, dtype=torch.uint8, device=self.torch)
+        except torch.OutOfMemoryError:
+            with self._lock:
+                self.used_bytes -= size
+            free = f"the GPU has {torch.cuda.mem_get_info(self.torch)[0] / 1e9:.2f} GB free"
+            raise DeviceMemoryError(f"{size / 1e9:.2f} GB do not fit: {free}") from None
 
-    def give_back(self, size: int) -> None:
-        """So many bytes of the budget are free again; the caller has dropped their tensor."""
+    def give_back(self, blocks: list[torch.Tensor]) -> None:
+        """Empty a list of blocks from `allocate`: nobody else looks into them any more, and they are free again."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
         with self._lock:
-            self.used_bytes -= size
+            while blocks:
+                block = blocks.pop()
+                self.used_bytes -= block.numel()
+                if self._arena is not None and block.numel():
+                    self._arena.give_back(block)
+                del block
+        if self.is_cuda:
+            torch.cuda.empty_cache()  # back to the driver, so that the next model gets it
 
     def host_empty(self, size: int, pinned: bool, reused: bool = False) -> torch.Tensor:
         """`size` bytes of host memory; pinned only where there is a GPU to read them.
@@ -119,15 +212,13 @@ class Device:
         Large pinned memory is registered here: torch's own allocator rounds up to a power of two, and keeps it. That
         is the better one for memory that is `reused`, since pinning takes long.
         """
-        if not (pinned and self.is_cuda):
-            return torch.empty(size, dtype=torch.uint8)
-        if reused or size < _REGISTERED_FROM:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        memory = _Pinned(-1, size, **_PRIVATE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        pin = pinned and self.is_cuda
+        if size < _OWN_MAPPING_FROM or (pin and reused):
+            return torch.empty(size, dtype=torch.uint8, pin_memory=pin)
+        memory = private_memory(size, _Pinned if pin else mmap.mmap)
         tensor = torch.frombuffer(memory, dtype=torch.uint8)
-        memory.register(tensor.data_ptr(), size)
+        if isinstance(memory, _Pinned):
+            memory.register(tensor.data_ptr(), size)
         return tensor
 
 

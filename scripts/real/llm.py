@@ -61,7 +61,8 @@ class Streamer:
         self.device = device
         self.layers = layers
         self.size = layers[0].numel() * layers[0].element_size()
-        self.staging = list(device.allocate(2 * self.size).view(layers[0].dtype).chunk(2))
+        self._block = device.allocate(2 * self.size)
+        self.staging = list(self._block.view(layers[0].dtype).chunk(2))
         self.copies = ThreadPoolExecutor(1, "link", self._prepare)
         self.under_way: dict[int, Future[None]] = {}
 
@@ -71,7 +72,7 @@ class Streamer:
 
     def _copy(self, number: int) -> None:
         with torch.cuda.stream(self.cuda_stream):
-            self.staging[number % 2].copy_(self.layers[number], non_blocking=True)
+            self.device.copy(self.staging[number % 2], self.layers[number])
             self.device.synchronize()
 
     def ahead(self, number: int) -> None:
@@ -90,7 +91,9 @@ class Streamer:
     def close(self) -> None:
         self.copies.shutdown()
         self.staging = []
-        self.device.give_back(2 * self.size)
+        blocks = [self._block]
+        del self._block
+        self.device.give_back(blocks)
 
 
 class Instance:
@@ -106,7 +109,7 @@ class Instance:
         self.shape, self.max_context, self.offload = weights.shape, max_context, offload
         self.first = self.shape.layers - layers  # the first layer on the device
         self.full = layers == self.shape.layers
-        self._allocations: list[int] = []
+        self._blocks: list[torch.Tensor] = []
         self._streamer: Streamer | None = None
         self._rotations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.loaded = False
@@ -137,7 +140,7 @@ class Instance:
 
     def _take(self, size: int) -> torch.Tensor:
         tensor = self.device.allocate(size)
-        self._allocations.append(size)
+        self._blocks.append(tensor)
         return tensor.view(self.weights.dtype)
 
     def copy_weights(self, source: Path | None = None) -> None:
@@ -146,12 +149,12 @@ class Instance:
         targets = self._flat.split([tensor.numel() for tensor in moving]) if moving else ()
         if source is None:
             for target, tensor in zip(targets, moving, strict=True):
-                target.copy_(tensor, non_blocking=True)
+                self.device.copy(target, tensor)
         else:
             names = [f"layer.{number}" for number in range(self.first, self.shape.layers)]
             with safe_open(source, "pt") as file:
                 for target, name in zip(targets, [*names, "head"], strict=False):
-                    target.copy_(file.get_tensor(name))
+                    self.device.copy(target, file.get_tensor(name))
         self.device.synchronize()
         shapes = self.shape.layer_shapes
         here = dict(zip(range(self.first, self.shape.layers), targets, strict=False))
@@ -172,12 +175,7 @@ class Instance:
         if self._streamer is not None:
             self._streamer.close()
             self._streamer = None
-        if self.device.is_cuda:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # back to the driver, so that the next model gets it
-        for size in self._allocations:
-            self.device.give_back(size)
-        self._allocations = []
+        self.device.give_back(self._blocks)
 
     # --- KV
 
@@ -207,14 +205,21 @@ class Instance:
     def save_kv(self, slot: int, tokens: int, buffer: torch.Tensor) -> None:
         """Copy a sequence's KV into `buffer`: the device's part crosses the link, the host's is in host memory."""
         for number, saved in enumerate(buffer):  # one layer at a time: a copy of KV that is no one piece needs room
-            saved.copy_(self._kv(number)[:, slot, :, :tokens], non_blocking=True)
+            self._cross(number, saved, self._kv(number)[:, slot, :, :tokens], "d2h")
         self.device.synchronize()
 
     def restore_kv(self, slot: int, tokens: int, buffer: torch.Tensor) -> None:
         """Copy a saved KV back into a slot, of this instance or of another of the model with other layers here."""
         for number, saved in enumerate(buffer):
-            self._kv(number)[:, slot, :, :tokens].copy_(saved, non_blocking=True)
+            self._cross(number, self._kv(number)[:, slot, :, :tokens], saved, "h2d")
         self.device.synchronize()
+
+    def _cross(self, layer: int, target: torch.Tensor, source: torch.Tensor, way: str) -> None:
+        """Copy KV of a layer, over the link only where it lies on the device."""
+        if layer < self._host_layers:
+            target.copy_(source)
+        else:
+            self.device.copy(target, source, way)
 
     # --- computing
 

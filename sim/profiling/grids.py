@@ -25,6 +25,8 @@ PROMPTS = (0, 128, 256, 512, 513, 1024, 1025, 2048, 4096, 8192, 12288, 16384, 24
 MOST_CONTEXTS = 12
 # Measured layers may beat their share of the full model by noise; by more than this, one of the two rows is wrong.
 MENDABLE = 0.25
+# What is more than its share must be so by this: rows are written rounded, and the simulator subtracts the two.
+LEAST_MORE = 1e-6
 # Mean error of interior points of published sweeps, predicted from their two ends (profiles/README.md).
 END_POINTS_ERROR = 0.04
 ANALYTIC_SOURCE = "hybrid-model"
@@ -182,13 +184,13 @@ def _obeying(grid: Grid, rows: Sequence[Point]) -> Grid:
     share = (layers / layers[-1]).reshape(-1, *(1,) * (seconds.ndim - 1))
     with np.errstate(divide="ignore"):
         most = np.where(exact & (share > 0), seconds / share, np.inf).min(axis=0)
-    full = np.where(exact[-1], seconds[-1], np.minimum(seconds[-1], most))
+    full = np.where(exact[-1], seconds[-1], np.minimum(seconds[-1], most * (1 - 2 * LEAST_MORE)))
     seconds[-1] = full
     for axis in range(1, seconds.ndim):  # fitted rows give way to measured ones before them
         rising = np.maximum.accumulate(seconds, axis=axis)
         seconds = np.where(exact, seconds, rising)
     floor = share * seconds[-1]
-    short = seconds < floor
+    short = seconds < floor * (1 + LEAST_MORE)
     short[-1] = False
     wrong = short & exact & (seconds < floor * (1 - MENDABLE))
     if wrong.any():
@@ -198,8 +200,7 @@ def _obeying(grid: Grid, rows: Sequence[Point]) -> Grid:
     kind[mended] = "fitted"
     source[mended] = [f"{text}, raised to its share of the full model" for text in source[mended]]
     error[mended] = (floor / seconds - 1)[mended]
-    # A little more than the share: the simulator subtracts the two, and rounding must not make that negative.
-    seconds = np.where(short, floor * (1 + 1e-5), seconds)
+    seconds = np.where(short, floor * (1 + 10 * LEAST_MORE), seconds)
     return replace(grid, seconds=seconds, kind=kind, source=source, error=error)
 
 
