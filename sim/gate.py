@@ -23,7 +23,7 @@ from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
 from sim.views import InstanceView, ModelView
 from sim.world import World
 
-_MOST_KV_TOKENS = 10**12
+_MOST_KV_TOKENS = 2**60  # what an ideal memory holds, at a byte a token
 _LONGEST_REASON = 1_000
 
 

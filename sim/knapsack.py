@@ -19,9 +19,10 @@ def choose_options(
 
     options: for each group its (size, value) pairs, sizes in the unit of `capacity` and `quantum` (bytes). In every
     group some option must fit beside the smallest of the others (usually one of size 0). Ties go to the earlier option.
-    Cost: total number of options times capacity / quantum.
+    Cost: number of options times capacity / quantum, or times all that the largest options need where that is less.
     """
-    slots = max(0, floor(capacity / quantum))
+    wanted = sum(max((ceil(size / quantum) for size, _ in group), default=0) for group in options)
+    slots = min(max(0, floor(capacity / quantum)), wanted)
     best = np.zeros(slots + 1)
     choices: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     for group in options:

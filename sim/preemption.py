@@ -134,6 +134,10 @@ class Preemption:
             instance.release(request.context)
             if self.is_out(request):
                 self.line_up_again(request, instance, asked)
+            else:
+                instance.changed()
+                if instance.idle:
+                    self.world.changes.idled.append(instance)
         if not instance.saving:
             self.world.touch(instance)
             instance.preempted_s = -1.0

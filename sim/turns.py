@@ -173,11 +173,16 @@ class TurnWorker:
 
 
 def turn_lengths(steps_s: Sequence[float], switches_s: float, tpot_s: float, longest_s: float) -> list[float]:
-    """Seconds of each batch's turn in a round. steps_s: of one token; switches_s: to bring in each model once (c0)."""
+    """Seconds of each batch's turn in a round. steps_s: of one token; switches_s: to bring in each model once (c0).
+
+    Where switches are free no turn is shorter than a token, or there would be turns without end.
+    """
     n = [tpot_s / step_s for step_s in steps_s]
-    rates = sum(1.0 / each for each in n)
-    alpha = max(switches_s / (min(n) * longest_s) + rates, 0.5)
-    return [switches_s / (each * (alpha - rates)) for each in n]
+    spare = 0.5 - sum(1.0 / each for each in n)
+    if switches_s <= 0:  # the limit of what follows
+        return [step_s if spare > 0 else min(n) * longest_s / each for step_s, each in zip(steps_s, n, strict=True)]
+    excess = max(switches_s / (min(n) * longest_s), spare)  # alpha - sum 1/n
+    return [switches_s / (each * excess) for each in n]
 
 
 class Turns:

@@ -68,7 +68,7 @@ class Changes:
     def any(self) -> bool:
         if self.arrived or self.requeued or self.finished or self.loaded or self.freed or self.woken:
             return True
-        return bool(self.failed or self.lost)
+        return bool(self.idled or self.failed or self.lost)
 
     def add(self, later: Changes) -> None:
         """What happened after this, too. Who has ended by then neither arrived nor came back; who came and went in

@@ -244,6 +244,8 @@ class Audit:
         # Models of one kind share their weights, or have their own, and who sleeps may have let them go.
         least = sum({model.total_bytes: model.total_bytes for model in awake}.values())
         most = sum({model.name: model.total_bytes for model in pinning}.values())
+        # Of who was cancelled while their KV was on its way out, it is held until it is there, and no view shows who.
+        most += sum(_hidden(i) * i.model.max_context * i.model.kv_layer_bytes * i.model.layers for i in held)
         assert least + kv <= taken <= most + kv, f"{node.name}: {taken} taken; {least} to {most} pinned, {kv} of KV"
 
 
@@ -251,6 +253,11 @@ def _is_leaving(request: RequestView) -> bool:
     """Is its KV being saved because its whole instance stops? Then it is in no queue and in no batch."""
     instance = request.instance
     return instance is not None and instance.status == "stopping" and request.saved_on is not None
+
+
+def _hidden(instance: InstanceView) -> int:
+    """Sequences that have ended and still have a place in the batch."""
+    return instance.running_count + instance.waiting_count - len([*instance.requests])
 
 
 def _weight_bytes(instance: InstanceView) -> int:

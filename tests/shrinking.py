@@ -112,14 +112,14 @@ class Shrinker:
         """The first of the candidates that fails too, else the case."""
         return next((candidate for candidate in candidates if self.fails(candidate)), case)
 
-    def _fewer(self, items: Sequence[Item], made: Callable[[Sequence[Item]], Case]) -> Sequence[Item]:
-        """Leave out halves, quarters, ... single ones, for as long as the rest still fails."""
+    def _fewer(self, items: Sequence[Item], made: Callable[[Sequence[Item]], Case], least: int = 0) -> Sequence[Item]:
+        """Leave out halves, quarters, ... single ones, for as long as the rest, `least` of them, still fails."""
         size = len(items)
         while size >= 1:
             at = 0
             while at < len(items):
                 rest = [*items[:at], *items[at + size :]]
-                if self.fails(made(rest)):
+                if len(rest) >= least and self.fails(made(rest)):
                     items = rest
                 else:
                     at += size
@@ -127,7 +127,8 @@ class Shrinker:
         return items
 
     def _fewer_rows(self, case: Case) -> Case:
-        rows = self._fewer(case.rows, lambda rows: replace(case, rows=tuple(rows)))
+        # A trace without requests is a user's mistake: `sim run` would not play it again.
+        rows = self._fewer(case.rows, lambda rows: replace(case, rows=tuple(rows)), least=1)
         return replace(case, rows=tuple(rows))
 
     def _fewer_actions(self, case: Case) -> Case:
@@ -243,7 +244,8 @@ def keep(case: Case, folder: Path, message: str) -> Path:
     home = folder / f"case-{hashlib.sha256(case.to_json().encode()).hexdigest()[:10]}"
     home.mkdir(parents=True, exist_ok=True)
     of = case.scenario()
-    write_trace(case.trace(), home / "requests.csv")
+    if case.rows:
+        write_trace(case.trace(), home / "requests.csv")
     policy = of.policy
     if policy.name == RANDOM:
         copy = home.absolute() / "random_policy.py"

@@ -359,3 +359,26 @@ def test_an_instance_that_is_gone_takes_no_action() -> None:
     policy = Script(decide, load((0, 0, 4)))
     with pytest.raises(PolicyError, match="refused: the instance is gone"):
         run([down(5.0)], [(0.0, "a", 10, 10)], policy, cluster=nodes(("small", 2)), horizon_s=9.0)
+
+
+def test_who_is_given_up_leaves_no_saved_kv_behind() -> None:
+    """It waits with its saved KV for a load, whose GPU fails."""
+
+    def save(view: View) -> Iterator[Action]:
+        yield Preempt(view.instances[0].running[0])
+
+    def elsewhere(view: View) -> Iterator[Action]:
+        target = Load(view.models[0], view.gpus[1], 4)
+        yield target
+        yield from (Route(request, target) for request in view.waiting)
+
+    def route(view: View) -> Iterator[Action]:
+        if view.now_s < 2.5:
+            yield from serve_all(view)
+
+    policy = script({3.0: save, 4.0: elsewhere}, load((0, 0, 4)), route)
+    events = [down(5.0, gpu="box-1/small-1")]
+    engine = run(events, [(0.0, "a", 100, 500)], policy, retries=0, cluster=nodes(("small", 2)))
+    assert columns(engine)["outcome"].tolist() == [FAILED]
+    assert engine.world.cluster.nodes[0].memory.saved_kv_bytes == 0
+    assert record(engine).wasted_tokens == columns(engine)["produced_tokens"][0] > 50

@@ -154,3 +154,21 @@ def test_the_summary_tells_of_faults_where_there_may_be_some() -> None:
     lost = found["lost"]
     assert lost["gpu_s"] == pytest.approx(lost["recompute_s"] + lost["unfinished_steps_s"] + lost["loads_s"])
     assert lost["kv_tokens"] > 0
+
+
+def test_availability_is_of_all_gpus() -> None:
+    path = ROOT / "traces" / "scenarios" / "desktop.yaml"
+    events = '[{"kind": "gpu_failure", "at_s": 30.0, "gpu": "desktop/rtx-4090-0", "repair_s": 50.0}]'
+    two = load_scenario(path, ["cluster.nodes.0.gpus.0.count=2", f'faults={{"events": {events}}}'])
+    summary = summarize(simulate(two, check=True))
+    assert summary["faults"]["availability"] == pytest.approx(1 - 25.0 / summary["engine"]["sim_s"])
+
+
+def test_as_many_clients_cancel_as_are_to() -> None:
+    """All that do leave before their answer."""
+    for probability, low, high in ((0.0, 0, 0), (0.3, 15, 45), (1.0, 100, 100)):
+        faults = {"random": {"cancellation": {"probability": probability, "mean_after_s": 0.001}}}
+        of = scenario(models=FOUR, cluster=nodes(("small", 2)), faults=faults)
+        engine = played(of, requests(FOUR, 100, 0.5))
+        assert engine.world.recorder.faults is not None
+        assert low <= engine.world.recorder.faults.cancelled <= high

@@ -10,7 +10,7 @@ from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
 from sim.engine import Engine
 from sim.errors import PolicyError
-from sim.policy import Action, Load, Preempt, Resize, Route, View, Wake, load_policy
+from sim.policy import Action, Load, Preempt, Resize, Route, View, Wake, choose_options, load_policy, policy_names
 from sim.request import COMPLETED
 from sim.spec import GIB
 
@@ -102,3 +102,50 @@ def test_clockwork_swaps_no_two_models_for_ever_where_that_takes_no_time() -> No
     )
     rows = [(0.0, "b", 255, 1), (0.0, "a", 1023, 1), (0.0, "c", 255, 1)]
     assert_laws(play(of, load_policy("clockwork")[0], trace(of, rows)), 3)
+
+
+def test_who_is_cancelled_while_their_kv_is_saved_leaves_an_idle_instance_behind() -> None:
+    """When the last byte is out: policies are told, and rankings count one request less."""
+    idled_s: list[float] = []
+
+    def start(view: View) -> Iterator[Action]:
+        yield Load(view.models[0], view.gpus[0], view.models[0].layers)
+        yield Wake(8.0)
+
+    def decide(view: View) -> Iterator[Action]:
+        idled_s.extend(view.now_s for _ in view.idled)
+        yield from serve_all(view)
+        if view.now_s == 8.0:
+            yield from [Preempt(request) for request in view.instances[0].running]
+
+    slow = {"kind": "slow_link", "at_s": 7.0, "gpu": "box-1/small-0", "factor": 1e-4, "for_s": 100.0}
+    cancelled = {"kind": "cancellation", "at_s": 9.0, "request": 0}
+    of = scenario(engine={"max_sequences": 8}, faults={"events": [slow, cancelled]})
+    engine = play(of, Script(decide, start), trace(of, [(4.0, "a", 500, 500), (300.0, "a", 1, 1)]))
+    (saved,) = [row for row in engine.world.recorder.switches if row[1] == "kv_save"]
+    assert saved[0] > 10.0, "the save is still under way when its client leaves"
+    assert idled_s[0] == saved[0]
+    assert engine.world.recorder.ended[COMPLETED] == 1
+
+
+def test_memory_without_an_end_is_shared_out_as_what_all_need() -> None:
+    options = [[(0.0, 0.0), (5 * GB, 3.0)], [(0.0, 0.0), (2 * GB, 1.0), (9 * GB, 1.5)]]
+    assert choose_options(options, 2.0**60) == choose_options(options, 16 * GB) == [1, 2]
+    assert choose_options(options, 8 * GB) == [1, 1]
+    assert choose_options([], 2.0**60) == []
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_lives_in_an_ideal_memory(name: str) -> None:
+    """A KV pool as large as what is left of it, too."""
+    models = [
+        {"name": name, "model": of, "engine": "quick", "max_context": 256}
+        for name, of in (("a", "two"), ("b", "eight"))
+    ]
+    of = scenario(
+        models=models, cluster=nodes(("small-s", 1)), engine={"ideal": ["memory"], "max_sequences": 8}, horizon_s=200.0
+    )
+    rows = [(number * 1.5, "ab"[number % 2], 20, 10) for number in range(8)]
+    engine = play(of, load_policy(name)[0], trace(of, rows))
+    assert_laws(engine, 8)
+    assert engine.world.recorder.ended[COMPLETED] == 8
