@@ -175,14 +175,13 @@ class TurnWorker:
 def turn_lengths(steps_s: Sequence[float], switches_s: float, tpot_s: float, longest_s: float) -> list[float]:
     """Seconds of each batch's turn in a round. steps_s: of one token; switches_s: to bring in each model once (c0).
 
-    Where switches are free no turn is shorter than a token, or there would be turns without end.
+    No turn is shorter than a token: where switches cost nothing, or next to it, there would be turns without end.
     """
     n = [tpot_s / step_s for step_s in steps_s]
-    spare = 0.5 - sum(1.0 / each for each in n)
-    if switches_s <= 0:  # the limit of what follows
-        return [step_s if spare > 0 else min(n) * longest_s / each for step_s, each in zip(steps_s, n, strict=True)]
-    excess = max(switches_s / (min(n) * longest_s), spare)  # alpha - sum 1/n
-    return [switches_s / (each * excess) for each in n]
+    excess = max(switches_s / (min(n) * longest_s), 0.5 - sum(1.0 / each for each in n))  # alpha - sum 1/n
+    longest = min(n) * longest_s  # of which each batch has its n-th part where the promise cannot be kept
+    whole = switches_s / excess if excess > 0 else longest
+    return [max(step_s, whole / each) for step_s, each in zip(steps_s, n, strict=True)]
 
 
 class Turns:

@@ -298,6 +298,7 @@ class RandomPolicy(Policy):
         self.audit = Audit()
         self.log: list[Entry] = []  # what it did, to be played again
         self.instant = (-1.0, 0)  # the time, and the how-manieth decision of that instant this is
+        self.decided: list[tuple[float, int]] = []  # all such instants
         self.left = list(self.parameters.actions or ())
         self.inner = _class_of(self.parameters.inner)() if self.parameters.inner else None
         if self.inner is not None:
@@ -330,6 +331,7 @@ class RandomPolicy(Policy):
     def _begin(self, view: View) -> None:
         before_s, number = self.instant
         self.instant = (view.now_s, number + 1 if view.now_s == before_s else 0)
+        self.decided.append(self.instant)
         self.hand.loaded = []
         if self.parameters.audit:
             self.audit.look(view, self.follows_every_finish)

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scenarios as parts
 from cli_cases import invoke, scenario_data, write_scenario
 from scenarios import Script
 
 from sim import diagnosis
 from sim.api import simulate
-from sim.diagnosis import queue_of
+from sim.diagnosis import Queue, coming_back, queue_of
 from sim.errors import PolicyError
-from sim.policy import Action, Load, Policy, Route, Stop, View, Wake
+from sim.policy import Action, Load, Policy, Route, Stop, View, Wake, load_policy
 from sim.report.write import report
 from sim.runner import RunOptions, run
 
@@ -222,3 +223,23 @@ def test_thresholds_stand_in_the_texts() -> None:
     """Who changes a threshold changes what is said of it."""
     for value, text in ((diagnosis.SWITCHING, "40%"), (diagnosis.STARVED, "1%"), (diagnosis.LEAVING, "90%")):
         assert diagnosis._percent(value) == text
+
+
+def test_a_queue_grows_only_quarter_after_quarter() -> None:
+    assert Queue((10, 20, 60, 120), came=200, left=100, half_s=1.0).grows
+    assert not Queue((100, 20, 10, 120), came=200, left=100, half_s=1.0).grows
+
+
+def test_a_model_that_was_away_for_long_does_not_come_back_soon() -> None:
+    """Two models by turns, once a second or once in five minutes."""
+    found = []
+    for every_s in (1.0, 300.0):
+        rows = [(number * every_s, "ab"[number % 2], 10, 2) for number in range(12)]
+        of = parts.scenario(models={"a": "four", "b": "eight"})
+        engine = parts.play(of, load_policy("exclusive-swap")[0], parts.trace(of, rows))
+        found.append(coming_back(engine.world)[:2])  # type: ignore[arg-type]  # of an outcome it asks the recorder
+    (often, soon), (rarely, late) = found
+    assert often > 2
+    assert soon > often / 2
+    assert rarely == 12
+    assert late == 0

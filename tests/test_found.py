@@ -11,7 +11,7 @@ from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 from sim.engine import Engine
 from sim.errors import PolicyError
 from sim.policy import Action, Load, Preempt, Resize, Route, View, Wake, choose_options, load_policy, policy_names
-from sim.request import COMPLETED
+from sim.request import COMPLETED, UNFINISHED
 from sim.spec import GIB
 
 
@@ -135,17 +135,15 @@ def test_memory_without_an_end_is_shared_out_as_what_all_need() -> None:
     assert choose_options([], 2.0**60) == []
 
 
+@pytest.mark.parametrize("ideal", [("memory",), ("switches",), ("memory", "switches")], ids=" ".join)
 @pytest.mark.parametrize("name", policy_names())
-def test_every_policy_lives_in_an_ideal_memory(name: str) -> None:
-    """A KV pool as large as what is left of it, too."""
-    models = [
-        {"name": name, "model": of, "engine": "quick", "max_context": 256}
-        for name, of in (("a", "two"), ("b", "eight"))
-    ]
-    of = scenario(
-        models=models, cluster=nodes(("small-s", 1)), engine={"ideal": ["memory"], "max_sequences": 8}, horizon_s=200.0
-    )
-    rows = [(number * 1.5, "ab"[number % 2], 20, 10) for number in range(8)]
-    engine = play(of, load_policy(name)[0], trace(of, rows))
-    assert_laws(engine, 8)
-    assert engine.world.recorder.ended[COMPLETED] == 8
+def test_every_policy_lives_in_an_ideal_world(name: str, ideal: tuple[str, ...]) -> None:
+    """With a KV pool as large as what is left of its memory, and turns that cost nothing to change."""
+    kinds = (("a", "two"), ("b", "eight"), ("c", "four"))
+    models = [{"name": model, "model": of, "engine": "quick", "max_context": 256} for model, of in kinds]
+    engine = {"ideal": list(ideal), "max_sequences": 2, "resize": "sleep"}
+    of = scenario(models=models, cluster=nodes(("small-s", 1)), engine=engine, horizon_s=500.0)
+    rows = [(number * 0.3, "abc"[number % 3], 20, 10 + 30 * (number % 4)) for number in range(12)]
+    played = play(of, load_policy(name)[0], trace(of, rows))
+    assert_laws(played, 12)
+    assert not played.world.recorder.ended[UNFINISHED]  # some policies refuse requests

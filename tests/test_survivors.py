@@ -17,6 +17,7 @@ from scenarios import GB, columns, load_all, nodes, play, prefill_s, scenario, s
 from sim.batch import sequence_blocks
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
 from sim.request import OUTCOMES, REJECTED, TIMED_OUT
+from sim.summary import _loads
 from sim.workloads.draws import whole
 
 SLOW_KV = "0,0,8.0,0.001,0.002,0,0"  # KV at 1 and 2 MB/s
@@ -350,3 +351,19 @@ def test_what_arrives_at_one_instant_is_one_decision() -> None:
 
     play(of, script({}, load((0, 0, 2), (1, 0, 2)), decide), trace(of, [(10.0, "a", 10, 5), (10.0, "b", 10, 5)]))
     assert seen == [(10.0, [0, 1])]
+
+
+def test_a_wake_counts_among_the_loads_of_its_model() -> None:
+    def sleep(view: View) -> Iterator[Action]:
+        yield Resize(view.instances[0], 0)
+
+    def wake(view: View) -> Iterator[Action]:
+        yield Resize(view.instances[0], 4)
+
+    of = scenario(engine={"resize": "sleep", "max_sequences": 8})
+    engine = play(
+        of, script({5.0: sleep, 8.0: wake}, load((0, 0, 4)), serve_all), trace(of, [(0, "a", 1, 1), (20, "a", 1, 1)])
+    )
+    kinds = [row["kind"] for row in (*switches(engine, "load"), *switches(engine, "wake"))]
+    assert kinds == ["load", "wake"]
+    assert _loads(engine.world) == {"a": 2}  # type: ignore[arg-type]  # of an outcome it asks cluster and recorder

@@ -25,6 +25,14 @@ def test_aegaeon_turns_are_as_long_as_its_formula_says() -> None:
     # Little to switch: alpha is held at a half.
     assert turn_lengths([0.01, 0.01], 0.4, 0.1, 4.0) == pytest.approx([0.4 / (10 * 0.3)] * 2)
     assert turn_lengths([0.06], 2.0, 0.1, 4.0) == pytest.approx([4.0])
+    # Free switches: a token each while the promise can be kept, else the longest turns.
+    assert turn_lengths([0.01, 0.02], 0.0, 0.1, 4.0) == [0.01, 0.02]
+    assert turn_lengths([0.01, 0.02], 1e-12, 0.1, 4.0) == [0.01, 0.02]
+    assert (
+        turn_lengths([0.05, 0.1], 0.0, 0.1, 4.0)
+        == turn_lengths([0.05, 0.1], 1e-30, 0.1, 4.0)
+        == pytest.approx([2.0, 4.0])
+    )
 
 
 class Turning:
