@@ -46,6 +46,7 @@ class SimClock:
         self._callbacks: list[Callable[[Any], None]] = [self._fire]  # of every timer: SimPy only reads the list
         self._timers = 0
         self._stopped = False
+        self._stirred_s = self._before_s = 0.0  # the last event that was not stale, and the one before the present one
         self._look_s = inf
         self._look: Callable[[float], float] | None = None
 
@@ -64,10 +65,15 @@ class SimClock:
         if now_s >= self._look_s and self._look is not None:
             self._look_s = self._look(now_s)
         self.now_s = now_s
+        self._before_s, self._stirred_s = self._stirred_s, now_s
         timer.action(timer.subject, timer.version)
         queue = self._queue
         if not queue or queue[0][0] > now_s:
             self._turn()
+
+    def stale(self) -> None:
+        """The present event came for nothing: what it was set for is no more, or later."""
+        self._stirred_s = self._before_s
 
     def watch(self, look: Callable[[float], float]) -> None:
         """Call look(time) before the first event from a time on, with that event's time; it says when to call again.
@@ -82,8 +88,9 @@ class SimClock:
         return len(self._queue)
 
     def run(self) -> None:
-        """Until nothing is left to come, or `stop`."""
+        """Until nothing is left to come, or `stop`. It ends with the last event that did not come for nothing."""
         self._environment.run()
+        self.now_s = self._stirred_s
 
     def step(self) -> bool:
         """One event; False if none is left to come."""

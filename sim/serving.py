@@ -249,8 +249,10 @@ class Serving:
         assert due_s == self.clock.now_s, (due_s, self.clock.now_s)
         leap = instance.leap
         if leap is None or instance.begun:
+            self.clock.stale()
             return
         if instance.end_s > self.clock.now_s:
+            self.clock.stale()
             self._wait_for_end(instance)
             return
         assert instance.end_s == self.clock.now_s, (instance.end_s, self.clock.now_s)

@@ -244,7 +244,7 @@ class Audit:
         # Models of one kind share their weights, or have their own, and who sleeps may have let them go.
         least = sum({model.total_bytes: model.total_bytes for model in awake}.values())
         most = sum({model.name: model.total_bytes for model in pinning}.values())
-        # Of who was cancelled while their KV was on its way out, it is held until it is there, and no view shows who.
+        # Of who was cancelled while their KV was on its way out, it is held until it is there.
         most += sum(_hidden(i) * i.model.max_context * i.model.kv_layer_bytes * i.model.layers for i in held)
         assert least + kv <= taken <= most + kv, f"{node.name}: {taken} taken; {least} to {most} pinned, {kv} of KV"
 
@@ -256,7 +256,7 @@ def _is_leaving(request: RequestView) -> bool:
 
 
 def _hidden(instance: InstanceView) -> int:
-    """Sequences that have ended and still have a place in the batch."""
+    """Sequences that have ended and still have a place in the batch: no view shows them."""
     return instance.running_count + instance.waiting_count - len([*instance.requests])
 
 
@@ -297,8 +297,7 @@ class RandomPolicy(Policy):
         self.hand = Hand()
         self.audit = Audit()
         self.log: list[Entry] = []  # what it did, to be played again
-        self.instant = (-1.0, 0)  # the time, and the how-manieth decision of that instant this is
-        self.decided: list[tuple[float, int]] = []  # all such instants
+        self.decided = [(-1.0, 0)]  # of each decision the time, and the how-manieth of that instant it is
         self.left = list(self.parameters.actions or ())
         self.inner = _class_of(self.parameters.inner)() if self.parameters.inner else None
         if self.inner is not None:
@@ -329,9 +328,7 @@ class RandomPolicy(Policy):
             yield from self._serve(view)
 
     def _begin(self, view: View) -> None:
-        before_s, number = self.instant
-        self.instant = (view.now_s, number + 1 if view.now_s == before_s else 0)
-        self.decided.append(self.instant)
+        self.decided.append((view.now_s, self.decided[-1][1] + 1 if view.now_s == self.decided[-1][0] else 0))
         self.hand.loaded = []
         if self.parameters.audit:
             self.audit.look(view, self.follows_every_finish)
@@ -342,14 +339,14 @@ class RandomPolicy(Policy):
         for intent in self.intents(view):
             action = self.hand.act(view, intent)
             if action is not None:
-                self.log.append((*self.instant, *intent))
+                self.log.append((*self.decided[-1], *intent))
                 yield action
 
     def intents(self, view: View) -> Iterable[Intent]:
         """What it would like to do in this decision."""
         if self.parameters.actions is None:
             return self._drawn()
-        number = sum(entry[:2] <= self.instant for entry in self.left)
+        number = sum(entry[:2] <= self.decided[-1] for entry in self.left)
         due, self.left = self.left[:number], self.left[number:]
         return [entry[2:] for entry in due]
 

@@ -385,3 +385,15 @@ def test_who_is_given_up_leaves_no_saved_kv_behind() -> None:
     assert columns(engine)["outcome"].tolist() == [FAILED]
     assert engine.world.cluster.nodes[0].memory.saved_kv_bytes == 0
     assert record(engine).wasted_tokens == columns(engine)["produced_tokens"][0] > 50
+
+
+def test_a_request_is_retried_once_and_its_retries_are_all_counted() -> None:
+    engine = run([down(3.0, 1.0), down(7.0, 1.0)], [(0.0, "a", 100, 500)])
+    assert (record(engine).retried, record(engine).retries) == (1, 2)
+
+
+def test_a_run_in_which_nothing_more_can_happen_ends_with_the_last_that_did() -> None:
+    """Not with the timer of a batch that is no more."""
+    engine = run([down(5.0)], [(0.0, "a", 100, 900)], retries=None)
+    assert engine.world.recorder.ended[UNFINISHED] == 1
+    assert engine.clock.now_s == 5.0

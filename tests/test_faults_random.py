@@ -130,6 +130,7 @@ def test_availability_is_what_renewal_theory_says() -> None:
     of = scenario(faults={"retries": None, "random": random}, cluster=nodes(("small", 40)), horizon_s=4000.0)
     engine = played(of, [(3999.0, "a", 1, 1)], Script(lambda view: ()))
     down_s = sum(gpu.activity_s["down"] for gpu in engine.world.cluster.gpus)
+    assert len({gpu.activity_s["down"] for gpu in engine.world.cluster.gpus}) == 40, "each GPU has its own fate"
     cycles = 40 * 4000.0 / 40.0
     # Of a cycle the down time's part has a standard deviation of about 0.27 of a cycle's mean length.
     assert down_s / (40 * 4000.0) == pytest.approx(0.25, abs=4 * 0.27 / cycles**0.5)

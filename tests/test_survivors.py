@@ -7,6 +7,7 @@ hardware (scenarios.py): start 1 s, fixed 0.5 s, reload 8 GB/s, free 0.25 s, KV 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from loading_cases import load, script, switches
 from scenarios import GB, columns, load_all, nodes, play, prefill_s, scenario, serve_all, step_s, synthetic, trace
 
 from sim.batch import sequence_blocks
+from sim.estimates import Estimates
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
-from sim.request import OUTCOMES, REJECTED, TIMED_OUT
+from sim.request import OUTCOMES, REJECTED, TIMED_OUT, Request
+from sim.spec import PredictorOptions
 from sim.summary import _loads
 from sim.workloads.draws import whole
 
@@ -367,3 +370,20 @@ def test_a_wake_counts_among_the_loads_of_its_model() -> None:
     kinds = [row["kind"] for row in (*switches(engine, "load"), *switches(engine, "wake"))]
     assert kinds == ["load", "wake"]
     assert _loads(engine.world) == {"a": 2}  # type: ignore[arg-type]  # of an outcome it asks cluster and recorder
+
+
+def test_guesses_err_by_factors_around_one() -> None:
+    estimates = Estimates(PredictorOptions(kind="noisy-oracle", sigma=0.5), 1, 1)
+    errors = []
+    for number in range(400):
+        request = Request(number, SimpleNamespace(index=0), 0.0, 1, 10_000)  # type: ignore[arg-type]
+        estimates.arrived(request)
+        errors.append(np.log(estimates.output_tokens(request) / 10_000))
+    assert abs(np.mean(errors)) < 0.1
+    assert np.std(errors) == pytest.approx(0.5, rel=0.15)
+
+
+def test_who_outgrew_its_estimate_may_go_on_for_a_while() -> None:
+    estimates = Estimates(PredictorOptions(kind="running-mean", prior_tokens=100.0), 1, 1)
+    request = Request(0, SimpleNamespace(index=0), 0.0, 1, 1000)  # type: ignore[arg-type]
+    assert [estimates.remaining_tokens(request, produced) for produced in (0, 99, 100, 500)] == [100, 1, 25, 25]
