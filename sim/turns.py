@@ -241,7 +241,9 @@ class Turns:
         if request.number in self.fragile:
             return 0.0 if request.running and request.produced_tokens else max(whole_s / 8, 0.001)
         left_s = whole_s * (1.0 - 1e-6) - request.served_s
-        return left_s if left_s > 1e-7 or not request.running else 0.0
+        if not request.running:  # it waits for its place; perhaps once more, put out for lack of memory
+            return max(left_s, whole_s / 8, 0.001)
+        return left_s if left_s > 1e-7 else 0.0
 
     def _decode(self, view: View, worker: TurnWorker) -> Steps:
         """The turn of the first batch; True when it is over, or there is none."""

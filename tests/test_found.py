@@ -147,3 +147,24 @@ def test_every_policy_lives_in_an_ideal_world(name: str, ideal: tuple[str, ...])
     played = play(of, load_policy(name)[0], trace(of, rows))
     assert_laws(played, 12)
     assert not played.world.recorder.ended[UNFINISHED]  # some policies refuse requests
+
+
+def test_aegaeon_waits_for_a_prompt_that_lost_its_place() -> None:
+    """It has been served for as long as it takes, on a GPU that failed: there is nobody to preempt until it runs."""
+    kinds = {"m0": ("eight", 64), "m1": ("two", 256), "m2": ("four", 256), "m3": ("two", 256)}
+    models = [
+        {"name": name, "model": of, "engine": "quick", "max_context": longest} for name, (of, longest) in kinds.items()
+    ]
+    node = {"name": "n0", "host": "wide", "gpus": [{"gpu": "small"}, {"gpu": "small"}], "cache_at_start": "none"}
+    outages = {"mean_between_s": 20.0, "mean_repair_s": 3.0}
+    lost = {"mean_between_s": 60.0, "repair_s": 5.0}
+    of = scenario(
+        models=models,
+        cluster={"nodes": [node]},
+        engine={"prefill": "chunked", "prefill_tokens": 64, "block_tokens": 1, "max_sequences": 8},
+        faults={"random": {"gpu_failure": outages, "node_loss": lost, "load_failure": {"probability": 0.2}}},
+        seed=28,
+    )
+    rows = [(0.867421, name, 1, 1) for name in ("m1", "m3", "m0", "m2")]
+    rows += [(2.3856954000000004, "m3", 255, 1), (2.3856954000000004, "m1", 1, 1)]
+    assert_laws(play(of, load_policy("aegaeon")[0], trace(of, rows)), 6)
