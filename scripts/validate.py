@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser(list(loop.WORKLOADS), loop.POLICIES).parse_args(arguments)
     options.models = options.models or list(loop.MODELS[options.device])
+    if options.link_gb_s is not None and (options.device != "cpu" or not 0 < options.link_gb_s < float("inf")):
+        print(
+            "error: --link-gb-s: give a number above 0, with --device cpu; a GPU has a link of its own", file=sys.stderr
+        )
+        return 2
     if options.link_gb_s is None:
         options.link_gb_s = loop.LINK_GB_S[options.device]
     minutes = len(options.workloads) * len(options.policies) * options.repeats * options.duration / 60

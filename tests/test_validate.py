@@ -57,6 +57,14 @@ def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
     assert (out / "runs" / runs[0]).read_bytes() == before
 
 
+@pytest.mark.parametrize("given", [["--link-gb-s", "0"], ["--link-gb-s=-1"], ["--device", "cuda", "--link-gb-s", "2"]])
+def test_a_link_is_imposed_on_the_cpu_only_and_is_above_0(given: list[str]) -> None:
+    done = validate("--device", "cpu", *given)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--link-gb-s" in done.stderr
+
+
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     done = validate("--device", "cpu", "--profiles", str(tmp_path / "none"), "--out", str(tmp_path))
     assert done.returncode == 2

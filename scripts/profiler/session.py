@@ -102,7 +102,7 @@ class Session:
         self.points: dict[str, list[Point]] = {}
         self.left, self.done_before = list[Point](), set[Point]()
         self.paces: dict[str, Pace] = {}
-        self.estimated_s = self.taken_s = 0.0
+        self.estimated_s = self.taken_s = self.later_s = 0.0  # the last: of the passes after this one
         self.pass_end_s = self.begin_s + (self.end_s - self.begin_s) / self.passes
         self.kept_s = 15 + _TELLING * (6 * self.grid.limit_s + 1)  # for engine starts, and pairs that must be measured
 
@@ -188,15 +188,13 @@ class Session:
             mine = [p for p in planned if p.model == name]
             parts = [str(sum(p.part in part for p in mine)) for part in (("decode",), ("prefill",), ("cycle", "kv"))]
             layers = sorted({p.layers for p in mine})
-            table.add_row(name, " ".join(map(str, layers)), *parts, _clock(self._cost(mine)))
+            table.add_row(name, " ".join(map(str, layers)), *parts, _clock(self.passes * self._cost(mine)))
         self.console.print(table)
         out = len(self.left) - len(planned)
         limit = f" of at most {_clock(self.end_s - self.begin_s)}" if self.end_s < float("inf") else ""
-        total_s = self._cost(planned) + self.kept_s
-        self.say(
-            f"about {_clock(total_s)}{limit} into {short(self.store.folder)}"
-            + (f"; {out} points left out" if out else "")
-        )
+        total_s = self.passes * self._cost(planned) + self.kept_s
+        more = f"; {out} points left out" if out else ""
+        self.say(f"about {_clock(total_s)}{limit} into {short(self.store.folder)}{more}")
 
     # --- time
 
@@ -252,14 +250,15 @@ class Session:
         """Measure all that there is time for; or, but in the first pass, once more what was not measured so often."""
         unmeasured = self.left
         if number:
-            before = self.done_before if number < int(self.store.facts.get("passes_done") or 0) else frozenset()
-            done = [point for points in self.points.values() for point in points if self.bench.done(point)]
-            self.left = [point for point in done if point not in before]
+            before = self.done_before if number < self.store.facts.get("passes_done", 0) else frozenset()
+            mine = [point for points in self.points.values() for point in points if point not in before]
+            self.left = [point for point in mine if self.bench.done(point)]
             if not self.left:
                 self.left = unmeasured
                 return
             self.say(f"pass {number + 1} of {self.passes}")
         self.pass_end_s = monotonic() + (self.end_s - monotonic()) / (self.passes - number)
+        self.later_s = (self.passes - number - 1) * self._cost(self._affordable(self.left))
         try:
             for name in self.shapes:
                 for pinned in (True, False):
@@ -267,7 +266,7 @@ class Session:
         finally:
             if number:
                 self.left = unmeasured
-        self.store.facts["passes_done"] = max(number + 1, int(self.store.facts.get("passes_done") or 0))
+        self.store.facts["passes_done"] = max(number + 1, self.store.facts.get("passes_done", 0))
 
     def _model(self, name: str, pinned: bool) -> None:
         """Groups of a model whose weights are pinned in host memory, or are not."""
@@ -358,7 +357,7 @@ class Session:
                 pairs.measure(*pair)
 
     def _show(self, what: str | None) -> None:
-        left_s = self._cost(self._affordable(self.left)) + self.kept_s
+        left_s = self._cost(self._affordable(self.left)) + self.later_s + self.kept_s
         spent_s = monotonic() - self.begin_s
         if what is not None and not self.console.is_terminal:
             self.say(f"{_clock(spent_s)} {what}; {_clock(left_s)} left")

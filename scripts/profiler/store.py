@@ -26,13 +26,10 @@ SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "lin
 def _mean_of(old: Any, new: Any) -> Any:
     """Both measurements of a point as one; the spread is what both saw."""
     count = old.repeats + new.repeats
-    means = {
-        name: (old.repeats * getattr(old, name) + new.repeats * getattr(new, name)) / count
-        for name in old.values
-        if name not in ("p10_s", "p90_s", "repeats") and None not in (getattr(old, name), getattr(new, name))
-    }
-    spread = {"p10_s": min(old.p10_s, new.p10_s), "p90_s": max(old.p90_s, new.p90_s)} if hasattr(old, "p10_s") else {}
-    return replace(old, **means, **spread, repeats=count)
+    (name,) = old.values
+    mean = (old.repeats * getattr(old, name) + new.repeats * getattr(new, name)) / count
+    spread = {"p10_s": min(old.p10_s, new.p10_s), "p90_s": max(old.p90_s, new.p90_s)}
+    return replace(old, **{name: mean}, **spread, repeats=count)
 
 
 def default_folder(parent: Path, stem: str, date: str) -> Path:
@@ -131,7 +128,7 @@ class Store:
             self._known |= unique.keys()
 
     def blend(self, rows: Sequence[Row]) -> None:
-        """Add rows; one that is there already becomes the mean of both, each with its repeats for a weight."""
+        """Add timings; one that is there already becomes the mean of both, each with its repeats for a weight."""
         self.add(rows)
         for kind, name in NAMES.items():
             again = {self._key(row): row for row in rows if type(row) is kind and getattr(row, "repeats", None)}

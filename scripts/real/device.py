@@ -25,7 +25,7 @@ from real.arena import Arena, private_memory
 
 _OWN_MAPPING_FROM = 1 << 22
 _TURN = 1 << 20  # elements that cross an imposed link at a time
-_LATE_S = 0.002
+_LATE_S = 0.002  # by which who sleeps until its turn may wake too late, and catch up
 _ARENA_SLACK = 1.5  # what holes may cost: the arena keeps so many times the budget at most
 
 
@@ -95,7 +95,7 @@ class Link:
             pairs = zip((target,), (source,), strict=True)
         for there, here in pairs:
             with self._lock:
-                begin_s = max(perf_counter() - _LATE_S, self._free_s)  # who woke late catches up
+                begin_s = max(perf_counter() - _LATE_S, self._free_s)
                 self._free_s = end_s = begin_s + here.numel() * here.element_size() / self.bytes_per_s
             there.copy_(here)
             while (left_s := end_s - perf_counter()) > 0:
