@@ -24,6 +24,9 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from profiler.arguments import count, positive, slug  # noqa: E402
+
 OFFLOADS = ("cpu", "stream")
 
 
@@ -38,50 +41,30 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: one core is the accelerator")
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="type of the weights and KV")
     add("--out", type=Path, metavar="DIR", help="default profiles/measured/<gpu>-<host>-torch-<date>")
-    add("--budget-gib", type=_positive, metavar="GIB", help="device memory to use; default: what is free")
+    add("--budget-gib", type=positive, metavar="GIB", help="device memory to use; default: what is free")
     add(
         "--link-gb-s",
-        type=_positive,
+        type=positive,
         metavar="GB/S",
         help="with --device cpu: slow copies to and from the device to this",
     )
-    add(
-        "--passes", type=_count, metavar="N", help="how often, at different times, all is measured (default: 1, cpu: 3)"
-    )
-    add("--max-minutes", type=_positive, metavar="MIN", help="leave out what matters less to end in time")
-    add("--batches", nargs="+", type=_count, metavar="N", help="sequences in a decode step")
-    add("--contexts", nargs="+", type=_count, metavar="N", help="tokens of context of a decode step")
-    add("--prompts", nargs="+", type=_count, metavar="N", help="tokens of a prompt")
-    add("--pools", nargs="+", type=_count, metavar="N", help="tokens of KV that an instance takes when it is loaded")
+    add("--passes", type=count, metavar="N", help="how often, at different times, all is measured (default: 1, cpu: 3)")
+    add("--again", action="store_true", help="measure once more what is in the folder, and keep the means")
+    add("--max-minutes", type=positive, metavar="MIN", help="leave out what matters less to end in time")
+    add("--batches", nargs="+", type=count, metavar="N", help="sequences in a decode step")
+    add("--contexts", nargs="+", type=count, metavar="N", help="tokens of context of a decode step")
+    add("--prompts", nargs="+", type=count, metavar="N", help="tokens of a prompt")
+    add("--pools", nargs="+", type=count, metavar="N", help="tokens of KV that an instance takes when it is loaded")
     add("--offload", nargs="+", choices=OFFLOADS, default=list(OFFLOADS), help="how layers outside the device run")
     add("--seed", type=int, default=1, help="of random tokens and KV")
     add("--fresh", action="store_true", help="begin anew; the folder that is there is renamed")
-    add("--gpu", type=_slug, metavar="NAME", help="what to call the GPU in the tables")
-    add("--host", type=_slug, metavar="NAME", help="what to call the host in the tables")
+    add("--gpu", type=slug, metavar="NAME", help="what to call the GPU in the tables")
+    add("--host", type=slug, metavar="NAME", help="what to call the host in the tables")
     add("--no-fill", action="store_true", help="measure only; make no tables and no scenario")
     add("--into", type=Path, default=ROOT / "profiles", metavar="DIR", help="profiles to put the tables in")
-    add("--limit-s", type=_positive, help=argparse.SUPPRESS)  # of the repeats of one point, for tests
+    add("--limit-s", type=positive, help=argparse.SUPPRESS)  # of the repeats of one point, for tests
     add("--architectures", type=Path, default=ROOT / "profiles" / "architectures.csv", help=argparse.SUPPRESS)
     return found
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def _slug(text: str) -> str:
-    if not text or "--" in text or text.strip(".") == "" or not all(c.isalnum() or c in "-._" for c in text):
-        raise argparse.ArgumentTypeError(f"'{text}': write letters, digits, '-', '.' and '_', and no '--'")
-    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from sim.decision import View
 from sim.machine_views import Crowd, GpuView
 from sim.views import InstanceView, ModelView
 
-NOBODY = Crowd(0.0, 0.0, False)
+NOBODY = Crowd(0.0, 0.0, "proportional")
 _LOOKED_AT = 32  # sequences of a batch, for the one that runs longest
 # A typical context for questions that are not about one request, in tokens.
 TYPICAL_CONTEXT = 1024.0

@@ -51,7 +51,7 @@ class View:
 
     @property
     def contention(self) -> str:
-        """How instances that compute on one GPU share it: proportional or time_slice."""
+        """How instances that compute on one GPU share it: proportional, processor_sharing or time_slice."""
         return self._world.sharing.contention
 
     @property

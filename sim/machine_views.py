@@ -20,19 +20,19 @@ class Crowd(NamedTuple):
 
     gpu: float
     host: float
-    sliced: bool
+    law: str  # of contention
 
     def stretch(self, gpu_share: float, host_share: float) -> tuple[float, float]:
         """By how much one that asks for these shares is slowed in its GPU and CPU parts, beside them."""
-        if self.sliced:
-            return 1.0 + self.gpu, 1.0 + self.host
-        return max(1.0, gpu_share + self.gpu), max(1.0, host_share + self.host)
+        if self.law == "proportional":
+            return max(1.0, gpu_share + self.gpu), max(1.0, host_share + self.host)
+        return 1.0 + self.gpu, 1.0 + self.host
 
     def joined(self, gpu_share: float, host_share: float) -> Crowd:
         """The crowd with one more."""
-        if self.sliced:
-            return Crowd(self.gpu + (1.0 if gpu_share else 0.0), self.host + (1.0 if host_share else 0.0), True)
-        return Crowd(self.gpu + gpu_share, self.host + host_share, False)
+        if self.law == "time_slice":
+            gpu_share, host_share = float(gpu_share > 0), float(host_share > 0)
+        return Crowd(self.gpu + gpu_share, self.host + host_share, self.law)
 
 
 class GpuView(Facade):
@@ -137,9 +137,10 @@ class GpuView(Facade):
         spared = [instance._of for instance in but]
         gpu_shares = [i.gpu_share for i in self._of.active.values() if i not in spared and i.gpu_share]
         host_shares = [i.host_share for i in self._of.node.active.values() if i not in spared]
-        if self._views.sliced:
-            return Crowd(float(len(gpu_shares)), float(len(host_shares)), True)
-        return Crowd(sum(gpu_shares, 0.0), sum(host_shares, 0.0), False)
+        law = self._views.contention
+        if law == "time_slice":
+            return Crowd(float(len(gpu_shares)), float(len(host_shares)), law)
+        return Crowd(sum(gpu_shares, 0.0), sum(host_shares, 0.0), law)
 
     @property
     def incoming_count(self) -> int:

@@ -2,7 +2,9 @@
 
 Each active instance has a share of its GPU and of its host resource (the CPU, or the GPU's link when weights are
 streamed): the uncontended demand of its iterations, read when its batch changes. `proportional` stretches a part by
-the total demand where that exceeds one; `time_slice` by the number of instances. Serving updates it once an instant.
+the total demand where that exceeds one, as if parts never met by chance; `processor_sharing` by one and what the others
+demand, since a part that meets others' shares with them and they are there for their share of the time; `time_slice` by
+the number of instances. Of the same crowd each stretches more than the one before. Serving updates it once an instant.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ class Sharing:
         self.world = world
         self._settle = settle
         self._schedule = schedule
+        self._law: str = world.sharing.contention
 
     def activate(self, instance: Instance, demand_of: object) -> None:
         """The instance has a new leap; its shares are read anew only when its batch is another one than before."""
@@ -85,7 +88,7 @@ class Sharing:
             instance = affected[number]
             if instance.leap is None:
                 continue
-            gpu_stretch = instance.gpu.stretch
+            gpu_stretch = self._beside(instance.gpu.stretch, instance.gpu_share)
             host_stretch = self._host_stretch(instance) if instance.host_share else 1.0
             if instance.begun:
                 instance.begun = False
@@ -98,27 +101,33 @@ class Sharing:
             instance.gpu_stretch, instance.host_stretch = gpu_stretch, host_stretch
             self._schedule(instance)
 
+    def _beside(self, stretch: float, share: float) -> float:
+        """The stretch of one of those who share a resource: itself it does not meet."""
+        return max(1.0, stretch - share) if self._law == "processor_sharing" else stretch
+
+    def _stretch(self, shares: list[float], demand: float) -> float:
+        """Of those who ask for these shares of a resource of which others take `demand`; see `_beside`."""
+        if self._law == "time_slice":
+            return max(1.0, sum([1.0 for share in shares if share > 0], 0.0) + demand)
+        total = sum(shares, 0.0) + demand
+        return 1.0 + total if self._law == "processor_sharing" else max(1.0, total)
+
     def _gpu_stretch(self, gpu: Gpu) -> float:
-        if self.world.sharing.contention == "time_slice":
-            return float(max(1, sum(1 for instance in gpu.active.values() if instance.gpu_share > 0)))
-        return max(1.0, sum([instance.gpu_share for instance in gpu.active.values()], 0.0))
+        return self._stretch([instance.gpu_share for instance in gpu.active.values()], 0.0)
 
     def _cpu_stretch(self, node: Node) -> float:
         """Running loads read the same DRAM: they count with their share of its bandwidth, and are not slowed."""
         demand = sum(node.load_rates.values(), 0.0) / node.kind.cpu_bytes_per_s
-        computing = [i for i in node.active.values() if i.profile.offload == "cpu"]
-        if self.world.sharing.contention == "time_slice":
-            return max(1.0, len(computing) + demand)
-        return max(1.0, sum([instance.host_share for instance in computing], 0.0) + demand)
+        return self._stretch([i.host_share for i in node.active.values() if i.profile.offload == "cpu"], demand)
 
     def _host_stretch(self, instance: Instance) -> float:
-        return instance.gpu.node.stretch if instance.profile.offload == "cpu" else self._link_stretch(instance)
+        if instance.profile.offload == "cpu":
+            return self._beside(instance.gpu.node.stretch, instance.host_share)
+        return self._link_stretch(instance)
 
     def _link_stretch(self, instance: Instance) -> float:
         """Streamed weights share their GPU's link with one another and with the loads that run on the node."""
-        streaming = [i for i in instance.gpu.active.values() if i.profile.offload == "stream" and i.host_share > 0]
+        streaming = [i.host_share for i in instance.gpu.active.values() if i.profile.offload == "stream"]
         factor = instance.gpu.h2d_factor  # of a link that is slow: all that it carries takes so much longer
         demand = sum(instance.gpu.link_rates.values(), 0.0) / (instance.gpu.kind.h2d_bytes_per_s * factor)
-        if self.world.sharing.contention == "time_slice":
-            return max(1.0, len(streaming) + demand) / factor
-        return max(1.0, sum([other.host_share for other in streaming], 0.0) + demand) / factor
+        return self._beside(self._stretch(streaming, demand), instance.host_share) / factor

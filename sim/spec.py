@@ -133,7 +133,7 @@ class EngineOptions(Frozen):
 class SharingOptions(Frozen):
     """How instances share GPUs and CPUs, and transfers share links (model.md section 5)."""
 
-    contention: Literal["proportional", "time_slice"] = "proportional"
+    contention: Literal["proportional", "processor_sharing", "time_slice"] = "proportional"
     links: Literal["fair", "serial"] = "fair"
 
 

@@ -296,7 +296,7 @@ class Views:
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
         self.options = world.options
-        self.sliced = world.sharing.contention == "time_slice"
+        self.contention: str = world.sharing.contention
         self.clock = world.clock
         self.estimates = estimates
 

@@ -48,7 +48,7 @@ def random_case(draws: Seeded, real: bool = False, **changes: Any) -> tuple[Scen
         "models": models,
         "engine": _engine(draws),
         "sharing": {
-            "contention": draws.pick(("proportional", "time_slice")),
+            "contention": draws.pick(("proportional", "processor_sharing", "time_slice")),
             "links": draws.pick(("fair", "serial")),
         },
         "predictor": {"kind": draws.pick(("running-mean", "oracle", "noisy-oracle"))},

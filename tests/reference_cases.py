@@ -164,7 +164,7 @@ def cases(draw: st.DrawFn) -> Case:
         requests,
         engine,
         {
-            "contention": draw(st.sampled_from(["proportional", "time_slice"])),
+            "contention": draw(st.sampled_from(["proportional", "processor_sharing", "time_slice"])),
             "links": draw(st.sampled_from(["fair", "serial"])),
         },
         draw(st.none() | st.none() | st.floats(0.01, 3.0).map(lambda s: s * (1 + 1e-3 * noise.random()))),

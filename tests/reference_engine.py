@@ -346,7 +346,7 @@ class ReferenceEngine:
             iteration = site.iteration
             if iteration is None:
                 continue
-            stretches = (self._gpu_stretch(site.gpu), self._host_stretch(site))
+            stretches = (self._gpu_stretch(site), self._host_stretch(site))
             if stretches != iteration.stretches:
                 iteration.stretches = stretches
                 iteration.end_s = self.now_s + (1.0 - iteration.fraction) * iteration.duration_s()
@@ -356,8 +356,15 @@ class ReferenceEngine:
             return sum(1 for share in shares if share > 0)
         return sum(shares)
 
-    def _gpu_stretch(self, gpu: int) -> float:
-        return max(1.0, self._demand([s.shares[0] for s in self.sites if s.gpu == gpu and s.iteration is not None]))
+    def _worst(self, shares: list[float], mine: float, others: float = 0.0) -> float:
+        """The stretch of one that asks for `mine`, which is among `shares`."""
+        if self.sharing.contention == "processor_sharing":
+            return 1.0 + sum(shares) - mine + others
+        return max(1.0, self._demand(shares) + others)
+
+    def _gpu_stretch(self, site: Site) -> float:
+        shares = [s.shares[0] for s in self.sites if s.gpu == site.gpu and s.iteration is not None]
+        return self._worst(shares, site.shares[0])
 
     def _host_stretch(self, site: Site) -> float:
         """Of the CPU of its node, or of the link to its GPU; loads (and on the link all else) take their share."""
@@ -373,7 +380,7 @@ class ReferenceEngine:
             users = [other for other in users if other.gpu == site.gpu]
             rates = [t.rate for t in self.links.transfers if t.cause != "kv_save" and t.gpu == site.gpu]
             others = sum(rates) / self.machine.gpus[site.gpu][1].h2d_bytes_per_s
-        return max(1.0, self._demand([other.shares[1] for other in users]) + others)
+        return self._worst([other.shares[1] for other in users], site.shares[1], others)
 
     # --- links
 

@@ -110,7 +110,7 @@ def swarm_case(draws: Draws, **policy: Any) -> Case:
         "workload": {"kind": "trace", "file": "unused.csv"},
         "engine": _engine(draws, on),
         "sharing": {
-            "contention": "time_slice" if on["time_slice"] else "proportional",
+            "contention": _contention(on),
             "links": "serial" if on["serial"] else "fair",
         },
         "predictor": {"kind": draws.pick(("oracle", "noisy-oracle")) if on["oracle"] else "running-mean"},
@@ -143,6 +143,13 @@ def _models(draws: Draws, on: dict[str, bool]) -> list[dict[str, Any]]:
             spec["weight"] = draws.pick((1.0, 3.0))
         found.append(spec)
     return found
+
+
+def _contention(on: dict[str, bool]) -> str:
+    """Without a draw of its own: what a seed has been drawing after this stays as it is."""
+    if not on["time_slice"]:
+        return "proportional"
+    return "processor_sharing" if on["spread"] else "time_slice"
 
 
 def _nodes(draws: Draws, on: dict[str, bool], models: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -330,7 +330,7 @@ def test_less_time_leaves_out_the_least_important_first() -> None:
     assert spent <= 30
 
 
-@pytest.mark.parametrize("law", ["proportional", "time_slice"])
+@pytest.mark.parametrize("law", ["proportional", "processor_sharing", "time_slice"])
 def test_slow_downs_tell_the_contention_model(law: str) -> None:
     step_s = {8: 1.0, 4: 2.5, 0: 4.0}
     rows = []

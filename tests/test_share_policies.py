@@ -142,7 +142,7 @@ def test_they_serve_whatever_comes_under_any_engine(name: str, draw: int) -> Non
         models={"a": "four", "b": "two", "c": "eight", "d": "giant"},
         cluster=nodes(*gpus, host=str(draws.choice(["box", "wide"]))),
         engine=engine,
-        sharing={"contention": str(draws.choice(["proportional", "time_slice"]))},
+        sharing={"contention": str(draws.choice(["proportional", "processor_sharing", "time_slice"]))},
         service_classes=[{"name": "default"}, {"name": "fast", "ttft_s": 3.0}],
     )
     arrivals_s = np.cumsum(draws.exponential(float(draws.choice([0.05, 0.5, 3.0])), 60)).tolist()

@@ -130,7 +130,7 @@ def test_a_policy_that_never_lets_an_instant_end_is_named() -> None:
     assert len(calls) < 50_000
 
 
-@pytest.mark.parametrize("contention", ["proportional", "time_slice"])
+@pytest.mark.parametrize("contention", ["proportional", "processor_sharing", "time_slice"])
 def test_growing_to_full_residency_leaves_the_cpu_to_the_others(contention: str) -> None:
     # Both compute three of four layers on the CPU until `a` has all its layers on its own GPU.
     of = scenario(

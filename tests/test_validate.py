@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import yaml
 
 pytest.importorskip("torch", reason="torch is not installed: pip install '.[profile]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
@@ -17,7 +20,12 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from real.closed_loop import averaged, compare, orders  # noqa: E402
+from real.closed_loop import compare, orders, pace_of, paced  # noqa: E402
+from real.experiment import SETTINGS, keep_settings  # noqa: E402
+
+from sim.errors import ConfigError  # noqa: E402
+from sim.library import Library  # noqa: E402
+from sim.profiles import Profile  # noqa: E402
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 Small,6,192,4,2,48,512,500,yes,512
@@ -36,9 +44,9 @@ def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
     shapes.write_text(ARCHITECTURES)
     out = tmp_path / "out"
     arguments = ["--device", "cpu", "--architectures", str(shapes), "--models", "Small", "Large", "--out", str(out)]
-    arguments += ["--duration", "2", "--workloads", "steady", "--policies", "lru-swap", "exclusive-swap"]
+    arguments += ["--workloads", "steady", "--policies", "lru-swap", "exclusive-swap", "--repeats", "2"]
     arguments += ["--slots", "2", "--max-context", "128", "--profile-minutes", "0.3"]
-    done = validate(*arguments)
+    done = validate(*arguments, "--duration", "2")
     assert done.returncode == 0, done.stderr + done.stdout
     data = json.loads((out / "validation.json").read_text())
     assert [row["policy"] for row in data["rows"]] == ["lru-swap", "exclusive-swap"]
@@ -47,14 +55,36 @@ def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
         assert row["e2e_s.mean.measured"] > 0
         assert row["e2e_s.mean.predicted"] > 0
         assert row["loads.measured"] > 0
+        assert row["pace"] > 0
     text = (out / "validation.md").read_text()
     assert text.startswith("| workload | policy |")
     assert "steady: measured" in text
-    runs = sorted(path.name for path in (out / "runs").iterdir())
-    before = (out / "runs" / runs[0]).read_bytes()
-    again = validate(*arguments)  # everything is there: nothing is measured again
+    assert "mean |error|" in done.stdout
+    told = yaml.safe_load((out / "measured" / "provenance.yaml").read_text())
+    assert told["passes_done"] == 2, "the device is profiled before each repeat"
+    first, second = (pd.read_csv(out / "runs" / f"live-steady-lru-swap-{repeat}.csv") for repeat in range(2))
+    assert list(first.arrival_s) != list(second.arrival_s), "each repeat has requests of its own"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = validate(*arguments, "--duration", "2")  # everything is there: nothing is measured again
     assert again.returncode == 0, again.stderr
-    assert (out / "runs" / runs[0]).read_bytes() == before
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    other = validate(*arguments, "--duration", "3")
+    assert other.returncode == 2
+    assert other.stderr == f"error: {out}: begun with duration 2.0, now it is 3.0; say it as before, or choose " + (
+        "another --out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [(["--policies", "lru-swop"], "lru-swap"), (["--max-context", "8"], "--max-context: give 64 tokens or more")],
+)
+def test_mistakes_are_told_before_anything_is_measured(given: list[str], says: str, tmp_path: Path) -> None:
+    done = validate("--device", "cpu", "--out", str(tmp_path / "out"), *given)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("given", [["--link-gb-s", "0"], ["--link-gb-s=-1"], ["--device", "cuda", "--link-gb-s", "2"]])
@@ -84,15 +114,52 @@ def test_errors_are_those_of_the_prediction() -> None:
     assert found["completed"] == found["requests"] == 3
 
 
-def test_repeats_are_averaged_before_they_are_compared() -> None:
-    rows = pd.DataFrame(
-        [
-            {"workload": "w", "policy": policy, "run": run, **compare(requests([measured]), requests([predicted]))}
-            for policy, measured, predicted, run in (("a", 1.0, 1.5, 0), ("a", 2.0, 1.5, 1), ("b", 1.6, 1.4, 0))
-        ]
-    )
-    mean = averaged(rows)
-    assert mean["e2e_s.mean.error"].tolist() == pytest.approx([0.0, -0.125])
-    assert orders(rows).to_dict("records") == [
-        {"workload": "w", "measured": "a < b", "predicted": "b < a", "same": False}
+def row(policy: str, measured: float, predicted: float) -> dict[str, object]:
+    return {"workload": "w", "policy": policy, **compare(requests([measured]), requests([predicted]))}
+
+
+def test_orders_say_by_how_much() -> None:
+    found = orders(pd.DataFrame([row("a", 1.0, 1.5), row("b", 1.1, 1.0)]))
+    assert found.to_dict("records") == [
+        {"workload": "w", "measured": "a < b (+10%)", "predicted": "b < a (+50%)", "same": False}
     ]
+    assert orders(pd.DataFrame([row("a", 1.0, 1.5), row("b", 1.1, 1.6)])).same.tolist() == [True]
+
+
+def test_the_pace_of_a_run_is_that_of_its_steps() -> None:
+    library = Library(ROOT / "profiles")
+    gpu, host, engine = key = library.table_keys()[0]
+    model, quantization = pd.read_csv(library.table_folder(key) / "decode.csv").loc[0, ["model", "quantization"]]
+
+    def profile(folder: Path) -> Profile:
+        return Library(folder).profile(model, quantization, gpu, host, engine)
+
+    layers = profile(ROOT / "profiles").weights.layers
+    tables = SimpleNamespace(profile=lambda _: profile(ROOT / "profiles"))
+    believed = [profile(ROOT / "profiles").step_s(layers, batch, 100.0) for batch in (1, 1)]
+    steps = pd.DataFrame({"model": model, "layers": layers, "batch": 1, "context": 100.0, "step_s": believed})
+    assert pace_of(steps, tables) == pytest.approx(1.0)
+    assert pace_of(steps.assign(step_s=steps.step_s * [1.0, 1.4]), tables) == pytest.approx(1.2)
+    assert pace_of(steps.iloc[:0], tables) == 1.0
+    with paced(ROOT / "profiles", 1.2) as folder:
+        assert profile(folder).step_s(layers, 1, 100.0) == pytest.approx(1.2 * believed[0])
+        assert profile(folder).prefill_s(layers, 100.0) == pytest.approx(
+            1.2 * profile(ROOT / "profiles").prefill_s(layers, 100.0)
+        )
+    assert not folder.exists()
+
+
+def test_an_experiment_is_not_mixed_with_another(tmp_path: Path) -> None:
+    options = Namespace(**dict.fromkeys(SETTINGS, 1), out=tmp_path / "v")
+    keep_settings(options)
+    keep_settings(options)
+    options.slots = 2
+    with pytest.raises(ConfigError, match="begun with slots 1, now it is 2"):
+        keep_settings(options)
+    (tmp_path / "v" / "settings.json").write_text("[1")
+    with pytest.raises(ConfigError, match=r"settings\.json: not the settings of a validation"):
+        keep_settings(options)
+    (tmp_path / "v" / "settings.json").unlink()
+    (tmp_path / "v" / "runs").mkdir()
+    with pytest.raises(ConfigError, match=r"no settings\.json says of what"):
+        keep_settings(options)

@@ -25,6 +25,7 @@ from real.llm import HostWeights, Instance, Item
 from profiler.parts import Bench, Timing, forget, repeated, timed
 from sim.profiling.points import BandwidthPoint, ContentionPoint, SwitchPoint
 
+LAWS = ("proportional", "processor_sharing", "time_slice")
 _CONTEXT = 64
 _WINDOW_S = 0.4  # how long copies are repeated both ways at once
 _BLOCK = 8 << 20
@@ -224,8 +225,8 @@ def _busy(device: Device, action: Callable[[], object], to_host: bool) -> Iterat
 class Pairs:
     """Instances of one model that run beside one another."""
 
-    def __init__(self, bench: Bench, weights: HostWeights) -> None:
-        self.bench, self.weights = bench, weights
+    def __init__(self, bench: Bench, weights: HostWeights, offload: str) -> None:
+        self.bench, self.weights, self.offload = bench, weights, offload
 
     def _step(self, instance: Instance) -> Callable[[], object]:
         items = [Item(0, [1], _CONTEXT - 1)]
@@ -234,7 +235,7 @@ class Pairs:
     def _load(self, layers: int) -> Callable[[], object]:
         def load() -> None:
             self.bench.device.bind(to_host=True)
-            instance = Instance(self.weights, self.bench.device, layers, 1, _CONTEXT)
+            instance = Instance(self.weights, self.bench.device, layers, 1, _CONTEXT, self.offload)
             try:
                 instance.load()
             finally:
@@ -246,21 +247,21 @@ class Pairs:
         name = self.weights.shape.model
         batch, context = (None, None) if what == "load" else (1, float(_CONTEXT))
         return self.bench.store.has(
-            ContentionPoint, model=name, **self.bench.model, what=what, layers=layers, batch=batch, context=context,
-            beside=beside, beside_model=name, beside_layers=beside_layers,
+            ContentionPoint, model=name, **self.bench.model, what=what, offload=self.offload, layers=layers,
+            batch=batch, context=context, beside=beside, beside_model=name, beside_layers=beside_layers,
         )  # fmt: skip
 
     def measure(self, what: str, layers: int, beside: str, beside_layers: int) -> None:
         """One row: `what` with so many layers, alone and then beside another."""
         bench, device = self.bench, self.bench.device
         pool = _CONTEXT
-        with bench.loaded(self.weights, layers, pool, "cpu") as mine:
+        with bench.loaded(self.weights, layers, pool, self.offload) as mine:
             action = self._load(layers) if what == "load" else self._step(mine)
             if what == "load":
                 mine.free()
             with device.stream():
                 alone = self._timing(action)
-            with bench.loaded(self.weights, beside_layers, pool, "cpu") as theirs:
+            with bench.loaded(self.weights, beside_layers, pool, self.offload) as theirs:
                 if beside == "load":
                     theirs.free()
                 other = self._load(beside_layers) if beside == "load" else self._step(theirs)
@@ -268,7 +269,8 @@ class Pairs:
                     together = self._timing(action)
         batch, context = (None, None) if what == "load" else (1, float(_CONTEXT))
         row = ContentionPoint(
-            what=what, model=self.weights.shape.model, **bench.model, layers=layers, batch=batch, context=context,
+            what=what, model=self.weights.shape.model, **bench.model, offload=self.offload, layers=layers,
+            batch=batch, context=context,
             beside=beside, beside_model=self.weights.shape.model, beside_layers=beside_layers,
             alone_s=alone.median_s, beside_s=together.median_s, slow_down=together.median_s / alone.median_s,
             repeats=together.repeats, **bench.words,
@@ -279,17 +281,23 @@ class Pairs:
         return repeated(lambda: timed(action), 2 * self.bench.grid.limit_s, 3 * self.bench.grid.most, warm=2)
 
 
-def pairs(full: int) -> list[tuple[str, int, str, int]]:
+def pairs(full: int, offload: str) -> list[tuple[str, int, str, int]]:
     """What runs beside what, the most telling first: `part` of the layers use a share of the GPU only."""
     part = max(1, round(full / 2))
-    return [
+    found = [
         ("decode", full, "decode", full),
         ("decode", full, "decode", part),
-        ("cpu_decode", 0, "cpu_decode", 0),
+        ("decode", part, "decode", part),
         ("decode", full, "load", full),
         ("decode", part, "decode", full),
-        ("decode", part, "decode", part),
         ("load", full, "decode", full),
+    ]
+    if offload == "stream":
+        return [*found, ("decode", part, "load", full), ("load", full, "decode", part)]
+    return [
+        *found[:2],
+        ("cpu_decode", 0, "cpu_decode", 0),
+        *found[2:],
         ("cpu_decode", 0, "load", full),
         ("decode", full, "cpu_decode", 0),
         ("cpu_decode", 0, "decode", full),
@@ -297,19 +305,22 @@ def pairs(full: int) -> list[tuple[str, int, str, int]]:
 
 
 def conclusion(rows: Sequence[ContentionPoint]) -> dict[str, Any] | None:
-    """Which contention model predicts the slow-downs better: its name and the mean error of both. None: too few rows.
+    """Which law of contention predicts the slow-downs best: its name and the mean error of each. None: too few rows.
 
-    The share of a step that is the GPU's is what so many of a full model's layers take alone, as in the simulator.
+    The share of a step that is the GPU's is what so many of a full model's layers take alone, or all of them where the
+    others are streamed, as in the simulator.
     """
-    found: dict[str, list[float]] = {"proportional": [], "time_slice": []}
-    for model, quantization in dict.fromkeys((row.model, row.quantization) for row in rows):
-        steps = [r for r in rows if (r.model, r.quantization) == (model, quantization) and r.what != "load"]
+    found: dict[str, list[float]] = {law: [] for law in LAWS}
+    for key in dict.fromkeys((row.model, row.quantization, row.offload) for row in rows):
+        steps = [r for r in rows if (r.model, r.quantization, r.offload) == key and r.what != "load"]
         alone = {k: median(r.alone_s for r in steps if (r.layers or 0) == k) for k in {r.layers or 0 for r in steps}}
         full = max(alone, default=0)
         for row in steps:
             if row.beside == "load" or not full or row.beside_layers not in alone:
                 continue
-            shares = [min(1.0, alone[full] * k / full / alone[k]) for k in (row.layers or 0, row.beside_layers)]
+            both = (row.layers or 0, row.beside_layers)
+            computed = [full if row.offload == "stream" else k for k in both]
+            shares = [min(1.0, alone[full] * c / full / alone[k]) for k, c in zip(both, computed, strict=True)]
             for name, errors in found.items():
                 errors.append(abs(math.log(_slow_down(name, *shares) / row.slow_down)))
     if not found["proportional"]:
@@ -322,5 +333,7 @@ def _slow_down(name: str, mine: float, theirs: float) -> float:
     """Of a step with a GPU share `mine`, beside one with `theirs`; the rest of each is the host's."""
     if name == "proportional":
         return mine * max(1.0, mine + theirs) + (1 - mine) * max(1.0, 2 - mine - theirs)
+    if name == "processor_sharing":
+        return mine * (1 + theirs) + (1 - mine) * (2 - theirs)
     gpus, hosts = (sum(share > 0 for share in pair) for pair in ((mine, theirs), (1 - mine, 1 - theirs)))
     return mine * gpus + (1 - mine) * hosts

@@ -44,8 +44,9 @@ def report(session: Session) -> None:
     found = beside.conclusion(session.store.rows[ContentionPoint])
     if found:
         session.say(
-            f"two instances at a time: `contention: {found['closer']}` is closer (mean error "
-            f"{found['proportional_error']:.0%} proportional, {found['time_slice_error']:.0%} time_slice)"
+            f"two instances at a time: `contention: {found['closer']}` is closest (mean error "
+            + ", ".join(f"{found[f'{law}_error']:.0%} {law}" for law in beside.LAWS)
+            + ")"
         )
 
 

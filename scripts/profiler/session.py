@@ -10,7 +10,6 @@ import argparse
 import gc
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from real.device import DeviceMemoryError, free_host_bytes
 from real.llm import Architecture, HostWeights, architectures
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from profiler import beside
@@ -43,6 +41,7 @@ from profiler.plan import (
     switch_points,
 )
 from profiler.store import Store, default_folder
+from profiler.telling import clock, progress_bar
 from sim.errors import ConfigError, did_you_mean
 from sim.profiling.points import ContentionPoint, ModelRow
 
@@ -98,13 +97,16 @@ class Session:
         self.store = Store(folder, self.known, options.fresh, self.say)
         if self.store.seconds:
             self.known["date"] = self.store.facts.get("date", self.known["date"])
+        self.first = int(self.store.facts.get("passes_done", 0)) if options.again else 0
+        self.last = self.first + self.passes  # the first pass that is not made
         self.bench = Bench(self.device, self.store, self.grid, self.dtype, options.seed)
         self.points: dict[str, list[Point]] = {}
         self.left, self.done_before = list[Point](), set[Point]()
         self.paces: dict[str, Pace] = {}
         self.estimated_s = self.taken_s = self.later_s = 0.0  # the last: of the passes after this one
         self.pass_end_s = self.begin_s + (self.end_s - self.begin_s) / self.passes
-        self.kept_s = 15 + _TELLING * (6 * self.grid.limit_s + 1)  # for engine starts, and pairs that must be measured
+        # For engine starts, and pairs that must be measured; both are there when all is measured again.
+        self.kept_s = 0 if self.first else 15 + _TELLING * (6 * self.grid.limit_s + 1)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -183,18 +185,21 @@ class Session:
         table = Table(
             "model", "layers", "decode", "prompts", "switching", "about", title="to measure", title_justify="left"
         )
-        planned = self._affordable(self.left)
+        todo = (
+            [p for points in self.points.values() for p in points if p in self.done_before] if self.first else self.left
+        )
+        planned = self._affordable(todo)
         for name in self.shapes:
             mine = [p for p in planned if p.model == name]
             parts = [str(sum(p.part in part for p in mine)) for part in (("decode",), ("prefill",), ("cycle", "kv"))]
             layers = sorted({p.layers for p in mine})
-            table.add_row(name, " ".join(map(str, layers)), *parts, _clock(self.passes * self._cost(mine)))
+            table.add_row(name, " ".join(map(str, layers)), *parts, clock(self.passes * self._cost(mine)))
         self.console.print(table)
-        out = len(self.left) - len(planned)
-        limit = f" of at most {_clock(self.end_s - self.begin_s)}" if self.end_s < float("inf") else ""
+        out = len(todo) - len(planned)
+        limit = f" of at most {clock(self.end_s - self.begin_s)}" if self.end_s < float("inf") else ""
         total_s = self.passes * self._cost(planned) + self.kept_s
         more = f"; {out} points left out" if out else ""
-        self.say(f"about {_clock(total_s)}{limit} into {short(self.store.folder)}{more}")
+        self.say(f"about {clock(total_s)}{limit} into {short(self.store.folder)}{more}")
 
     # --- time
 
@@ -222,7 +227,7 @@ class Session:
         """All that there is time for."""
         self.say("engine starts")
         beside.engine_start(self.bench, list(self.shapes), 3 if self.options.quick else 5)
-        self.kept_s -= 15
+        self.kept_s = max(0, self.kept_s - 15)
         item = self.dtype.itemsize
         rows = [
             ModelRow(
@@ -234,9 +239,9 @@ class Session:
             for name, shape in self.shapes.items()
         ]  # fmt: skip
         self.store.add(rows)
-        with _bar(self.console) as bar, self.device.awake():
+        with progress_bar(self.console) as bar, self.device.awake():
             self.bar, self.task = bar, bar.add_task("", total=1.0, what="", left="")
-            for number in range(self.passes):
+            for number in range(self.first, self.last):
                 self._pass(number)
             self.pass_end_s = self.end_s
             for name in self.shapes:
@@ -256,9 +261,9 @@ class Session:
             if not self.left:
                 self.left = unmeasured
                 return
-            self.say(f"pass {number + 1} of {self.passes}")
-        self.pass_end_s = monotonic() + (self.end_s - monotonic()) / (self.passes - number)
-        self.later_s = (self.passes - number - 1) * self._cost(self._affordable(self.left))
+            self.say(f"pass {number + 1} of {self.last}")
+        self.pass_end_s = monotonic() + (self.end_s - monotonic()) / (self.last - number)
+        self.later_s = (self.last - number - 1) * self._cost(self._affordable(self.left))
         try:
             for name in self.shapes:
                 for pinned in (True, False):
@@ -347,9 +352,9 @@ class Session:
             self.note("no measured model fits twice on the device: how instances slow each other down is not measured")
             return
         shape = fitting[0]
-        todo = beside.pairs(shape.layers)
+        todo = beside.pairs(shape.layers, self.options.offload[0])
         weights = HostWeights(shape, self.device, self.dtype)
-        pairs = beside.Pairs(self.bench, weights)
+        pairs = beside.Pairs(self.bench, weights, self.options.offload[0])
         for number, pair in enumerate(todo):
             self.kept_s = max(0, _TELLING - number) * (6 * self.grid.limit_s + 1)
             if not pairs.has(*pair) and (number < _TELLING or monotonic() < self.end_s - 5):
@@ -360,8 +365,8 @@ class Session:
         left_s = self._cost(self._affordable(self.left)) + self.later_s + self.kept_s
         spent_s = monotonic() - self.begin_s
         if what is not None and not self.console.is_terminal:
-            self.say(f"{_clock(spent_s)} {what}; {_clock(left_s)} left")
-        words: dict[str, Any] = {"left": _clock(left_s)} | ({"what": what} if what is not None else {})
+            self.say(f"{clock(spent_s)} {what}; {clock(left_s)} left")
+        words: dict[str, Any] = {"left": clock(left_s)} | ({"what": what} if what is not None else {})
         self.bar.update(self.task, completed=spent_s, total=spent_s + left_s, **words)
 
     # --- the end
@@ -373,22 +378,6 @@ class Session:
         more: dict[str, object] = {"left_out": len(self.left)} | ({"contention": found} if found else {})
         told["after"] = clocks(self.device)
         self.store.save(monotonic() - self.begin_s, finished, clocks=told, **more)
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.fields[what]}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]} left"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield bar
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def short(path: Path) -> str:

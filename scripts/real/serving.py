@@ -43,6 +43,8 @@ class LiveServing:
         self.options = server.world.options
         self.recorder = server.world.recorder
         self.kv = SavedKv(server)
+        # Iterations without a prompt, alone on the GPU: model, layers there, batch, mean context, seconds.
+        self.steps: list[tuple[str, int, int, float, float]] = []
 
     # --- requests come and go
 
@@ -140,10 +142,15 @@ class LiveServing:
         side.busy = True
         instance.last_used_s = self.clock.now_s
         self._compute(instance, len(decoding))
-        side.compute.do(
-            lambda: side.real.forward(items),
-            lambda tokens, seconds: self._done(instance, side, chunks, decoding, tokens, seconds),
-        )
+        alone = not chunks and len(instance.gpu.active) == 1
+        step = (instance.model.spec.model, instance.layers, len(decoding), instance.context_sum / max(1, len(decoding)))
+
+        def done(tokens: list[int], seconds: float) -> None:
+            if alone and len(instance.gpu.active) == 1:
+                self.steps.append((*step, seconds))
+            self._done(instance, side, chunks, decoding, tokens, seconds)
+
+        side.compute.do(lambda: side.real.forward(items), done)
 
     def _done(
         self,

@@ -7,7 +7,8 @@ is free. Nothing in the simulated world does better; program.py writes the progr
 Why it is a bound: each constraint holds of every run, averaged over its time. (1) Decode iterations cost their GPU and
 CPU at least what the chain of curves.py says, prompts what the tables say. (2) An instance computes one iteration at a
 time, and only while it is on the GPU; what is there at once fits. (3) A GPU gives at most one second of work a second,
-a CPU or link too: exactly under `time_slice`, and under `proportional` where all computes on GPUs. Beside instances
+a CPU or link too: exactly under `time_slice`, and under `proportional` where all computes on GPUs (`processor_sharing`
+stretches no part less than `proportional`, so what follows holds of it too). Beside instances
 that alternate between GPU and CPU, `proportional` stretches each part by the demand for that part alone, and a machine
 can give more. Two limits hold then. With s an instance's share of the GPU as it began its batch, and S the sum of
 these, it computes at most 1/S of the time for each of its GPU seconds, so that GPU seconds weighted with their s add up

@@ -110,8 +110,8 @@ def places_of(machines: Machines, requests: Requests, options: PlanOptions) -> t
                 costs = _step_costs(sort, group, level, contexts, steps[number])
                 load_s = _load_s(machines, sort, group, level, lower)
                 shares = [share for part in gpu_shares(sort, group, level) for share in part]
-                proportional = machines.scenario.sharing.contention == "proportional"
-                own = (min(shares), 1 - max(shares)) if proportional else (1.0, 1.0)
+                sliced = machines.scenario.sharing.contention == "time_slice"
+                own = (1.0, 1.0) if sliced else (min(shares), 1 - max(shares))
                 for model in sort.members:
                     mine = [n for n, job in enumerate(jobs) if requests.model[job.request] == model]
                     if mine:

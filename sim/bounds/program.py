@@ -32,7 +32,7 @@ Packed = dict[tuple[int, Level], int]  # (sort, level) -> copies
 @dataclass(frozen=True)
 class Options:
     """stay_s: how long an instance stays loaded; None: for ever. physical: a GPU or CPU gives at most a second of work
-    a second, also where `proportional` contention gives a little more."""
+    a second, also where contention by shares gives a little more."""
 
     stay_s: float | None = None
     physical: bool = False
@@ -51,8 +51,8 @@ _PLAIN = Weights((1.0, 1.0), (1.0, 1.0))
 
 
 def limits(node_gpus: int) -> tuple[float, float]:
-    """Seconds of work a second that `proportional` contention gives, at most: a GPU (or its link), and a CPU that so
-    many GPUs share. See fluid.py."""
+    """Seconds of work a second that `proportional` contention, or `processor_sharing`, gives at most: a GPU (or its
+    link), and a CPU that so many GPUs share. See fluid.py."""
     return (1 + sqrt(2)) / 2, (1 + sqrt(1 + node_gpus)) / 2
 
 
@@ -78,7 +78,7 @@ class Program:
         self.rates = rates
         self.demands = demands
         self.stay_s = options.stay_s
-        self.proportional = machines.scenario.sharing.contention == "proportional" and not options.physical
+        self.by_share = machines.scenario.sharing.contention != "time_slice" and not options.physical
         self._rows: dict[Any, int] = {}
         self._names: list[str] = []
         self._limits: list[float] = []  # every row: sum of entries <= limit
@@ -120,7 +120,7 @@ class Program:
     def _machine_rows(self, place: int, group: GpuGroup) -> None:
         """What a group's GPUs, their links and their nodes' CPUs can give."""
         count, nodes, host = float(group.count), group.nodes, group.gpu.node.kind.host
-        most_gpu, most_cpu = limits(group.node_gpus) if self.proportional else (1.0, 1.0)
+        most_gpu, most_cpu = limits(group.node_gpus) if self.by_share else (1.0, 1.0)
         most_link = most_gpu
         names = [("time", 1.0), ("gpu", most_gpu), ("gpu own", 1.0), ("link", most_link), ("link own", 1.0)]
         self._resources[group.label] = [(self._row((name, place), count * most), most) for name, most in names]
@@ -171,7 +171,7 @@ class Program:
 
     def _weights(self, sort: Sort, group: GpuGroup, level: Level, longest: int) -> tuple[Weights, Weights]:
         """How a GPU second, and a host second, of decoding and of prompts count in each of the machines' rows."""
-        if not self.proportional:
+        if not self.by_share:
             return _PLAIN, _PLAIN
         rises, falls = drift(sort, group, level, longest)
         decode, prompt = (

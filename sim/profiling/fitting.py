@@ -37,6 +37,7 @@ LIMITS: dict[str, tuple[float, float, float]] = {
     "host_prompt_intensity": (0.9, 1e-4, 20.0),
     "attention_share": (0.8, 0.005, 3.0),
     "stream_gb_s": (0.7, 0.05, 500.0),
+    "head_gb_s": (1.5, 0.05, 5e3),
     "gpu_scale": (0.15, 0.3, 3.0),
     "host_scale": (0.15, 0.3, 3.0),
     "kv_scale": (0.2, 0.2, 5.0),
@@ -132,6 +133,7 @@ def free_rates(series: Sequence[Series], offload: str) -> list[str]:
         *(["layer_s", "base_s"] if sizes > 1 else []),
         *(["launch_s"] if sizes > 2 else []),
         *(["hop_s"] if several and outside and offload == "cpu" else []),
+        *(["head_gb_s"] if outside and offload == "stream" else []),
         *(["overlap"] if several and outside and offload == "stream" else []),
     ]
 

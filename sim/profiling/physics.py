@@ -101,6 +101,7 @@ class Rates:
     host_prompt_intensity: float = 0.013
     attention_share: float = 0.3  # of the prompt rate, in the products of queries and keys
     stream_gb_s: float = 15.0  # layers copied to the GPU for a prompt
+    head_gb_s: float = 25.0  # a head outside, where layers are streamed: over the link too, or read by the host
     gpu_scale: float = 1.0
     host_scale: float = 1.0
     kv_scale: float = 1.0
@@ -146,10 +147,8 @@ def decode_s(shape: Shape, rates: Rates, steps: Steps, offload: str) -> Array:
     kv_s = steps.layers * kv_bytes / (rates.gpu_gb_s * rates.kv_share * GIGA)
     kv_s = kv_s + outside * kv_bytes / (rates.host_gb_s * rates.host_kv_share * GIGA)
     if offload == "stream":
-        moved = outside * shape.layer_bytes + np.where(steps.head_on_gpu, 0.0, shape.head_bytes)
-        computing_s = shape.layers * gpu_layer_s + gpu_head_s + kv_s
-        moving_s = rates.host_scale * moved / (rates.host_gb_s * GIGA)
-        return rounded_maximum(computing_s, moving_s, rates.overlap) + rates.base_s
+        computing_s = shape.layers * gpu_layer_s + np.where(steps.head_on_gpu, gpu_head_s, 0.0) + kv_s
+        return _streamed_s(shape, rates, computing_s, outside, steps.head_on_gpu)
     host_layer_s = _layer_s(shape.layer_bytes, shape.layer_weights, rates, more, on_gpu=False)
     head_s = np.where(steps.head_on_gpu, gpu_head_s, _head_s(shape, rates, more, on_gpu=False))
     both = ((steps.layers > 0) | steps.head_on_gpu) & ((outside > 0) | ~steps.head_on_gpu)
@@ -167,9 +166,8 @@ def prefill_s(shape: Shape, rates: Rates, prompts: Prompts, offload: str, way: s
     rate = rates.gpu_gb_s * rates.prompt_intensity * TERA / rates.prompt_scale
     on_gpu_s = rounded_maximum(gpu_read_s, _prompt_s(shape, prompts.tokens, rate, rates), PREFILL_SHARPNESS)
     if offload == "stream":
-        moved = outside * shape.layer_bytes + np.where(prompts.head_on_gpu, 0.0, shape.head_bytes)
-        moving_s = rates.host_scale * moved / (rates.host_gb_s * GIGA)
-        return rounded_maximum(shape.layers * on_gpu_s + gpu_head_s, moving_s, rates.overlap) + rates.base_s
+        computing_s = shape.layers * on_gpu_s + np.where(prompts.head_on_gpu, gpu_head_s, 0.0)
+        return _streamed_s(shape, rates, computing_s, outside, prompts.head_on_gpu)
     host_read_s = _layer_s(shape.layer_bytes, shape.layer_weights, rates, none, on_gpu=False)
     host_rate = rates.host_gb_s * rates.host_prompt_intensity * TERA / rates.host_prompt_scale
     on_cpu_s = rounded_maximum(host_read_s, _prompt_s(shape, prompts.tokens, host_rate, rates), PREFILL_SHARPNESS)
@@ -180,6 +178,15 @@ def prefill_s(shape: Shape, rates: Rates, prompts: Prompts, offload: str, way: s
     both = (prompts.layers > 0) & (outside > 0)
     seconds = prompts.layers * on_gpu_s + outside * outside_s + head_s + rates.base_s
     return np.asarray(seconds + np.where(both, rates.hop_s, 0.0))
+
+
+def _streamed_s(
+    shape: Shape, rates: Rates, computing_s: Array, outside: Array, head_on_gpu: NDArray[np.bool_]
+) -> Array:
+    """The GPU computes while layers outside come to it; a head outside comes after all of them."""
+    moving_s = rates.host_scale * outside * shape.layer_bytes / (rates.host_gb_s * GIGA)
+    head_s = np.where(head_on_gpu, 0.0, shape.head_bytes / (rates.head_gb_s * GIGA))
+    return np.asarray(rounded_maximum(computing_s, moving_s, rates.overlap) + head_s + rates.base_s)
 
 
 def _layer_s(size: float, weights: float, rates: Rates, more: Array, on_gpu: bool) -> Array:

@@ -156,12 +156,18 @@ class BandwidthPoint(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class ContentionPoint(Row):
-    """How much slower something runs beside something else: beside_s over alone_s is slow_down."""
+    """How much slower something runs beside something else: beside_s over alone_s is slow_down. `offload`: how both
+    run layers that are not on the GPU."""
 
-    key = ("what", "model", "quantization", "layers", "batch", "context", "beside", "beside_model", "beside_layers")
+    key = (
+        *("what", "model", "quantization", "offload", "layers", "batch", "context"),
+        *("beside", "beside_model", "beside_layers"),
+    )
     values = ("alone_s", "beside_s", "slow_down")
+    optional = ("offload",)
 
     what: str
+    offload: str = "cpu"
     layers: int | None = None
     batch: int | None = None
     context: float | None = None
@@ -213,8 +219,8 @@ COLUMNS: dict[type[Row], tuple[str, ...]] = {
     ),
     BandwidthPoint: ("direction", "memory", "bytes", "h2d_gb_s", "d2h_gb_s", "repeats", "kind", "source"),
     ContentionPoint: (
-        "what", "model", "quantization", "layers", "batch", "context", "beside", "beside_model", "beside_layers",
-        "alone_s", "beside_s", "slow_down", "repeats", "kind", "source",
+        "what", "model", "quantization", "offload", "layers", "batch", "context", "beside", "beside_model",
+        "beside_layers", "alone_s", "beside_s", "slow_down", "repeats", "kind", "source",
     ),
     MemoryPoint: ("model", "quantization", "layers", "batch", "context", "bytes_used", "kind", "source"),
 }  # fmt: skip
