@@ -51,7 +51,7 @@ def parser(workloads: Sequence[str], policies: Sequence[str]) -> argparse.Argume
     found.add_argument(
         "--profile-minutes",
         type=positive,
-        default=12.0,
+        default=18.0,
         metavar="MIN",
         help="for profiling, in parts before each repeat",
     )
