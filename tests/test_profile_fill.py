@@ -66,6 +66,18 @@ def test_two_ends_of_one_model_predict_what_lies_between(seed: int, noise: float
     assert np.abs(seconds / decode_s(shape(SMALL), truth, at, offload) - 1).mean() < 0.08
 
 
+@pytest.mark.parametrize("head_gb_s", [0.5, 40.0])
+def test_points_tell_whether_a_head_outside_is_streamed_or_read_by_the_host(head_gb_s: float) -> None:
+    """The slower the link, the more it matters: near L layers a step is little else than the head."""
+    truth = replace(TRUTH, host_gb_s=0.5, head_gb_s=head_gb_s, overlap=1.0)
+    found = collect(measured(Plan(ROWS, (0.0, 0.5, 1.0), (1,), (256.0,), (), "stream"), truth), "stream", {}, None)
+    fit = fit_rates(found.decode(), Rates(), "stream")
+    for row in ROWS:
+        at = steps([(n, 1, 256) for n in range(row.layers)], row.layers)
+        seconds, _ = fit.seconds((row.model, "Q8_0"), shape(row), at)
+        assert np.abs(seconds / decode_s(shape(row), truth, at, "stream") - 1).max() < 0.1
+
+
 def test_few_points_leave_few_rates_free() -> None:
     def free(plan: Plan) -> tuple[str, ...]:
         return fit_rates(collect(measured(plan), "cpu", {}, None).decode(), Rates(), "cpu").free

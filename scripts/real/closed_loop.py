@@ -167,7 +167,9 @@ def predict(options: argparse.Namespace, tables: Tables, store: Store) -> pd.Dat
                 parts = (live, table_of(outcome), table_of(again), real, reloads_of(outcome))
                 for name, part in zip(found, parts, strict=True):
                     found[name].append(part)
-            live, predicted, then = (pd.concat(found[name]) for name in ("live", "predicted", "paced"))
+            live, predicted, then = (
+                pd.concat(found[name], ignore_index=True) for name in ("live", "predicted", "paced")
+            )
             row = compare(live, predicted) | {"pace": float(np.mean(ratios))}
             row |= {f"paced.{name}": value for name, value in compare(live, then).items() if name.startswith("e2e_s")}
             for side, name in (("measured", "real"), ("predicted", "simulated")):
@@ -248,23 +250,26 @@ def _shown(found: pd.DataFrame, errors: dict[str, float], title: str) -> Table:
         shown = (f"{each:+.0%}" for each in relative)
         table.add_row(row["workload"], row["policy"], f"{row['requests']:.0f}", loads, e2e, *shown)
     means = (*(errors[name] for name in columns), errors["pace"], errors["paced.e2e_s.mean"])
-    table.add_row("mean |error|", *[""] * 4, *(f"{each:.0%}" for each in means))
+    table.add_row("|error|", *[""] * 4, *(f"{each:.0%}" for each in means))
     return table
 
 
 def report(found: pd.DataFrame, folder: Path, facts: dict[str, Any]) -> None:
-    """Print the table of errors and write it as validation.md and validation.json."""
-    header = ["workload", "policy", "requests", "loads", *SHOWN.values(), "steps took", "E2E mean, so paced"]
+    """Print the table of errors and write it as validation.md and validation.json. "Steps took": so much longer than
+    the tables say; "so paced": the error where the simulator is told so."""
+    header = ["workload", "policy", "requests", "loads", "a reload, s", *SHOWN.values(), "steps took", "E2E, so paced"]
     lines = []
     for _, row in found.iterrows():
         cells = [f"{row[f'{n}.measured']:.3g} / {row[f'{n}.predicted']:.3g} ({row[f'{n}.error']:+.0%})" for n in SHOWN]
-        loads = f"{row['loads.measured']:.0f} / {row['loads.predicted']:.0f}"
+        switches = (f"{row[f'{n}.measured']:.3g} / {row[f'{n}.predicted']:.3g}" for n in ("loads", "reload_s"))
         machine = (f"{row['pace'] - 1:+.0%}", f"{row['paced.e2e_s.mean.error']:+.0%}")
-        lines.append([row["workload"], row["policy"], f"{row['requests']:.0f}", loads, *cells, *machine])
+        lines.append([row["workload"], row["policy"], f"{row['requests']:.0f}", *switches, *cells, *machine])
     errors = {name: float(found[f"{name}.error"].abs().mean()) for name in (*SHOWN, "paced.e2e_s.mean")}
     errors["pace"] = float((found["pace"] - 1).abs().mean())
     shown = [f"{errors[name]:.1%}" for name in SHOWN]
-    lines.append(["mean of |error|", "", "", "", *shown, f"{errors['pace']:.1%}", f"{errors['paced.e2e_s.mean']:.1%}"])
+    lines.append(
+        ["mean of the errors", "", "", "", "", *shown, f"{errors['pace']:.1%}", f"{errors['paced.e2e_s.mean']:.1%}"]
+    )
     console.print(_shown(found, errors, f"Measured / predicted, {facts['device']}"))
     order = orders(found)
     told = [
@@ -273,7 +278,7 @@ def report(found: pd.DataFrame, folder: Path, facts: dict[str, Any]) -> None:
         for _, row in order.iterrows()
     ]
     for line in told:
-        console.print(line)
+        console.print(line, soft_wrap=True)
     text = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", *(f"- {line}" for line in told)]
@@ -281,9 +286,10 @@ def report(found: pd.DataFrame, folder: Path, facts: dict[str, Any]) -> None:
     data = {"facts": facts, "errors": errors, "orders": order.to_dict("records"), "rows": found.to_dict("records")}
     (folder / "validation.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     console.print(
-        "E2E: mean end-to-end time, measured/predicted, and its error; p90 is of the same, the rest of means.\n"
-        "steps: how much longer decode steps took than the tables say; paced: the error of\n"
-        "the mean end-to-end time where the simulator is told so."
+        "E2E: mean end-to-end time, measured/predicted, and its error; p90 of the same; TTFT and TPOT of means.\n"
+        "steps: how much longer decode steps took than the tables say; paced: the error of E2E where the simulator is "
+        "told so.",
+        soft_wrap=True,
     )
     console.print(f"written: {folder / 'validation.md'} and {folder / 'validation.json'}")
 
