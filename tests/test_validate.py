@@ -151,15 +151,19 @@ def test_the_pace_of_a_run_is_that_of_its_steps() -> None:
 
 def test_an_experiment_is_not_mixed_with_another(tmp_path: Path) -> None:
     options = Namespace(**dict.fromkeys(SETTINGS, 1), out=tmp_path / "v")
+    settings, runs = tmp_path / "v" / "settings.json", tmp_path / "v" / "runs"
     keep_settings(options)
+    options.slots = 3
+    keep_settings(options)  # nothing was played yet: a mistake may be mended
+    runs.mkdir()
+    (runs / "live-steady-lru-swap-0.csv").touch()
     keep_settings(options)
     options.slots = 2
-    with pytest.raises(ConfigError, match="begun with slots 1, now it is 2"):
+    with pytest.raises(ConfigError, match="begun with slots 3, now it is 2"):
         keep_settings(options)
-    (tmp_path / "v" / "settings.json").write_text("[1")
+    settings.write_text("[1")
     with pytest.raises(ConfigError, match=r"settings\.json: not the settings of a validation"):
         keep_settings(options)
-    (tmp_path / "v" / "settings.json").unlink()
-    (tmp_path / "v" / "runs").mkdir()
+    settings.unlink()
     with pytest.raises(ConfigError, match=r"no settings\.json says of what"):
         keep_settings(options)

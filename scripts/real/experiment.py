@@ -91,17 +91,18 @@ SETTINGS = ("device", "models", "duration", "offload", "slots", "max_context", "
 
 
 def keep_settings(options: argparse.Namespace) -> None:
-    """Write down what the experiment in `options.out` is made of; raises ConfigError where it was begun otherwise."""
+    """Write down what the experiment in `options.out` is made of. Raises ConfigError: it holds runs of another."""
     file = options.out / "settings.json"
     mine = json.loads(json.dumps({name: getattr(options, name) for name in SETTINGS}, default=str))
-    mine |= {"workloads": WORKLOADS, "budget_share": BUDGET_SHARE}
-    mine = json.loads(json.dumps(mine))  # as it is read again
-    if not file.is_file():
-        if (options.out / "runs").exists():
-            raise ConfigError(f"{options.out}: holds runs, and no {file.name} says of what; choose another --out")
+    mine = json.loads(json.dumps({**mine, "workloads": WORKLOADS, "budget_share": BUDGET_SHARE}))  # as it is read again
+    if not any((options.out / "runs").glob("*")):
+        for old in (options.out / "scenarios").glob("*.yaml"):
+            old.unlink()
         options.out.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
         return
+    if not file.is_file():
+        raise ConfigError(f"{options.out}: holds runs, and no {file.name} says of what; choose another --out")
     try:
         begun = json.loads(file.read_text(encoding="utf-8"))
         different = [name for name in mine if begun.get(name) != mine[name]]
