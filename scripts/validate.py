@@ -24,8 +24,6 @@ os.environ["SIM_INTERPRETED"] = "1"  # the live server puts its own parts where 
 
 from profiler.arguments import count, positive  # noqa: E402
 
-_LEAST_CONTEXT = 64
-
 
 def parser(workloads: Sequence[str], policies: Sequence[str]) -> argparse.ArgumentParser:
     what, _, rest = (__doc__ or "").partition("\n\n")
@@ -77,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser(list(experiment.WORKLOADS), experiment.POLICIES).parse_args(arguments)
     options.models = options.models or list(experiment.MODELS[options.device])
-    if options.max_context < _LEAST_CONTEXT:
-        print(f"error: --max-context: give {_LEAST_CONTEXT} tokens or more", file=sys.stderr)
+    least = experiment.least_context(options.workloads)
+    if options.max_context < least:
+        print(f"error: --max-context: give {least} tokens or more for these workloads", file=sys.stderr)
         return 2
     if options.link_gb_s is not None and (options.device != "cpu" or not 0 < options.link_gb_s < float("inf")):
         print(

@@ -356,7 +356,7 @@ class ReferenceEngine:
             return sum(1 for share in shares if share > 0)
         return sum(shares)
 
-    def _worst(self, shares: list[float], mine: float, others: float = 0.0) -> float:
+    def _stretch_of(self, shares: list[float], mine: float, others: float = 0.0) -> float:
         """The stretch of one that asks for `mine`, which is among `shares`."""
         if self.sharing.contention == "processor_sharing":
             return 1.0 + sum(shares) - mine + others
@@ -364,7 +364,7 @@ class ReferenceEngine:
 
     def _gpu_stretch(self, site: Site) -> float:
         shares = [s.shares[0] for s in self.sites if s.gpu == site.gpu and s.iteration is not None]
-        return self._worst(shares, site.shares[0])
+        return self._stretch_of(shares, site.shares[0])
 
     def _host_stretch(self, site: Site) -> float:
         """Of the CPU of its node, or of the link to its GPU; loads (and on the link all else) take their share."""
@@ -380,7 +380,7 @@ class ReferenceEngine:
             users = [other for other in users if other.gpu == site.gpu]
             rates = [t.rate for t in self.links.transfers if t.cause != "kv_save" and t.gpu == site.gpu]
             others = sum(rates) / self.machine.gpus[site.gpu][1].h2d_bytes_per_s
-        return self._worst([other.shares[1] for other in users], site.shares[1], others)
+        return self._stretch_of([other.shares[1] for other in users], site.shares[1], others)
 
     # --- links
 

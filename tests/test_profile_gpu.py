@@ -330,16 +330,19 @@ def test_less_time_leaves_out_the_least_important_first() -> None:
     assert spent <= 30
 
 
+@pytest.mark.parametrize("offload", ["cpu", "stream"])
 @pytest.mark.parametrize("law", ["proportional", "processor_sharing", "time_slice"])
-def test_slow_downs_tell_the_contention_model(law: str) -> None:
+def test_slow_downs_tell_the_contention_model(law: str, offload: str) -> None:
     step_s = {8: 1.0, 4: 2.5, 0: 4.0}
     rows = []
     for mine, theirs in ((8, 8), (8, 4), (4, 8), (4, 4), (0, 0)):
-        shares = [mine / 8 / step_s[mine], theirs / 8 / step_s[theirs]]
+        # Streamed layers are computed by the GPU too.
+        shares = [(each / 8 if offload == "cpu" else 1) / step_s[each] for each in (mine, theirs)]
         slow = profile_beside._slow_down(law, *shares)
         rows.append(
             ContentionPoint(
-                what="decode" if mine else "cpu_decode", model="m", quantization="BF16", layers=mine, batch=1,
+                what="decode" if mine else "cpu_decode", model="m", quantization="BF16", offload=offload, layers=mine,
+                batch=1,
                 context=64.0, beside="decode", beside_model="m", beside_layers=theirs, alone_s=step_s[mine],
                 beside_s=step_s[mine] * slow, slow_down=slow, kind="measured", source="here",
             )

@@ -77,7 +77,7 @@ def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [(["--policies", "lru-swop"], "lru-swap"), (["--max-context", "8"], "--max-context: give 64 tokens or more")],
+    [(["--policies", "lru-swop"], "lru-swap"), (["--max-context", "399"], "--max-context: give 400 tokens or more")],
 )
 def test_mistakes_are_told_before_anything_is_measured(given: list[str], says: str, tmp_path: Path) -> None:
     done = validate("--device", "cpu", "--out", str(tmp_path / "out"), *given)

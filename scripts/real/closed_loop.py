@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from real.device import Device
-from real.experiment import METRICS, SPARE_BYTES, Tables, scenario_of
+from real.experiment import SPARE_BYTES, Tables, scenario_of
 from real.llm import ARCHITECTURES, HostWeights, architectures
 from real.server import LiveServer
 from sim.engine import Outcome, simulate
@@ -37,9 +37,10 @@ from sim.request_table import request_table
 console = Console(highlight=False)
 _SCRIPTS = Path(__file__).resolve().parent.parent
 _POINT_S = 0.7  # of a profile's pass for one point
+METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
-def profiled(options: argparse.Namespace, repeat: int = 0) -> Path:
+def profiled(options: argparse.Namespace, repeat: int) -> Path:
     """The folder of tables of this device. Measured by profile_gpu.py, once more for each repeat."""
     if options.profiles is not None:
         return Path(options.profiles)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from sim.profiles import Profile
 from sim.spec import GIB, Scenario, parse_scenario
 
 QUANTIZATION = "BF16"
-METRICS = ("ttft_s", "tpot_s", "e2e_s")
 # One model at a time; each with its share of the memory, for good; what is best at the moment. On one GPU `lru-swap`
 # does nearly as the last does, so that no measurement of minutes tells them apart.
 POLICIES = ("exclusive-swap", "static-split", "residency-aware")
@@ -28,14 +28,14 @@ MODELS = {
     "cuda": ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
 }
 # A GPU reads its memory 40 to 130 times as quickly as its link brings weights (RTX 4090: 1008 GB/s and 25; H100: 3350
-# GB/s and 25 to 50); a core decodes at about 17 GB/s.
+# GB/s and 25 to 50, data sheets); a core of the EPYC of the README decodes SmolLM2-135M (269 MB) in 16 ms.
 LINK_GB_S = {"cpu": 0.5, "cuda": None}
 # Of the memory that all models with their KV would take at full residency.
 BUDGET_SHARE = 0.72
 # The device may hold this more: buffers of streamed layers, and their KV, which the accounts count to the host.
 SPARE_BYTES = 400_000_000
 # Requests per second in units of what one of its models can do alone: there are queues, but none without end, and
-# policies of other kinds are 20 % apart or more in the simulator.
+# policies of other kinds are about 20 % apart or more in the simulator.
 WORKLOADS: dict[str, dict[str, Any]] = {
     "steady": {"load": 0.25, "shares": (1, 1, 1), "burst_factor": 1.0, "prompt": 64, "output": 24},
     "bursty": {"load": 0.20, "shares": (2, 1, 1), "burst_factor": 4.0, "prompt": 64, "output": 16},
@@ -66,7 +66,7 @@ class Tables:
 
     @property
     def contention(self) -> str:
-        """The law that two instances at a time were measured to follow more closely; the default where none was."""
+        """The law that two instances at a time were measured to follow most closely; the default where none was."""
         file = self.folder.parent / "measured" / "provenance.yaml"
         told = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return str(told.get("contention", {}).get("closer", "proportional"))
@@ -87,14 +87,18 @@ class Tables:
 
 
 # What an experiment is made of: with another of these, what was measured before is of another experiment.
-SETTINGS = ("device", "models", "duration", "offload", "slots", "max_context", "seed", "link_gb_s", "profiles")
+SETTINGS = (
+    *("device", "models", "duration", "offload", "slots", "max_context", "seed", "link_gb_s", "profiles"),
+    "architectures",
+)
 
 
 def keep_settings(options: argparse.Namespace) -> None:
     """Write down what the experiment in `options.out` is made of. Raises ConfigError: it holds runs of another."""
     file = options.out / "settings.json"
-    mine = json.loads(json.dumps({name: getattr(options, name) for name in SETTINGS}, default=str))
-    mine = json.loads(json.dumps({**mine, "workloads": WORKLOADS, "budget_share": BUDGET_SHARE}))  # as it is read again
+    said = {name: getattr(options, name) for name in SETTINGS}
+    said |= {"workloads": WORKLOADS, "budget_share": BUDGET_SHARE}
+    mine = json.loads(json.dumps(said, default=str))  # as it is read again
     if not any((options.out / "runs").glob("*")):
         for old in (options.out / "scenarios").glob("*.yaml"):
             old.unlink()
@@ -112,6 +116,11 @@ def keep_settings(options: argparse.Namespace) -> None:
         name = different[0]
         how = f"begun with {name} {begun.get(name)}, now it is {mine[name]}"
         raise ConfigError(f"{options.out}: {how}; say it as before, or choose another --out")
+
+
+def least_context(workloads: Sequence[str]) -> int:
+    """Tokens of context that hold a usual prompt, and a usual answer, twice: half of it is the most of either."""
+    return max(2 * max(WORKLOADS[name]["prompt"], WORKLOADS[name]["output"]) for name in workloads)
 
 
 def scenario_of(
