@@ -8,7 +8,7 @@ words only true, false and null mean something, numbers are decimal (or 0x...), 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class _Census:
 
     def count(self, text: str) -> None:
         """Raises yaml.YAMLError: too many values, nested too deeply, an alias of what it is in, a tag."""
-        for event in yaml.parse(text, Loader=_StrictLoader):
+        for event in self._events(text):
             if isinstance(event, yaml.AliasEvent):
                 self._add(self._meant(event), event)
             elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
@@ -133,9 +133,27 @@ class _Census:
                     self._end(entry, event)
                 else:
                     self._open.append(entry)
-                    self._limit(len(self._open), 0, event)
+                    self._limit(len(self._open), 0, event.start_mark)
             elif isinstance(event, yaml.CollectionEndEvent):
                 self._end(self._open.pop(), event)
+
+    def _events(self, text: str) -> Iterator[yaml.Event]:
+        """The parser's events. Raises yaml.YAMLError.
+
+        The parser reads ahead of its events, up to 1,024 characters of a line, and newer ones limit the depth of that
+        themselves. What it refuses within brackets too deep for us is refused in our words, whatever its own are.
+        """
+        begin = 0
+        try:
+            for event in yaml.parse(text, Loader=_StrictLoader):
+                begin = event.end_mark.index if event.end_mark else begin
+                yield event
+        except yaml.MarkedYAMLError as error:
+            if error.problem_mark is not None:
+                ahead = text[begin : error.problem_mark.index]
+                opened = sum(map(ahead.count, "[{")) - sum(map(ahead.count, "]}"))
+                self._limit(len(self._open) + opened, 0, error.problem_mark)
+            raise
 
     def _meant(self, event: yaml.AliasEvent) -> _Open:
         if any(entry.anchor == event.anchor for entry in self._open):
@@ -150,17 +168,15 @@ class _Census:
         self._add(entry, event)
 
     def _add(self, entry: _Open, event: yaml.Event) -> None:
-        self._limit(len(self._open) + entry.levels, entry.values, event)
+        self._limit(len(self._open) + entry.levels, entry.values, event.start_mark)
         if self._open:
             outer = self._open[-1]
             outer.values += entry.values
             outer.levels = max(outer.levels, entry.levels + 1)
-            self._limit(0, outer.values, event)
+            self._limit(0, outer.values, event.start_mark)
 
-    def _limit(self, levels: int, values: int, event: yaml.Event) -> None:
+    def _limit(self, levels: int, values: int, mark: Any) -> None:
         if levels > MOST_DEPTH + 1:
-            raise _problem(f"nested too deeply, more than {MOST_DEPTH} levels", event.start_mark)
+            raise _problem(f"nested too deeply, more than {MOST_DEPTH} levels", mark)
         if values > MOST_VALUES:
-            raise _problem(
-                f"more than {MOST_VALUES:,} values, those behind aliases counted each time", event.start_mark
-            )
+            raise _problem(f"more than {MOST_VALUES:,} values, those behind aliases counted each time", mark)

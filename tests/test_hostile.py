@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -73,6 +74,24 @@ def test_the_tables_are_long() -> None:
 
 
 # --- scenarios
+
+
+@pytest.mark.parametrize("of_library", [True, False], ids=["a parser with a limit", "a parser without"])
+def test_depth_is_refused_in_our_words(of_library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether and where the library's parser has a limit of its own changes from version to version.
+    parse = yaml.parse
+
+    def limited(text: str, Loader: object) -> Iterator[yaml.Event]:
+        if of_library and "[" * 1000 in text:
+            begin = yaml.Mark("", 0, 0, 0, None, None)
+            yield yaml.StreamStartEvent(begin, begin)
+            raise yaml.scanner.ScannerError(None, None, "words of its own", yaml.Mark("", 1000, 0, 1000, None, None))
+        yield from parse(text, Loader=yaml.SafeLoader)
+
+    monkeypatch.setattr(yaml, "parse", limited)
+    refused(tmp_path, "run", put(tmp_path / "bad.yaml", "[" * 1100), words=("bad.yaml", "nested too deeply"))
+    words = refused(tmp_path, "run", put(tmp_path / "bad.yaml", "a: [1, 2\nb: 3"), words=("bad.yaml", "not valid YAML"))
+    assert "nested" not in words
 
 
 @named(SCENARIOS)
