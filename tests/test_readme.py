@@ -32,7 +32,7 @@ def test_the_first_two_commands_are_one_line_each_and_complete() -> None:
     main_job, tests = (block.strip() for block in blocks("sh")[:2])
     for command in (main_job, tests):
         assert "\n" not in command
-        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
     assert main_job.endswith("-m sim run --policy residency-aware")
     assert tests.endswith("-m pytest -n auto")
     screen = README.split("## What it is for")[0]
