@@ -18,20 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import (
-    Action,
-    Batch,
-    Field,
-    GpuView,
-    Group,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    RequestView,
-    Turns,
-    TurnWorker,
-    View,
-)
+from policies._parts.aegaeon_turns import Batch, Group, Turns, TurnWorker
+from sim.policy import Action, Field, GpuView, ModelView, Policy, PolicyParameters, RequestView, View
 
 
 class Aegaeon(Policy):

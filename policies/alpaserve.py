@@ -9,10 +9,10 @@ or if nothing holds its model.
 Traffic: at time 0 `rates`, for nothing has been seen; then every `window_s` the arrivals of the last window, and the
 new placement replaces the old if it would serve more (`never`: static). Clockwork++ re-places every window for that
 window's true traffic at no cost; here loads take their time, and nothing is known of the next window. In place of its
-event simulator there is the fluid queue model of sim/replicas.py: each GPU is a queue, in `slices` of the window.
-Left out: model parallelism, since an instance has one GPU here (a model that fits on no GPU whole is placed with its
-largest part), the search over group partitions, the ILP. SLO: promises of the class and the deadline of the request;
-without any, `slo_scale` times the latency of a request alone.
+event simulator there is the fluid queue model of policies/_parts/alpaserve_replicas.py: each GPU is a queue, in
+`slices` of the window. Left out: model parallelism, since an instance has one GPU here (a model that fits on no GPU
+whole is placed with its largest part), the search over group partitions, the ILP. SLO: promises of the class and the
+deadline of the request; without any, `slo_scale` times the latency of a request alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import Annotated, ClassVar, Literal
 
+from policies._parts.alpaserve_replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
 from sim.policy import (
     Action,
     Field,
@@ -29,23 +30,17 @@ from sim.policy import (
     InstanceView,
     Load,
     ModelView,
-    Placement,
     Policy,
     PolicyParameters,
     Reject,
-    ReplicaQueues,
     RequestView,
     Route,
     Standing,
     Stop,
-    Traffic,
     View,
     Wake,
     costs,
-    full_batch_s,
     known_models,
-    matched,
-    traffic_seen,
 )
 
 COPIES = 8  # instances of a model that are looked at where there are more: the quietest

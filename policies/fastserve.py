@@ -21,14 +21,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
+from policies._parts.fastserve_queues import FeedbackQueues, Job
 from sim.policy import (
     Action,
     Alarms,
-    FeedbackQueues,
     Field,
     GpuView,
     InstanceView,
-    Job,
     Load,
     ModelView,
     Policy,

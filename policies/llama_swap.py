@@ -4,11 +4,11 @@ Source: mostlygeek/llama-swap 0bdb3720, internal/router/group.go, scheduler/fifo
 model is loaded its siblings are stopped if its group has `swap`, and the models of all groups that are not persistent
 if its group is `exclusive`; models in no group form a default group with both. Nobody busy is interrupted: the swap
 waits, and because who is ready serves on, A B C A B C becomes A A B B C C (and C may starve). The scheduler, shared
-with llama-swap-matrix, is sim/swap_queue.py. It counts neither bytes nor cost: a model is loaded with the layers that
-fit beside whatever its group lets stay (llama.cpp's fit), and is refused if none can.
-One server a GPU, as users pin processes with CUDA_VISIBLE_DEVICES, or one a node; a front door sends a request to the
-server that has its model, from `spill_requests` of them on (the concurrency limit) also to the next with the fewest.
-Left out: peers, preload hooks, health checks and stop timeouts (no process fails or hangs here), the 1 s grid of ttl.
+with llama-swap-matrix, is sim/policy/kit/swap_queue.py. It counts neither bytes nor cost: a model is loaded with the
+layers that fit beside whatever its group lets stay (llama.cpp's fit), and is refused if none can. One server a GPU, as
+users pin processes with CUDA_VISIBLE_DEVICES, or one a node; a front door sends a request to the server that has its
+model, from `spill_requests` of them on (the concurrency limit) also to the next with the fewest. Left out: peers,
+preload hooks, health checks and stop timeouts (no process fails or hangs here), the 1 s grid of ttl.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Source: mostlygeek/llama-swap 0bdb3720, internal/router/matrix.go, matrix_solver
 expressions of model names with & (and), | (or), parentheses and +name (another set): "(small | medium) & embedder".
 Of all sets with the wanted model the one is taken that evicts running models of the least total cost, the first in
 definition order among equals; only who is not in it is stopped, only the wanted model is started. A model in no set
-runs alone. A model that runs evicts nobody. Queue, collation, ttl and limit are llama-swap's (sim/swap_queue.py).
-Without `sets`, and that is not llama-swap's but the obvious next step: every set that fits whole into the GPU is
-allowed, and eviction costs the seconds that a reload would take.
-Servers and their front door are as in llama-swap. Left out: aliases for models (vars).
+runs alone. A model that runs evicts nobody. Queue, collation, ttl and limit are llama-swap's
+(sim/policy/kit/swap_queue.py). Without `sets`, and that is not llama-swap's but the obvious next step: every set that
+fits whole into the GPU is allowed, and eviction costs the seconds that a reload would take. Servers and their front
+door are as in llama-swap. Left out: aliases for models (vars).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from policies._parts.llama_swap_sets import combinations_of
 from sim.policy import (
     Action,
     Box,
@@ -29,7 +30,6 @@ from sim.policy import (
     SwapQueue,
     View,
     choose_options,
-    combinations_of,
     costs,
     known_models,
 )

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+from policies._parts.prism_pressure import PressureRoom, least_pressed, pressure_moves, pressure_rooms
+from policies._parts.prism_slack import SlackQueue
 from sim.policy import (
     Action,
     Alarms,
@@ -27,18 +29,13 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
-    PressureRoom,
     RequestView,
     Route,
-    SlackQueue,
     Stop,
     View,
     bring,
     holders,
-    least_pressed,
     leave,
-    pressure_moves,
-    pressure_rooms,
     resident,
     switch_s,
 )

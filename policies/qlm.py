@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from policies._parts.moore_hodgson import least_violation
+from policies._parts.qlm_queues import RequestGroup, VirtualQueue, WaitingTimes, in_time_order
 from sim.policy import (
     Action,
     Field,
@@ -24,16 +26,11 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
-    RequestGroup,
     RequestView,
     Route,
     View,
-    VirtualQueue,
-    WaitingTimes,
     bring,
     holders,
-    in_time_order,
-    least_violation,
     leave,
 )
 

@@ -35,7 +35,7 @@ RATE_PER_S = 1.0  # of a GPU
 
 def scenario(policy: str, requests: int, gpus: int, models: int, seed: int) -> Any:
     """The scenario of one measurement. `gpus` is a multiple of 16."""
-    from sim.spec import parse_scenario  # noqa: PLC0415
+    from sim.scenario.scenario import parse_scenario  # noqa: PLC0415
 
     assert gpus % 16 == 0, gpus
     nodes = [
@@ -111,9 +111,9 @@ def floor_s(events: int, pending: int) -> float:
 def measure(policy: str, requests: int, gpus: int, models: int, seed: int) -> dict[str, Any]:
     """One run in this process."""
     import sim  # noqa: PLC0415
-    from sim.engine import simulate  # noqa: PLC0415
-    from sim.runner import peak_rss_bytes  # noqa: PLC0415
-    from sim.workload import open_workload  # noqa: PLC0415
+    from sim.engine.engine import simulate  # noqa: PLC0415
+    from sim.runs.run_one import peak_rss_bytes  # noqa: PLC0415
+    from sim.workload.requests import open_workload  # noqa: PLC0415
 
     asked = scenario(policy, requests, gpus, models, seed)
     workload = open_workload(asked)

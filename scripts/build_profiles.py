@@ -2,8 +2,8 @@
 """Build profiles/ from published measurements: fit rates, fill the tables, print how far off the fits are.
 
 Output is deterministic: same input, same bytes on one kind of processor (linear algebra rounds differently on
-another). The fits are in profile_fits.py beside this file, the physics in sim/hybrid.py, and profiles/README.md
-explains every choice and what each source id stands for.
+another). The fits are in profile_fits.py beside this file, the physics in sim/profiling/hybrid.py, and
+profiles/README.md explains every choice and what each source id stands for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from profile_fits import CONSUMER_CONTEXT, GPUS, MODELS, QUANTIZATIONS, Calibration, Origin, Published
 
-from sim import hybrid
+from sim.profiling import hybrid
 
 # slug: (start of the name in cpus.csv, GiB, disk, network, link cap GB/s, TFLOP/s, memory's source)
 HOSTS: dict[str, tuple[str, int, float, float, float, float, str]] = {

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sim.compiled import LIBRARY, MODULES, build_folder  # noqa: E402  needs the path
+from sim.common.compiled import LIBRARY, MODULES, build_folder, source  # noqa: E402  needs the path
 
 
 def build(folder: Path, verbose: bool) -> None:
@@ -59,7 +59,7 @@ def _compile_into(fresh: Path, verbose: bool) -> None:
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(ROOT):
         extensions = mypycify(
-            [*(f"sim/{name}.py" for name in MODULES), "--config-file", "pyproject.toml"],
+            [*(str(source(name).relative_to(ROOT)) for name in MODULES), "--config-file", "pyproject.toml"],
             group_name=LIBRARY.removesuffix("__mypyc"),
             target_dir=scratch,
             opt_level="3",

@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sim.results import FILES, SERIES, finished_run  # noqa: E402
+from sim.results.run_folder import FILES, SERIES, finished_run  # noqa: E402
 
 _PATIENCE_S = 300.0
 # What differs between two runs of the same name: how long they took.

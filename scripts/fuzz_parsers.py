@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from spoilt_files import LINES, TABLES, Change, Good, spoilt  # noqa: E402
 
-from sim.errors import SimError  # noqa: E402
+from sim.common.errors import SimError  # noqa: E402
 
 LONGEST_S, MOST_BYTES = 20, 3 << 30
 PUBLISHED = ROOT.parent / "shared" / "traces"
@@ -63,8 +63,8 @@ class Target:
 
 
 def scenario_target() -> Target:
-    from sim.engine import prepare  # noqa: PLC0415
-    from sim.spec import load_scenario  # noqa: PLC0415
+    from sim.engine.engine import prepare  # noqa: PLC0415
+    from sim.scenario.scenario import load_scenario  # noqa: PLC0415
 
     def parse(path: Path) -> None:
         scenario = load_scenario(path)
@@ -77,7 +77,7 @@ def scenario_target() -> Target:
 
 
 def trace_target() -> Target:
-    from sim.formats import FORMATS, guess_format, import_stream  # noqa: PLC0415
+    from sim.traces.formats import FORMATS, guess_format, import_stream  # noqa: PLC0415
 
     def parse(path: Path) -> None:
         """Under the format that it looks like, else under one that its bytes choose."""
@@ -115,7 +115,7 @@ def _parquet() -> bytes:
 
 def tables_target(scratch: Path) -> Target:
     """One file of a small folder of profiles is spoilt at a time."""
-    from sim.library import Library  # noqa: PLC0415
+    from sim.profiles.library import Library  # noqa: PLC0415
 
     home, table = scratch / "profiles", "rtx-a6000--tr-pro-5995wx--llama.cpp"
     folder = home / "tables" / table

@@ -24,15 +24,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sim.errors import ConfigError, SimError
-from sim.locate import data_folder
-from sim.policy import policy_class, policy_names
-from sim.spec import Scenario, override, parse_scenario
-from sim.statistics import Difference, difference
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines, Progress, Task
-from sim.yamlfile import read_yaml
+from sim.common.data_files import data_folder
+from sim.common.errors import ConfigError, SimError
+from sim.common.statistics import Difference, difference
+from sim.common.yaml_files import read_yaml
+from sim.policy import policy_names
+from sim.policy.loader import policy_class
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Machines, Progress, Task
+from sim.scenario.scenario import Scenario, override, parse_scenario
 
 OURS, COMMON = "residency-aware", "lru-swap"
 NEAR = 1.2  # who is slower than the best of a cell by more than this is not its rival

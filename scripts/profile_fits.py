@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from sim import hybrid  # noqa: E402 (the project may not be installed)
+from sim.profiling import hybrid  # noqa: E402 (the project may not be installed)
 
 # slug: (name in the published files, link GB/s per direction, $/h where none was found)
 GPUS: dict[str, tuple[str, float, float | None]] = {

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(package) is None:
             print(f"error: {package} is not installed; pip install '.[profile]'", file=sys.stderr)
             return 2
-    from sim.errors import SimError  # noqa: PLC0415
+    from sim.common.errors import SimError  # noqa: PLC0415
 
     try:
         return _run(options, given)

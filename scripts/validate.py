@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from real import closed_loop as loop  # noqa: PLC0415
     from real import experiment  # noqa: PLC0415
 
-    from sim.errors import SimError  # noqa: PLC0415
+    from sim.common.errors import SimError  # noqa: PLC0415
     from sim.policy import load_policy  # noqa: PLC0415
 
     options = parser(list(experiment.WORKLOADS), experiment.POLICIES).parse_args(arguments)

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from sim.cli import main
+    from sim.cli.main import main
 
     main()
 except KeyboardInterrupt:  # before the command line could begin, or when it was about to end

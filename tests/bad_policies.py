@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.policy import policies_folder
+from sim.policy.loader import policies_folder
 
 GOOD = (policies_folder() / "_template.py").read_text(encoding="utf-8")
 _DECIDE = "    def decide(self, view: View) -> Iterator[Action]:\n"
@@ -109,7 +109,11 @@ BAD: dict[str, tuple[str, str, str]] = {
         "by what has not shown",
     ),
     "imports_gc": (first("gc.collect()", "import gc"), IMPORTS, "it imports gc"),
-    "imports_the_engine": (first("Engine.run", "from sim.engine import Engine"), IMPORTS, "it imports sim.engine"),
+    "imports_the_engine": (
+        first("Engine.run", "from sim.engine.engine import Engine"),
+        IMPORTS,
+        "it imports sim.engine.engine",
+    ),
     "imports_it_later": (first("import sim.engine\nsim.engine.Engine"), IMPORTS, "it imports sim.engine"),
     "imports_it_from_the_top": (first("engine.Engine", "from sim import engine"), IMPORTS, "it imports sim.engine"),
     "imports_more": (first("pandas.DataFrame", "import pandas"), IMPORTS, "it imports pandas"),

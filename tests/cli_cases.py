@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from typer.testing import CliRunner, Result
 
-from sim.cli import app
+from sim.cli.main import app
 
 
 def scenario_data(**changes: Any) -> dict[str, Any]:

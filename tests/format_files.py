@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
-from sim.formats import import_stream
+from sim.common.errors import TraceError
+from sim.traces.formats import import_stream
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces import blocks as trace_blocks
 from sim.traces import files as trace_files
 from sim.traces import order as trace_order

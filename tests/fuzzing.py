@@ -24,17 +24,17 @@ from reached import reached
 from swarm import Case
 
 import sim
-from sim.build import build_cluster
+from sim.common.errors import ConfigError
 from sim.conformance.hardware import columns
-from sim.engine import Engine
-from sim.errors import ConfigError
-from sim.ideal import in_its_world
-from sim.library import Library
-from sim.metrics import Recorder
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.core.serving import Serving
+from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, REJECTED, TIMED_OUT
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
+from sim.engine.ideal_hardware import in_its_world
 from sim.policy import Policy, load_policy
-from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, REJECTED, TIMED_OUT
-from sim.series import Series
-from sim.serving import Serving
+from sim.profiles.library import Library
 
 RANDOM = str(Path(__file__).with_name("random_policy.py"))
 NEAR_TIE_S = 1e-9  # which of two instants that close comes first is a matter of rounding

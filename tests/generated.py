@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.scenario.workload import GenerateWorkload, parse_workload
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
-from sim.workloads.generate import generate_stream
-from sim.workloads.spec import GenerateWorkload, parse_workload
+from sim.workload.generate import generate_stream
 
 MODEL = {"models": ["a"]}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from scenarios import Script, serve_all
 
-from sim.engine import Engine
-from sim.metrics import SWITCH_COLUMNS
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.engine.engine import Engine
 from sim.policy import Action, Load, View, Wake
 
 Decide = Callable[[View], Iterator[Action]]

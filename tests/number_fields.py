@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from sim.spec import Scenario
+from sim.scenario.scenario import Scenario
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scenarios import Row, Script, play, trace
 
-from sim.engine import Engine
-from sim.metrics import SWITCH_COLUMNS
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.core.state.request import COMPLETED
+from sim.engine.engine import Engine
 from sim.policy import Action, Policy, View, load_policy
-from sim.request import COMPLETED
-from sim.spec import Scenario
+from sim.scenario.scenario import Scenario
 from sim.traces.trace import Trace
 
 LOAD_S = 1.5 + 4 / 8

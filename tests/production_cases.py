@@ -11,10 +11,10 @@ from typing import Any
 from laws import assert_laws
 from scenarios import Row, columns, play, scenario, trace
 
-from sim.engine import Engine
-from sim.metrics import SWITCH_COLUMNS
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.core.state.request import REJECTED
+from sim.engine.engine import Engine
 from sim.policy import load_policy
-from sim.request import REJECTED
 
 TWOS = {"a": "two", "b": "two", "c": "two"}
 THREE = {"a": "four", "b": "four", "c": "four"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.library import Library
-from sim.profiles import Profile, Weights
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile, Weights
 from sim.profiling.fill import fill
 from sim.profiling.measured import Measured, write_measured
 from sim.profiling.physics import Prompts, Rates, Shape, Steps, decode_s, prefill_s, shape_of

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from scenarios import FREE_OF_COST, GB, MODELS, Row, scenario, synthetic
 
-from sim.spec import GIB, Scenario
+from sim.scenario.scenario import GIB, Scenario
 
 Choice = TypeVar("Choice")
 SLOW_KV = "0.2,0.1,8.0,0.01,0.02,0.05,0.0"

@@ -12,10 +12,10 @@ from random_policy import RandomPolicy
 from swarm import FEATURES, Case
 
 from sim.conformance.hardware import columns
-from sim.engine import Engine
-from sim.metrics import Recorder
+from sim.core.record.recorder import Recorder
+from sim.core.state.request import OUTCOMES
+from sim.engine.engine import Engine
 from sim.policy import policy_names
-from sim.request import OUTCOMES
 
 
 def reached(case: Case, engine: Engine) -> Counter[str]:

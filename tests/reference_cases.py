@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from sim.spec import Scenario, parse_scenario
+from sim.scenario.scenario import Scenario, parse_scenario
 from sim.traces.trace import Trace
 
 

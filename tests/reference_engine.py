@@ -14,8 +14,8 @@ from math import inf
 
 from reference_links import Machine, ReferenceLinks
 
-from sim.profiles import Profile
-from sim.spec import EngineOptions, SharingOptions
+from sim.profiles.profile import Profile
+from sim.scenario.scenario import EngineOptions, SharingOptions
 
 PHASES = ("queued", "load_wait", "prefill", "decode", "stalled", "preempted", "kv_transfer", "recompute")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from sim.profiles import GpuKind, HostKind, SwitchCosts
+from sim.profiles.profile import GpuKind, HostKind, SwitchCosts
 
 
 @dataclass

@@ -15,13 +15,13 @@ import numpy as np
 from cli_cases import write_scenario
 from numpy.typing import NDArray
 
-from sim.capacity import CapacityOptions, capacity
-from sim.compare import CompareOptions, compare
-from sim.runner import RunOptions, compose, run
-from sim.study import StudyOptions
-from sim.sweeps.execute import play
-from sim.sweeps.store import Keep, Store
-from sim.sweeps.task import Machines, Task
+from sim.runs.execute import play
+from sim.runs.run_one import RunOptions, compose, run
+from sim.runs.store import Keep, Store
+from sim.runs.task import Machines, Task
+from sim.studies.capacity import CapacityOptions, capacity
+from sim.studies.compare import CompareOptions, compare
+from sim.studies.study import StudyOptions
 
 HERE = Machines(jobs=0)
 POLICIES = "lru-swap,exclusive-swap,static-split"

@@ -21,7 +21,7 @@ from random_policy import RandomPolicy
 from scenarios import as_yaml
 from swarm import Case, CaseRow
 
-from sim.spec import TraceWorkload
+from sim.scenario.scenario import TraceWorkload
 from sim.traces.write import write_trace
 
 Item = TypeVar("Item")

@@ -16,7 +16,7 @@ import numpy as np
 from random_cases import REAL_GPUS, REAL_HOST, REAL_MODELS, SIZES, SWITCHES
 from scenarios import GB, MODELS, synthetic
 
-from sim.spec import GIB, Scenario, parse_scenario
+from sim.scenario.scenario import GIB, Scenario, parse_scenario
 from sim.traces.trace import Trace
 
 Choice = TypeVar("Choice")

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from cli_cases import scenario_data
 
-from sim.spec import parse_scenario
-from sim.sweeps.task import Task
+from sim.runs.task import Task
+from sim.scenario.scenario import parse_scenario
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from watched import read_chrome_trace
 
 import sim
-from sim.api import simulate
-from sim.errors import ConfigError, PolicyError, TraceError
+from sim.api.run import Run
+from sim.api.simulate import simulate
+from sim.common.errors import ConfigError, PolicyError, TraceError
 from sim.policy import Action, Field, Load, Policy, PolicyParameters, Reject, Route, View
-from sim.run import Run
 
 CELL = """
 from sim.policy import Load, Policy, Route
@@ -289,7 +289,7 @@ def test_a_file_is_named_as_by_its_path(tmp_path: Path) -> None:
     text = path.read_text()
     namespace: dict[str, Any] = {"__name__": "everywhere"}
     exec(compile(text, str(path), "exec"), namespace)
-    from sim.api import _given  # noqa: PLC0415
+    from sim.api.simulate import _given  # noqa: PLC0415
 
     chosen = _given(namespace["Everywhere"]).make(sim.parse_scenario(scenario_data(policy="Everywhere"), "test"))
     assert chosen[1] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -366,7 +366,7 @@ def test_mistakes_are_errors_in_one_line(arguments: dict[str, Any], words: str) 
 
 
 def test_progress_is_told_on_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sim import terminal  # noqa: PLC0415
+    from sim.cli import terminal  # noqa: PLC0415
 
     monkeypatch.setattr(terminal, "QUIET_S", 0.0)
     traffic = [{"model": "chat", "rate_per_s": 4}, {"model": "code", "rate_per_s": 1}]

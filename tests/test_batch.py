@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sim.batch import (
+from sim.core.state.leap import (
     DecodeLeap,
     PromptLeap,
     PromptStep,
@@ -20,7 +20,7 @@ from sim.batch import (
     sequence_blocks,
     steps_until_full,
 )
-from sim.profiles import Curve
+from sim.profiles.profile import Curve
 
 STRETCHES = st.tuples(st.floats(1.0, 4.0), st.floats(1.0, 4.0))
 

@@ -15,7 +15,7 @@ BENCH = ROOT / "scripts" / "bench.py"
 sys.path.insert(0, str(BENCH.parent))
 import bench  # noqa: E402  a script, found by the path above
 
-from sim.engine import simulate  # noqa: E402
+from sim.engine.engine import simulate  # noqa: E402
 
 # policy, GPUs, models: events of 3,000 requests. They change only when the engine needs more or fewer events.
 EVENTS = {

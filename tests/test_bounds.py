@@ -34,15 +34,15 @@ from sim.bounds.packing import best_packing
 from sim.bounds.pooled import mean_bound, srpt_mean_s
 from sim.bounds.program import Options, limits
 from sim.bounds.together import bounds_of
-from sim.cli import main
+from sim.cli.main import main
+from sim.common.errors import SimError
 from sim.conformance import hardware
-from sim.engine import simulate
-from sim.errors import SimError
+from sim.core.state.request import COMPLETED
+from sim.engine.engine import simulate
 from sim.policy import Policy, load_policy
-from sim.request import COMPLETED
-from sim.spec import Scenario, load_scenario
-from sim.summary import summarize
-from sim.workload import workload_of
+from sim.results.summary import summarize
+from sim.scenario.scenario import Scenario, load_scenario
+from sim.workload.requests import workload_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("lru-swap", "exclusive-swap", "least-loaded", "static-split", "residency-aware", "random")

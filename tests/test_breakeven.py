@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from scenarios import step_s, synthetic
 
-from sim.breakeven import At, break_even
-from sim.cli import main
-from sim.errors import ProfileError
+from sim.cli.main import main
+from sim.common.errors import ProfileError
+from sim.profiles.break_even import At, break_even
 
 
 def test_by_hand() -> None:

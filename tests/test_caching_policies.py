@@ -16,10 +16,10 @@ import pytest
 from laws import assert_laws
 from scenarios import GB, Row, columns, nodes, play, prefill_s, scenario, trace
 
-from sim.engine import Engine
-from sim.metrics import SWITCH_COLUMNS
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.core.state.request import COMPLETED, REJECTED
+from sim.engine.engine import Engine
 from sim.policy import load_policy
-from sim.request import COMPLETED, REJECTED
 
 THREE = {"a": "four", "b": "four", "c": "four"}
 FOUR_GB = (4 * GB + 1024 * 2500 * 4) / 1e9

@@ -15,20 +15,20 @@ import pytest
 from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
-from sim.capacity import CapacityOptions, capacity, capacity_csv
-from sim.capacity_tables import print_capacity
-from sim.engine import simulate
-from sim.errors import ConfigError
-from sim.load import at_load, node_group
-from sim.measures import measure_named
-from sim.runner import RunOptions
-from sim.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
-from sim.spec import Scenario, parse_scenario
-from sim.statistics import estimate
-from sim.study import StudyOptions
-from sim.summary import summarize
-from sim.sweeps.task import Machines, Progress
-from sim.workload import build_trace
+from sim.cli.tables.capacity_tables import print_capacity
+from sim.common.errors import ConfigError
+from sim.common.statistics import estimate
+from sim.engine.engine import simulate
+from sim.results.metrics import measure_named
+from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions
+from sim.runs.task import Machines, Progress
+from sim.scenario.scenario import Scenario, parse_scenario
+from sim.studies.capacity import CapacityOptions, capacity, capacity_csv
+from sim.studies.scale_load import at_load, node_group
+from sim.studies.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
+from sim.studies.study import StudyOptions
+from sim.workload.requests import build_trace
 
 HERE = Machines(jobs=0)
 WORKLOAD = {**scenario_data()["workload"], "duration_s": 30}  # searches overload it many times over

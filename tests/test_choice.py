@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from cli_cases import scenario_data, write_scenario
 
-from sim.choice import choose
-from sim.engine import simulate
-from sim.errors import ConfigError, SimError
-from sim.measures import known_measures, measure_named
+from sim.common.errors import ConfigError, SimError
+from sim.engine.engine import simulate
 from sim.policy import policy_names
-from sim.spec import load_scenario, parse_scenario
-from sim.summary import summarize
+from sim.results.metrics import known_measures, measure_named
+from sim.results.summary import summarize
+from sim.scenario.scenario import load_scenario, parse_scenario
+from sim.studies.choose_policies import choose
 
 OWN = "from sim.policy import Policy\nclass Own(Policy):\n    def decide(self, view):\n        return ()\n"
 

@@ -17,14 +17,14 @@ from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 import sim
-from sim import catalogue, terminal
-from sim.engine import simulate
-from sim.errors import PolicyError
-from sim.policy import policy_names
-from sim.runner import RunOptions, compose
-from sim.spec import parse_scenario
-from sim.summary import summarize
-from sim.tables import number, print_run, seconds, share
+from sim.cli import terminal
+from sim.cli.tables.run_tables import number, print_run, seconds, share
+from sim.common.errors import PolicyError
+from sim.engine.engine import simulate
+from sim.policy import catalogue, policy_names
+from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions, compose
+from sim.scenario.scenario import parse_scenario
 
 ROOT = Path(sim.__file__).parent.parent
 CLOCKS = ("wall_s", "requests_per_wall_s", "peak_rss_bytes")
@@ -56,8 +56,19 @@ def test_two_processes_print_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_because_it_loads_nothing() -> None:
-    heavy = ["numpy", "pandas", "scipy", "pyarrow", "simpy", "pydantic", "yaml", "rich.table", "seaborn", "sim.engine"]
-    code = f"import sys, sim.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    heavy = [
+        "numpy",
+        "pandas",
+        "scipy",
+        "pyarrow",
+        "simpy",
+        "pydantic",
+        "yaml",
+        "rich.table",
+        "seaborn",
+        "sim.engine.engine",
+    ]
+    code = f"import sys, sim.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip() == "[]"
     begin_s = time.monotonic()

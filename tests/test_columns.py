@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import columns
-from sim.columns import ColumnStore, rows_checksum
-from sim.errors import ConfigError
+from sim.common import column_store
+from sim.common.column_store import ColumnStore, rows_checksum
+from sim.common.errors import ConfigError
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True, max_examples=120)
 KINDS = {"number": "i", "wide": "q", "seconds": "d", "flag": "?"}
@@ -47,7 +47,7 @@ def filled(rows: list[Row], cuts: list[int], key: str | None, most_rows: int) ->
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of 4 rows, so that a few rows fill several."""
-    monkeypatch.setattr(columns, "_GROUP_ROWS", 4)
+    monkeypatch.setattr(column_store, "_GROUP_ROWS", 4)
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -197,14 +197,17 @@ def _tiny_disk(place: Path) -> Iterator[None]:
 SMALL_RUN = """
 import resource, sys
 from functools import partial
-from sim import cli, engine, metrics, runner
-metrics._ROWS = 50
-engine.Recorder = runner.Recorder = partial(metrics.Recorder, most_rows=100)
+from sim.cli.main import main
+from sim.core.record import recorder
+from sim.engine import engine
+from sim.runs import run_one
+recorder._ROWS = 50
+engine.Recorder = run_one.Recorder = partial(recorder.Recorder, most_rows=100)
 """
 
 
 def run_of(scenario: Path, *options: str) -> str:
-    return f"cli.main(['run', {str(scenario)!r}, *{options!r}])"
+    return f"main(['run', {str(scenario)!r}, *{options!r}])"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a small file system")
@@ -244,12 +247,12 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
         + """
         import os, signal
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins by ignoring it
-        class Interrupted(metrics.Recorder):
+        class Interrupted(recorder.Recorder):
             def _turn_rows(self):
                 super()._turn_rows()
                 if self._requests.rows > 300:
                     os.kill(os.getpid(), signal.SIGINT)
-        runner.Recorder = partial(Interrupted, most_rows=100)
+        run_one.Recorder = partial(Interrupted, most_rows=100)
         """.replace("\n        ", "\n")
         + "\n"
         + run_of(ROOT / "traces" / "scenarios" / "default.yaml", "--out", str(tmp_path / "run"))

@@ -14,20 +14,20 @@ import pytest
 from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
-from sim.compare import CompareOptions, compare
-from sim.compare_tables import print_comparison
-from sim.comparison import Comparison
-from sim.engine import simulate
-from sim.errors import ConfigError, SimError
-from sim.measures import measure_named
-from sim.request_table import request_table
-from sim.runner import RunOptions
-from sim.spec import load_scenario
-from sim.statistics import difference, estimate
-from sim.study import StudyOptions
-from sim.summary import summarize
-from sim.sweeps.task import Machines, Progress
-from sim.verdict import Column, rank
+from sim.cli.tables.compare_tables import print_comparison
+from sim.common.errors import ConfigError, SimError
+from sim.common.statistics import difference, estimate
+from sim.engine.engine import simulate
+from sim.results.metrics import measure_named
+from sim.results.request_table import request_table
+from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions
+from sim.runs.task import Machines, Progress
+from sim.scenario.scenario import load_scenario
+from sim.studies.compare import CompareOptions, compare
+from sim.studies.comparison import Comparison
+from sim.studies.ranking import Column, rank
+from sim.studies.study import StudyOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Machines(jobs=0)

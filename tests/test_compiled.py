@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sim
-from sim import compiled
+from sim.common import compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,13 +39,13 @@ def test_a_build_of_another_source_is_not_used(tmp_path: Path, monkeypatch: pyte
 
 
 def test_it_can_be_left_out() -> None:
-    code = "import sim, sim.state; print(sim.COMPILED, sim.state.__file__)"
+    code = "import sim, sim.core.state.instance; print(sim.COMPILED, sim.core.state.instance.__file__)"
     environment = {**os.environ, "SIM_INTERPRETED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
     assert done.stdout.split()[0] == "False", done.stderr
-    assert done.stdout.strip().endswith("state.py")
+    assert done.stdout.strip().endswith("instance.py")
 
 
 @pytest.mark.skipif(not sim.COMPILED, reason="the engine is interpreted here: python scripts/compile.py compiles it")

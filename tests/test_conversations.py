@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from generated import cv, drawn, prefix_hits, workload
 
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
 from sim.traces.trace import Trace
 
 MODELS = [f"m{number}" for number in range(10)]

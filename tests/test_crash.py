@@ -19,14 +19,15 @@ from cli_cases import invoke, scenario_data, write_scenario
 from sweep_cases import tasks_of, write_grid
 
 from scripts import crash
-from sim import capacity, compare, disk
-from sim.errors import ConfigError, MachineError
-from sim.results import finished_run
-from sim.runner import RunOptions, run
-from sim.sweeps import worker
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines
+from sim.common import atomic_files
+from sim.common.errors import ConfigError, MachineError
+from sim.results.run_folder import finished_run
+from sim.runs import worker
+from sim.runs.execute import play
+from sim.runs.run_one import RunOptions, run
+from sim.runs.store import Store
+from sim.runs.task import Machines
+from sim.studies import capacity, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ("--jobs", "0")
@@ -100,7 +101,7 @@ def test_the_script_sees_what_is_broken(tmp_path: Path) -> None:
 def test_what_dead_processes_left_goes_and_what_live_ones_write_stays(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    mine = disk.partial_of(tmp_path, "t.csv")
+    mine = atomic_files.partial_of(tmp_path, "t.csv")
     dead, alive = (mine.with_name(mine.name.replace(str(os.getpid()), str(n))) for n in (gone.pid, os.getppid()))
     elsewhere = mine.with_name(mine.name.replace("t.csv.", "t.csv.0"))  # of another machine
     other = mine.with_name(dead.name.replace("t.csv", "u.csv"))
@@ -108,7 +109,7 @@ def test_what_dead_processes_left_goes_and_what_live_ones_write_stays(tmp_path: 
         path.write_text("half")
     dead.mkdir()
     (dead / "half").write_text("half")
-    disk.partial_of(tmp_path, "t.csv")
+    atomic_files.partial_of(tmp_path, "t.csv")
     assert names(tmp_path) == sorted(path.name for path in (alive, elsewhere, other))
 
 
@@ -236,7 +237,7 @@ def test_an_old_verdict_does_not_stand_beside_new_runs(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    word = verb.__name__.removeprefix("sim.")
+    word = verb.__name__.removeprefix("sim.studies.")
     scenario, out = write_scenario(tmp_path), tmp_path / "out"
     asked = (word, scenario, "--policies", "lru-swap", *HERE, "--out", out, "--seeds")
     assert invoke(*asked, 1).exit_code == 0

@@ -14,13 +14,13 @@ import scenarios as parts
 from cli_cases import invoke, scenario_data, write_scenario
 from scenarios import Script
 
-from sim import diagnosis
-from sim.api import simulate
-from sim.diagnosis import Queue, coming_back, queue_of
-from sim.errors import PolicyError
+from sim.api.simulate import simulate
+from sim.common.errors import PolicyError
 from sim.policy import Action, Load, Policy, Route, Stop, View, Wake, load_policy
 from sim.report.write import report
-from sim.runner import RunOptions, run
+from sim.results import diagnosis
+from sim.results.diagnosis import Queue, coming_back, queue_of
+from sim.runs.run_one import RunOptions, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = ROOT / "traces" / "scenarios"

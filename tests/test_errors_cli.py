@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cli_cases import invoke, scenario_data, write_scenario
 
-from sim.cli import main
+from sim.cli.main import main
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 
@@ -281,7 +281,7 @@ def test_our_own_fault_is_not_dressed_up_as_the_users(tmp_path: Path, monkeypatc
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("a law is broken")
 
-    monkeypatch.setattr("sim.runner.simulate", broken)
+    monkeypatch.setattr("sim.runs.run_one.simulate", broken)
     with pytest.raises(AssertionError, match="a law is broken"):
         invoke("run", write_scenario(tmp_path))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.fairness import TokenCounters, equal_share_throughputs, max_min_shares
+from sim.policy.kit.fairness import TokenCounters, equal_share_throughputs, max_min_shares
 
 
 def test_prompt_and_output_tokens_count_one_and_two() -> None:

@@ -13,11 +13,11 @@ import pytest
 from loading_cases import load, script, switches
 from scenarios import GB, Script, columns, nodes, play, prefill_s, scenario, serve_all, synthetic, trace
 
+from sim.common.errors import PolicyError
 from sim.conformance.laws import assert_laws, assert_settled
-from sim.engine import Engine
-from sim.errors import PolicyError
+from sim.core.state.request import FAILED, TIMED_OUT, UNFINISHED
+from sim.engine.engine import Engine
 from sim.policy import Action, Load, Preempt, Route, Stop, View, load_policy
-from sim.request import FAILED, TIMED_OUT, UNFINISHED
 
 GPU = "box-1/small-0"
 Rows = list[tuple[Any, ...]]

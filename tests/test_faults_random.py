@@ -12,11 +12,11 @@ from scenarios import Script, columns, nodes, play, scenario, trace
 
 from sim.conformance.cases import FAULTS, FOUR, requests
 from sim.conformance.laws import assert_laws, assert_rankings, assert_settled
-from sim.engine import Engine, Outcome, simulate
+from sim.core.state.request import UNFINISHED
+from sim.engine.engine import Engine, Outcome, simulate
 from sim.policy import Policy, load_policy
-from sim.request import UNFINISHED
-from sim.spec import Scenario, load_scenario
-from sim.summary import summarize
+from sim.results.summary import summarize
+from sim.scenario.scenario import Scenario, load_scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 HARD = FAULTS["hard-times"]["faults"]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from scenarios import play, scenario, trace
 
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
 from sim.policy import load_policy
-from sim.spec import parse_scenario, resolved
+from sim.scenario.scenario import parse_scenario, resolved
 
 GPU = "box-1/small-0"
 DOWN: dict[str, Any] = {"kind": "gpu_failure", "at_s": 1.0, "gpu": GPU}

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import FREE_OF_COST, Script, columns, load_all, play, scenario, serve_all, synthetic, trace
 
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.library import Library
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
 from sim.policy import Reject, View
+from sim.profiles.library import Library
 from sim.traces.trace import Trace
 
 NAN = float("nan")

@@ -11,9 +11,9 @@ import pytest
 from policy_cases import asked
 from scenarios import scenario
 
-from sim.feedback import FeedbackQueues, Job
+from policies._parts.fastserve_queues import FeedbackQueues, Job
+from policies._parts.qlm_queues import RequestGroup, VirtualQueue, in_time_order
 from sim.policy import View
-from sim.virtual_queues import RequestGroup, VirtualQueue, in_time_order
 
 
 @dataclass

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from format_cases import packed
 
-from sim.errors import ConfigError, TraceError
-from sim.formats import import_stream
+from sim.common.errors import ConfigError, TraceError
+from sim.traces.formats import import_stream
 from sim.traces.stream import gather, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace

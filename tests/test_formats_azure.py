@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from format_files import counts_per_minute, gaps_cv, imported, made, published, refused, spread
 
-from sim.errors import ConfigError
-from sim.formats import guess_format
+from sim.common.errors import ConfigError
 from sim.traces import blocks as trace_blocks
+from sim.traces.formats import guess_format
 from sim.traces.stream import read_trace
 from sim.traces.write import write_trace
 

@@ -13,10 +13,10 @@ from format_cases import AGENTIC, EXAMPLES, MOONCAKE, POOL, RAGPULSE, packed, te
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.errors import ConfigError, SimError, TraceError
-from sim.formats import FORMATS, guess_format, import_stream, import_trace
-from sim.formats.base import parse_options, shown
-from sim.formats.members import sample_of
+from sim.common.errors import ConfigError, SimError, TraceError
+from sim.traces.formats import FORMATS, guess_format, import_stream, import_trace
+from sim.traces.formats.base import parse_options, shown
+from sim.traces.formats.members import sample_of
 from sim.traces.stream import gather, read_trace
 from sim.traces.write import write_trace
 

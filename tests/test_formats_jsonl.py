@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.errors import TraceError
-from sim.formats import import_stream
-from sim.traces.facts import describe
+from sim.common.errors import TraceError
+from sim.traces.describe.trace_statistics import describe
+from sim.traces.formats import import_stream
 from sim.traces.stream import gather, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace

@@ -12,9 +12,9 @@ import pytest
 from format_files import gaps_cv, imported, made, refused
 from pyarrow import parquet
 
-from sim.errors import ConfigError
-from sim.formats import guess_format, json_items
-from sim.formats.json_items import json_items as items_of
+from sim.common.errors import ConfigError
+from sim.traces.formats import guess_format, json_items
+from sim.traces.formats.json_items import json_items as items_of
 from sim.traces.stream import Turns
 
 
@@ -115,7 +115,7 @@ def test_conversations_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert gaps_cv(starts) == pytest.approx(1, abs=0.06)
     assert trace.think_s is not None
     assert np.nanmean(trace.think_s) == pytest.approx(8, rel=0.06)
-    monkeypatch.setattr("sim.formats.lengths.BLOCK_ROWS", 100)
+    monkeypatch.setattr("sim.traces.formats.lengths.BLOCK_ROWS", 100)
     monkeypatch.setattr(json_items, "PIECE_BYTES", 33)
     lines = made(tmp_path, "\n".join(map(json.dumps, items[:200])), "sg.jsonl")
     pieces = imported(lines, "sharegpt", rate=2.0, think_s=8)

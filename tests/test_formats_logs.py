@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from format_files import imported, made, refused
 
-from sim.formats import guess_format
+from sim.traces.formats import guess_format
 from sim.traces.stream import Turns
 
 # As vLLM's benchmark writes it; the second request failed, the fourth was never sent.

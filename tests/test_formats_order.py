@@ -15,10 +15,10 @@ from format_files import made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.errors import TraceError
-from sim.formats import FORMATS, assembly, import_stream
-from sim.formats.assembly import Block, Clock, assembled
-from sim.formats.base import FormatOptions
+from sim.common.errors import TraceError
+from sim.traces.formats import FORMATS, assembly, import_stream
+from sim.traces.formats.assembly import Block, Clock, assembled
+from sim.traces.formats.base import FormatOptions
 from sim.traces.stream import TraceStream, Turns
 from sim.traces.trace import Trace
 

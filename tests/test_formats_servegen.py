@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from format_cases import packed
 
-from sim.errors import ConfigError, TraceError
-from sim.formats import import_stream
-from sim.formats.servegen import _arrivals, _weibull_shape
-from sim.formats.servegen_pool import read_pools
-from sim.rng import stream as random_stream
+from sim.common.errors import ConfigError, TraceError
+from sim.common.rng import stream as random_stream
+from sim.traces.formats import import_stream
+from sim.traces.formats.servegen import _arrivals, _weibull_shape
+from sim.traces.formats.servegen_pool import read_pools
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from format_files import gaps_cv, imported, made, published, refused, spread
 
-from sim.errors import ConfigError
-from sim.formats import guess_format
+from sim.common.errors import ConfigError
 from sim.traces import blocks as trace_blocks
+from sim.traces.formats import guess_format
 
 BURST_1 = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 BURST_3 = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"

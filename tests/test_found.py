@@ -8,11 +8,11 @@ import pytest
 from laws import assert_laws
 from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
-from sim.engine import Engine
-from sim.errors import PolicyError
+from sim.common.errors import PolicyError
+from sim.core.state.request import COMPLETED, UNFINISHED
+from sim.engine.engine import Engine
 from sim.policy import Action, Load, Preempt, Resize, Route, View, Wake, choose_options, load_policy, policy_names
-from sim.request import COMPLETED, UNFINISHED
-from sim.spec import GIB
+from sim.scenario.scenario import GIB
 
 
 @pytest.mark.parametrize("layers", [(4, 1), (1, 4)])

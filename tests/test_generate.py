@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.errors import ConfigError
-from sim.spec import GenerateWorkload, ModelTraffic
-from sim.traces.assign import assign_models
-from sim.traces.facts import describe
+from sim.common.errors import ConfigError
+from sim.scenario.scenario import GenerateWorkload, ModelTraffic
+from sim.traces.compose.assign import assign_models
+from sim.traces.describe.trace_statistics import describe
 from sim.traces.stream import read_trace
 from sim.traces.trace import Trace
-from sim.workloads.generate import MOST_REQUESTS, generate
+from sim.workload.generate import MOST_REQUESTS, generate
 
 SMALL = Path(__file__).resolve().parents[1] / "traces" / "small.csv"
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from sim.engine import simulate
+from sim.engine.engine import simulate
 from sim.policy import policy_names
-from sim.spec import load_scenario
-from sim.summary import summarize
+from sim.results.summary import summarize
+from sim.scenario.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden.json")

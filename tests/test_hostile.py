@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from number_fields import NUMBERS, all_models
 from pydantic import ValidationError
 
-from sim.errors import SimError
-from sim.library import Library
-from sim.policy import policies_folder
-from sim.spec import load_scenario
-from sim.workloads.fields import Frozen
-from sim.yamlfile import parse_value, read_yaml
+from sim.common.errors import SimError
+from sim.common.yaml_files import parse_value, read_yaml
+from sim.policy.loader import policies_folder
+from sim.profiles.library import Library
+from sim.scenario.fields import Frozen
+from sim.scenario.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_S = 2.0  # of computing, for any refusal
@@ -210,7 +210,7 @@ def test_what_a_policy_may_look_at_cannot_be_changed(tmp_path: Path) -> None:
         "                continue\n"
         "            if hasattr(value, 'clear'):\n"
         "                value.clear()",
-        "from sim.errors import PolicyError",
+        "from sim.common.errors import PolicyError",
     )
     told = []
     for text in (GOOD, clear):
@@ -336,7 +336,7 @@ def test_tables(name: str, old: str, new: str, words: tuple[str, ...], tmp_path:
 
 
 def test_a_few_rows_may_span_a_grid_without_end(tmp_path: Path) -> None:
-    from sim.library import _grid  # noqa: PLC0415
+    from sim.profiles.library import _grid  # noqa: PLC0415
 
     rows = [
         {"layers": str(n), "batch": str(n), "context": str(n), "step_s": "1", "_where": f"row {n}"} for n in range(9000)
@@ -373,7 +373,7 @@ def test_a_bomb_takes_little_time_and_memory(bomb: str, tmp_path: Path) -> None:
         arguments = [str(write_scenario(tmp_path)), "--trace", str(path)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     code = (
-        "import sys\nfrom sim.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "import sys\nfrom sim.cli.main import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"  # getrusage's peak is that of who started it, too
         "    print(int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) >> 10)"
     )

@@ -12,11 +12,11 @@ import pytest
 from laws import assert_laws
 from scenarios import GB, Row, columns, play, scenario, trace
 
-from sim.engine import Engine
-from sim.errors import ConfigError
-from sim.keepalive import RANGE_S, IdleGaps
-from sim.metrics import SWITCH_COLUMNS
+from sim.common.errors import ConfigError
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.engine.engine import Engine
 from sim.policy import load_policy
+from sim.policy.kit.keepalive import RANGE_S, IdleGaps
 
 KV = 1024 * 2500 * 4  # bytes of the pool of `four`
 FOUR, TWO, EIGHT = 4 * GB + KV, 2 * GB + GB // 2 + 1024 * 5000 * 2, 4 * GB + GB // 4 + 1024 * 1000 * 8

@@ -19,9 +19,9 @@ from random_cases import Seeded
 from scenarios import Row, Script, as_yaml, columns, nodes, play, scenario, serve_all, trace
 from swarm import Case, swarm_case
 
-from sim.engine import Engine
+from sim.engine.engine import Engine
 from sim.policy import Load, View, policy_names
-from sim.spec import Scenario
+from sim.scenario.scenario import Scenario
 
 QUICK = settings(
     derandomize=True,

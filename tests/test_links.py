@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.links import Link, Transfer, neighbours, rates
+from sim.core.state.links import Link, Transfer, neighbours, rates
 
 
 def joined(*wanted: tuple[tuple[Link, ...], float]) -> list[Transfer]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sim.request import COMPLETED
-from sim.request_table import request_table
-from sim.spec import parse_scenario
+from sim.core.state.request import COMPLETED
+from sim.results.request_table import request_table
+from sim.scenario.scenario import parse_scenario
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install '.[profile]')")
 pytest.importorskip("safetensors", reason="safetensors is not installed (pip install '.[profile]')")

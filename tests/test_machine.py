@@ -48,9 +48,9 @@ from shrinking import MOST_PLAYS, Shrinker, commands, keep, place_of
 from swarm import Case, case_of, swarm_case
 
 import sim
-from sim.engine import Engine
+from sim.core.world import Changes
+from sim.engine.engine import Engine
 from sim.policy import View
-from sim.world import Changes
 
 ROOT = Path(__file__).resolve().parent.parent
 CALM_S = 30.0
@@ -295,8 +295,8 @@ def replays(breaking: str, scenario: Path) -> bool:
 @needs_source
 @pytest.mark.parametrize("what", BREAKS)
 def test_the_machine_finds_what_is_broken(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sim.kv import KvMoves  # noqa: PLC0415
-    from sim.state import Instance  # noqa: PLC0415
+    from sim.core.kv import KvMoves  # noqa: PLC0415
+    from sim.core.state.instance import Instance  # noqa: PLC0415
 
     for owner, name in ((Instance, "leave_decoding"), (KvMoves, "drop")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end, whatever is set meanwhile

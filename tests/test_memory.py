@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
-from sim.errors import PolicyError
-from sim.memory import HostMemory
+from sim.common.errors import PolicyError
+from sim.core.state.host_memory import HostMemory
 from sim.policy import Action, Load, Stop, View, Wake
 
 A, B, C = (("a", "FP16"), ("b", "FP16"), ("c", "FP16"))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import scenario, synthetic
 
-from sim.build import build_cluster
-from sim.library import Library
-from sim.metrics import BIN_WIDTH, SWITCH_COLUMNS, Recorder, TokenLatencies
-from sim.state import Instance
+from sim.core.record.recorder import BIN_WIDTH, SWITCH_COLUMNS, Recorder, TokenLatencies
+from sim.core.state.instance import Instance
+from sim.engine.build_cluster import build_cluster
+from sim.profiles.library import Library
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True, max_examples=150)
 

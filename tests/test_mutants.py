@@ -16,11 +16,11 @@ DIGEST = "    digest = hashlib.sha256(text.encode()).digest()\n"
 ROWS = [
     {
         "name": "no seed",
-        "file": "sim/rng.py",
+        "file": "sim/common/rng.py",
         "was": DIGEST,
         "is": '    digest = bytes(32)\n    assert "\\x1f" in text\n',
     },
-    {"name": "equivalent", "file": "sim/rng.py", "was": DIGEST, "is": DIGEST.replace("text", "str(text)")},
+    {"name": "equivalent", "file": "sim/common/rng.py", "was": DIGEST, "is": DIGEST.replace("text", "str(text)")},
 ]
 
 
@@ -45,5 +45,5 @@ def test_a_text_that_is_gone_is_no_mutant(tmp_path: Path, capsys: pytest.Capture
     file = tmp_path / "mutants.yaml"
     file.write_text(yaml.safe_dump([{**ROWS[0], "was": "no such text"}]))
     assert mutants.main(["--file", str(file)]) == 2
-    assert "stands 0 times in sim/rng.py" in capsys.readouterr().err
+    assert "stands 0 times in sim/common/rng.py" in capsys.readouterr().err
     assert mutants.main(["--only", "nothing like it"]) == 2

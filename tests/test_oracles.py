@@ -14,17 +14,17 @@ from random_policy import RandomPolicy
 from scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
 
 from sim.bounds.pooled import srpt_mean_s
-from sim.catalogue import policy_catalogue
+from sim.common.errors import ConfigError, PolicyError
 from sim.conformance import hardware
-from sim.engine import Engine, identify, simulate
-from sim.errors import ConfigError, PolicyError
-from sim.future import Future
-from sim.ideal import UNBOUNDED_BYTES, in_its_world
+from sim.core.state.request import COMPLETED
+from sim.engine.engine import Engine, identify, simulate
+from sim.engine.ideal_hardware import UNBOUNDED_BYTES, in_its_world
 from sim.policy import Action, Policy, View, load_policy
-from sim.request import COMPLETED
-from sim.spec import Scenario, load_scenario, parse_scenario, resolved
-from sim.summary import summarize
-from sim.workload import open_workload
+from sim.policy.catalogue import policy_catalogue
+from sim.policy.interface.future import Future
+from sim.results.summary import summarize
+from sim.scenario.scenario import Scenario, load_scenario, parse_scenario, resolved
+from sim.workload.requests import open_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLES = ("belady", "infinite-memory", "infinite-memory-srpt", "zero-switch-cost")

@@ -14,11 +14,11 @@ import pytest
 from laws import assert_laws
 from scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
-from sim.engine import Engine
-from sim.errors import PolicyError
-from sim.metrics import SWITCH_COLUMNS
+from sim.common.errors import PolicyError
+from sim.core.record.recorder import SWITCH_COLUMNS
+from sim.core.state.request import COMPLETED, REJECTED
+from sim.engine.engine import Engine
 from sim.policy import load_policy
-from sim.request import COMPLETED, REJECTED
 
 GIANTS = {"a": "giant", "b": "giant"}
 FOURS = {"a": "four", "b": "four"}

@@ -14,12 +14,12 @@ from test_bounds import drawn
 from sim.bounds.alone import alone_bound
 from sim.bounds.places import PlanOptions
 from sim.bounds.schedule import optimal_schedule
+from sim.common.errors import ConfigError
 from sim.conformance import hardware
-from sim.errors import ConfigError
+from sim.core.state.request import COMPLETED
 from sim.policy import load_policy
-from sim.request import COMPLETED
-from sim.spec import Scenario
-from sim.workload import workload_of
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import workload_of
 
 
 def planned(of: Scenario, rows: list[Row], **options: Any) -> Any:

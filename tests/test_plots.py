@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from trace_cases import Row, in_chunks, trace_of
 
-from sim.errors import ConfigError
-from sim.plots.traces import check_plot, plot_traces
-from sim.traces.facts import Description, describe_stream
+from sim.common.errors import ConfigError
+from sim.plots.trace_figures import check_plot, plot_traces
+from sim.traces.describe.trace_statistics import Description, describe_stream
 
 
 def description(rows: list[Row]) -> Description:

@@ -14,25 +14,14 @@ from typing import Any
 import pytest
 from bad_policies import BAD, GOOD
 
+from sim.common.errors import PolicyError
 from sim.conformance.hardware import as_yaml
 from sim.conformance.subject import run
 from sim.conformance.subject import subject as subject_of
 from sim.conformance.suite import CHECKS, FAILED, NOT_APPLICABLE, PASSED, Check, Verdict, judge
-from sim.errors import PolicyError
-from sim.policy import (
-    Action,
-    GpuView,
-    InstanceView,
-    ModelView,
-    Policy,
-    RequestView,
-    View,
-    load_policy,
-    policies_folder,
-    policy_class,
-    policy_names,
-)
-from sim.request import COMPLETED
+from sim.core.state.request import COMPLETED
+from sim.policy import Action, GpuView, InstanceView, ModelView, Policy, RequestView, View, load_policy, policy_names
+from sim.policy.loader import policies_folder, policy_class
 
 # A model that found no room at the start is never served.
 STATIC = ["alpaserve", "least-loaded", "static-split"]

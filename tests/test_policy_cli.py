@@ -12,9 +12,10 @@ import pytest
 from bad_policies import BAD, GOOD, THINKS, first
 from cli_cases import invoke, write_scenario
 
-from sim.catalogue import TIERS
-from sim.errors import SimError
-from sim.policy import policy_class, policy_names
+from sim.common.errors import SimError
+from sim.policy import policy_names
+from sim.policy.catalogue import TIERS
+from sim.policy.loader import policy_class
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -209,8 +210,8 @@ def test_requests_are_kept_to_the_last_bit() -> None:
     from sim.conformance.keeping import Keeper  # noqa: PLC0415
     from sim.conformance.subject import Play, subject  # noqa: PLC0415
     from sim.conformance.suite import FAILED, Verdict  # noqa: PLC0415
-    from sim.spec import load_scenario  # noqa: PLC0415
-    from sim.workload import build_trace  # noqa: PLC0415
+    from sim.scenario.scenario import load_scenario  # noqa: PLC0415
+    from sim.workload.requests import build_trace  # noqa: PLC0415
 
     of = subject("lru-swap").scenario("none")
     rows = [(0.1 + 0.2, "a", 3, 4), (1 / 3, "a", 5, 6)]

@@ -22,7 +22,7 @@ from generated import counts, cv, prefix_hits, window_cvs
 
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
-from sim.workloads.generate import stream_from_file
+from sim.workload.generate import stream_from_file
 
 FILES = Path(__file__).parent.parent.parent / "shared" / "traces"
 Figures = dict[str, float]

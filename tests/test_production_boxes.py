@@ -11,10 +11,10 @@ import pytest
 from production_cases import loads, run
 from scenarios import Row
 
-from sim.engine import simulate
-from sim.errors import ConfigError, PolicyError
-from sim.request import COMPLETED, REJECTED, TIMED_OUT
-from sim.spec import load_scenario
+from sim.common.errors import ConfigError, PolicyError
+from sim.core.state.request import COMPLETED, REJECTED, TIMED_OUT
+from sim.engine.engine import simulate
+from sim.scenario.scenario import load_scenario
 
 # --- several boxes
 

@@ -13,8 +13,8 @@ import pytest
 from production_cases import ROUND, TWOS, freed, in_order, loads, reasons, run, served, steady, switches
 from scenarios import GB, Row, columns, nodes
 
-from sim.request import COMPLETED
-from sim.spec import ModelSpec
+from sim.core.state.request import COMPLETED
+from sim.scenario.scenario import ModelSpec
 
 # --- llama-swap
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from profile_cases import FACTS, ROWS, Plan, folder, measured
 
-from sim.cli import main
-from sim.errors import ProfileError
-from sim.library import Library
+from sim.cli.main import main
+from sim.common.errors import ProfileError
+from sim.profiles.library import Library
 from sim.profiling.check import Report, check, is_sound
 from sim.profiling.fill import fill
 from sim.profiling.measured import Measured, write_measured

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profile_cases import ROWS, TRUTH, Plan, filled, folder, measured, rows_of, shape, steps, table, weights, written
 
-from sim.cli import main
-from sim.hybrid import EngineShape, GpuRates, HostRates, Hybrid, ModelShape
+from sim.cli.main import main
 from sim.profiling.collect import collect
 from sim.profiling.fill import fill
 from sim.profiling.fitting import fit_rates
 from sim.profiling.grids import Grid, _obeying, table_rows
+from sim.profiling.hybrid import EngineShape, GpuRates, HostRates, Hybrid, ModelShape
 from sim.profiling.physics import Prompts, Rates, decode_s, prefill_s, shape_of, weight_bytes
-from sim.spec import load_scenario
+from sim.scenario.scenario import load_scenario
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=12, print_blob=True)
 SMALL = ROWS[1]

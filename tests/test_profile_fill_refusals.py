@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from profile_cases import FACTS, ROWS, Plan, filled, folder, links, measured, rows_of, switches, written
 
-from sim.cli import main
-from sim.errors import ConfigError, ProfileError
+from sim.cli.main import main
+from sim.common.errors import ConfigError, ProfileError
 from sim.profiling.fill import fill, parse_models
 from sim.profiling.measured import Measured
 

@@ -32,7 +32,7 @@ import profiler.session as profile_session  # noqa: E402
 import profiler.store as profile_store  # noqa: E402
 import torch  # noqa: E402
 
-from sim.library import Library  # noqa: E402
+from sim.profiles.library import Library  # noqa: E402
 from sim.profiling.measured import PROVENANCE, read_measured  # noqa: E402
 from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, SwitchPoint  # noqa: E402
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from profile_import_cases import CASES, GOOD
 from profile_records import batched_bench, llama_bench, ollama, vllm_serve, write_json, write_jsonl
 
-from sim.errors import SimError
+from sim.common.errors import SimError
 from sim.profiling.importing import ImportOptions, import_files
 from sim.profiling.models import ModelFlags
 

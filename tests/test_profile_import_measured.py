@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.errors import ConfigError, ProfileError
+from sim.common.errors import ConfigError, ProfileError
 from sim.profiling.measured import Measured, merge, read_measured, read_rows, rows_text, write_measured
 from sim.profiling.points import (
     COLUMNS,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from profile_records import GPU
 
-from sim.library import Library
+from sim.profiles.library import Library
 from sim.profiling.architectures import ARCHITECTURES, by_name, by_parameters, named
-from sim.profiling.hardware import gpu_slug, host_slug, known_hosts
+from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from profile_cases import ROWS, Plan, folder
 
-from sim.breakeven import At, break_even
-from sim.cli import main
-from sim.errors import ConfigError, ProfileError
-from sim.library import Library
+from sim.cli.main import main
+from sim.common.errors import ConfigError, ProfileError
 from sim.plots.profile_figures import _GAP, _apart, plot_profiles
+from sim.profiles.break_even import At, break_even
+from sim.profiles.library import Library
+from sim.profiling.figure_data import PARTS, Choice, portraits
 from sim.profiling.fill import fill
-from sim.profiling.portrait import PARTS, Choice, portraits
 
 
 @pytest.fixture(scope="module")

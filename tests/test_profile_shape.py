@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from profile_cases import ROWS, Plan, folder
 
-from sim.catalogue import profile_catalogue
-from sim.library import Library
-from sim.profiles import Profile
+from sim.profiles.catalogue import profile_catalogue
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile
 from sim.profiling.fill import fill
 
 TABLES = Library().table_keys()

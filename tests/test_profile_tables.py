@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sim.hybrid import (
+from sim.profiling.hybrid import (
     EngineShape,
     GpuRates,
     HostRates,

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import GB, prefill_s, step_s, synthetic, write_profiles
 
-from sim.errors import ProfileError
-from sim.library import Library
-from sim.profiles import Curve, Grid, Profile
+from sim.common.errors import ProfileError
+from sim.profiles.library import Library
+from sim.profiles.profile import Curve, Grid, Profile
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True)
 

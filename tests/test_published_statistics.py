@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sim.formats import import_stream
-from sim.traces.facts import describe_stream
+from sim.traces.describe.trace_statistics import describe_stream
+from sim.traces.formats import import_stream
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
 QUANTILES = ("mean", "p50", "p90", "p99", "max")

@@ -13,7 +13,9 @@ import pytest
 from policy_cases import LOAD_S, Told, asked, classes, completed, made, switches
 from scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
-from sim.policy import RequestGroup, View, pressure_moves
+from policies._parts.prism_pressure import pressure_moves
+from policies._parts.qlm_queues import RequestGroup
+from sim.policy import View
 
 # --- qlm
 

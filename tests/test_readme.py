@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.policy import policy_class
+from sim.policy.loader import policy_class
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from trace_cases import Row, in_chunks, rows_of, trace_of
 
-from sim.errors import ConfigError, SimError, TraceError
-from sim.traces.composition import compose, digest_of, settle
-from sim.traces.jobs import compose_files, follow_file, read_recipe_of, split_targets
-from sim.traces.recipe import Recipe, as_data, parse_recipe
-from sim.traces.shorthand import Shorthand, recipe_from
+from sim.common.errors import ConfigError, SimError, TraceError
+from sim.traces.compose.composition import compose, digest_of, settle
+from sim.traces.compose.recipe import Recipe, as_data, parse_recipe
+from sim.traces.compose.shorthand import Shorthand, recipe_from
 from sim.traces.stream import read_trace
 from sim.traces.write import write_stream
+from sim.workload.trace_jobs import compose_files, follow_file, read_recipe_of, split_targets
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from reference_cases import Case, Table, cases, scenario_of, trace_of, write_pro
 from reference_engine import PHASES, Job, ReferenceEngine, Site
 from reference_links import Machine
 
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.library import Library
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
 from sim.policy import Action, Load, Policy, Route, View
+from sim.profiles.library import Library
 
 EXAMPLES = int(os.environ.get("REFERENCE_EXAMPLES", "0"))
 NEAR_TIE_S = 1e-9

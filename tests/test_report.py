@@ -18,8 +18,8 @@ from report_cases import make_capacity, make_comparison, make_run, make_sweep, r
 from sim.plots.style import pens
 from sim.report.content import Report, Section, Table
 from sim.report.markdown import escaped, markdown
-from sim.report.material import open_folder
 from sim.report.page import html as page_of
+from sim.report.result_folder import open_folder
 from sim.report.write import _files as files_of
 from sim.report.write import made
 

@@ -10,16 +10,16 @@ import pytest
 from cli_cases import write_scenario
 from report_cases import contrast, make_run
 
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
 from sim.plots.style import COLOURS
 from sim.report.content import Table, text_cell
 from sim.report.groups import Cast
 from sim.report.latency import by_code, distribution
-from sim.report.material import open_folder
 from sim.report.over_time import _means, _stretches
 from sim.report.page import html
+from sim.report.result_folder import open_folder
 from sim.report.write import made, report
-from sim.runner import RunOptions, run
+from sim.runs.run_one import RunOptions, run
 
 
 def test_a_distribution_counts_those_without_an_answer() -> None:

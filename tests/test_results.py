@@ -17,14 +17,16 @@ from cli_cases import scenario_data, write_scenario
 from pyarrow import parquet
 
 import sim
-from sim import columns, metrics, results
-from sim.engine import Outcome, identify, simulate
-from sim.errors import ConfigError
-from sim.results import FILES, SERIES, check_target, finished_run, write_run
-from sim.runner import RunOptions, compose, run
-from sim.spec import load_scenario, parse_scenario
-from sim.summary import summarize
-from sim.workload import build_trace, open_workload
+from sim.common import column_store
+from sim.common.errors import ConfigError
+from sim.core.record import recorder
+from sim.engine.engine import Outcome, identify, simulate
+from sim.results import run_folder
+from sim.results.run_folder import FILES, SERIES, check_target, finished_run, write_run
+from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions, compose, run
+from sim.scenario.scenario import load_scenario, parse_scenario
+from sim.workload.requests import build_trace, open_workload
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +97,11 @@ def kept(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """A run's summary and files, with so many rows in memory, handed over in odd blocks, and so many in a row group."""
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "_ROWS", 37)
-        patch.setattr(results, "_BLOCK_ROWS", block_rows)
+        patch.setattr(recorder, "_ROWS", 37)
+        patch.setattr(run_folder, "_BLOCK_ROWS", block_rows)
         workload = scenario_data()["workload"] | {"duration_s": 400}
         data = scenario_data(workload=workload, horizon_s=350, cluster=SMALL_GPU, policy={"name": "lru-swap"})
-        played = simulate(parse_scenario(data, "test"), recorder=metrics.Recorder(folder.parent, most_rows))
+        played = simulate(parse_scenario(data, "test"), recorder=recorder.Recorder(folder.parent, most_rows))
         summary = summarize(played) | {"engine": None}
         write_run(folder, played, summary)
     spilled = sum(type(part).__name__ == "_Spilled" for part in played.recorder.columns.parts())
@@ -130,7 +132,7 @@ def test_what_is_kept_does_not_depend_on_what_fitted_in_memory(
 def test_what_the_recorder_saw_is_what_was_asked(outcome: Outcome) -> None:
     arrived = outcome.recorder.arrived
     asked = build_trace(outcome.scenario).select(slice(0, arrived))
-    checksum = columns.rows_checksum(np.arange(arrived), asked.prompt_tokens, asked.output_tokens)
+    checksum = column_store.rows_checksum(np.arange(arrived), asked.prompt_tokens, asked.output_tokens)
     assert outcome.recorder.digest_sum == checksum
 
 
@@ -239,7 +241,7 @@ def test_a_full_disk_leaves_what_was_there(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.write_bytes(b"half")
 
-    monkeypatch.setattr(results, "_write_parquet", full)
+    monkeypatch.setattr(run_folder, "_write_parquet", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         write_run(target, outcome, summary)
     assert len(written) == 2
@@ -252,7 +254,7 @@ def test_a_full_disk_is_seen_before_the_run(tmp_path: Path, monkeypatch: pytest.
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results, "put", full)
+    monkeypatch.setattr(run_folder, "put", full)
     with pytest.raises(ConfigError, match="No space left"):
         check_target(tmp_path / "run", lambda: "id")
     assert leftovers(tmp_path) == []
@@ -264,14 +266,14 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path: Path, file: str)
     program = f"""
 import os, sys
 from pathlib import Path
-from sim import results
-from sim.runner import RunOptions, run
-write = results._write_parquet
+from sim.results import run_folder
+from sim.runs.run_one import RunOptions, run
+write = run_folder._write_parquet
 def killed(path, columns):
     write(path, columns)
     if path.name == {file!r}:
         os._exit(9)
-results._write_parquet = killed
+run_folder._write_parquet = killed
 run(RunOptions(scenario=Path({str(path)!r}), out=Path({str(tmp_path / "run")!r})))
 """
     finished = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)

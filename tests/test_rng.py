@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.rng import stream
+from sim.common.rng import stream
 
 
 def test_equal_names_give_equal_numbers_for_ever() -> None:

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import FREE_OF_COST, Script, columns, load_all, nodes, play, scenario, serve_all, synthetic, trace
 
-from sim.engine import Engine
-from sim.errors import PolicyError
+from sim.common.errors import PolicyError
+from sim.core.state.ranking import Line
+from sim.core.state.request import COMPLETED, TIMED_OUT
+from sim.engine.engine import Engine
 from sim.policy import Load, Preempt, Resize, Route, Stop, View, Wake
-from sim.ranking import Line
-from sim.request import COMPLETED, TIMED_OUT
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from cli_cases import invoke
 
-from sim.engine import Outcome, simulate
-from sim.request import COMPLETED, UNFINISHED
-from sim.request_table import request_table
-from sim.spec import Scenario, TraceWorkload, load_scenario
-from sim.summary import summarize
-from sim.workload import build_trace
-from sim.workloads.laws import Frames
-from sim.workloads.spec import StreamSpec
+from sim.core.state.request import COMPLETED, UNFINISHED
+from sim.engine.engine import Outcome, simulate
+from sim.results.request_table import request_table
+from sim.results.summary import summarize
+from sim.scenario.distributions import Frames
+from sim.scenario.scenario import Scenario, TraceWorkload, load_scenario
+from sim.scenario.workload import StreamSpec
+from sim.workload.requests import build_trace
 
 FOLDER = Path(__file__).resolve().parent.parent / "traces" / "scenarios"
 FILES = sorted(FOLDER.glob("*.yaml"))

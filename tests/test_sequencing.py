@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from sim.sequencing import least_violation, on_time_first
+from policies._parts.moore_hodgson import least_violation, on_time_first
 
 
 def in_time(jobs: Sequence[int], durations_s: Sequence[float], due_s: Sequence[float]) -> bool:

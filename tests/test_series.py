@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from watched import play_watched
 
-from sim.engine import Engine, Outcome, simulate
-from sim.metrics import Recorder
-from sim.results import write_run
-from sim.series import COLUMNS, Series
-from sim.spec import parse_scenario
-from sim.state import ASLEEP, GONE, PENDING, READY, STATUSES
-from sim.summary import summarize
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import COLUMNS, Series
+from sim.core.state.instance import ASLEEP, GONE, PENDING, READY, STATUSES
+from sim.engine.engine import Engine, Outcome, simulate
+from sim.results.run_folder import write_run
+from sim.results.summary import summarize
+from sim.scenario.scenario import parse_scenario
 
 QUICK = settings(
     derandomize=True,

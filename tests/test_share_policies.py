@@ -10,8 +10,8 @@ import pytest
 from policy_cases import LOAD_S, Told, classes, completed, made
 from scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
-from sim.fairness import max_min_shares
 from sim.policy import Action, View
+from sim.policy.kit.fairness import max_min_shares
 
 TWO = {"a": "four", "b": "eight"}
 # --- fair-share

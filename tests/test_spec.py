@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from random_cases import Seeded, random_case
 from scenarios import as_yaml
 
-from sim.errors import ConfigError
-from sim.spec import (
+from sim.common.errors import ConfigError
+from sim.scenario.scenario import (
     GenerateWorkload,
     Scenario,
     TraceWorkload,

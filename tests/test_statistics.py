@@ -25,9 +25,7 @@ from scenarios import (
 )
 from scipy import stats
 
-from sim.conformance import hardware
-from sim.spec import Scenario
-from sim.statistics import (
+from sim.common.statistics import (
     FEWEST_TO_RESAMPLE,
     Interval,
     difference,
@@ -38,6 +36,8 @@ from sim.statistics import (
     pareto_front,
     ratio,
 )
+from sim.conformance import hardware
+from sim.scenario.scenario import Scenario
 
 Floats = NDArray[np.float64]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from generated import arrivals, counts, cv, drawn, window_cvs, workload
 
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
 from sim.traces.trace import Trace
-from sim.workloads.arrivals import weibull_shape
-from sim.workloads.generate import generate
+from sim.workload.arrivals import weibull_shape
+from sim.workload.generate import generate
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.traces.trace import Trace
-from sim.workloads.generate import generate, generate_stream
+from sim.workload.generate import generate, generate_stream
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 
@@ -53,8 +53,8 @@ def test_the_size_of_chunks_changes_nothing(chunk_rows: int) -> None:
 def test_the_length_of_windows_changes_nothing(window_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     of = workload(200, *BUSY)
     before = drawn(of, 3)
-    monkeypatch.setattr("sim.workloads.merging.WINDOW_ROWS", window_rows)
-    monkeypatch.setattr("sim.workloads.arrivals.MOST_AHEAD", window_rows)
+    monkeypatch.setattr("sim.workload.merge.WINDOW_ROWS", window_rows)
+    monkeypatch.setattr("sim.workload.arrivals.MOST_AHEAD", window_rows)
     after = drawn(of, 3)
     # Sessions are numbered window by window; what they are called does not depend on it.
     assert before.digest() == after.digest()

@@ -12,7 +12,7 @@ from cli_cases import invoke, scenario_data, write_scenario
 from matplotlib.figure import Figure
 
 import sim
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
 
 POLICIES = ["lru-swap", "exclusive-swap"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from cli_cases import scenario_data
 
-from sim.build import build_cluster
-from sim.engine import Outcome, simulate
-from sim.library import Library
-from sim.locate import data_folder
-from sim.metrics import REQUEST_COLUMNS, Recorder
-from sim.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
-from sim.spec import load_scenario, parse_scenario
-from sim.summary import spread, summarize
+from sim.common.data_files import data_folder
+from sim.core.record.recorder import REQUEST_COLUMNS, Recorder
+from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES, REJECTED, TIMED_OUT, UNFINISHED
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Outcome, simulate
+from sim.profiles.library import Library
+from sim.results.summary import spread, summarize
+from sim.scenario.scenario import load_scenario, parse_scenario
 
 NAN = math.nan
 

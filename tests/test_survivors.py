@@ -15,13 +15,13 @@ import pytest
 from loading_cases import load, script, switches
 from scenarios import GB, columns, load_all, nodes, play, prefill_s, scenario, serve_all, step_s, synthetic, trace
 
-from sim.batch import sequence_blocks
-from sim.estimates import Estimates
+from sim.core.state.leap import sequence_blocks
+from sim.core.state.request import OUTCOMES, REJECTED, TIMED_OUT, Request
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
-from sim.request import OUTCOMES, REJECTED, TIMED_OUT, Request
-from sim.spec import PredictorOptions
-from sim.summary import _loads
-from sim.workloads.draws import whole
+from sim.policy.interface.estimates import Estimates
+from sim.results.summary import _loads
+from sim.scenario.scenario import PredictorOptions
+from sim.workload.draws import whole
 
 SLOW_KV = "0,0,8.0,0.001,0.002,0,0"  # KV at 1 and 2 MB/s
 

@@ -15,16 +15,16 @@ from cli_cases import invoke, scenario_data
 from filelock import FileLock
 from sweep_cases import contents, tasks_of, write_grid, write_policy
 
-from sim.engine import identify, simulate
-from sim.errors import ConfigError
-from sim.results import FILES, SERIES
-from sim.summary import summarize
-from sim.sweeps import execute, identity, worker
-from sim.sweeps.collect import flat, frame
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines, Progress, Result, Task
-from sim.workload import open_workload
+from sim.common.errors import ConfigError
+from sim.engine.engine import identify, simulate
+from sim.results.run_folder import FILES, SERIES
+from sim.results.summary import summarize
+from sim.runs import execute, identity, worker
+from sim.runs.collect import flat, frame
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Machines, Progress, Result, Task
+from sim.workload.requests import open_workload
 
 HERE = Machines(0)
 
@@ -310,7 +310,7 @@ def test_another_version_of_the_simulator_makes_other_runs(
     done: tuple[Store, list[Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = copy_of(done[0], tmp_path / "store")
-    for module in ("sim.engine", "sim.sweeps.execute", "sim.sweeps.worker"):
+    for module in ("sim.engine.engine", "sim.runs.execute", "sim.runs.worker"):
         monkeypatch.setattr(f"{module}.code_digest", lambda: "newer")
     worker._version.cache_clear()
     try:

@@ -18,13 +18,13 @@ import pytest
 from cli_cases import invoke, scenario_data
 from sweep_cases import ROOT, contents, tasks_of, write_grid, write_policy
 
-from sim.errors import ConfigError
-from sim.locate import code_digest
-from sim.sweeps.execute import identified, play
-from sim.sweeps.grid import read_grid
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines, Progress
-from sim.sweeps.worker import Job, job_of, play_one
+from sim.common.data_files import code_digest
+from sim.common.errors import ConfigError
+from sim.runs.execute import identified, play
+from sim.runs.store import Store
+from sim.runs.task import Machines, Progress
+from sim.runs.worker import Job, job_of, play_one
+from sim.studies.grid import read_grid
 
 has_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra dask")
 has_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
@@ -220,7 +220,7 @@ def test_a_cluster_must_be_named(engine: str, mark: str, tmp_path: Path) -> None
 
 @has_dask
 def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.sweeps.dask_crew.PATIENCE_S", 1)
+    monkeypatch.setattr("sim.runs.dask_executor.PATIENCE_S", 1)
     with pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127"):
         play(tasks_of(("lru-swap",), 1), Store(tmp_path / "out"), Machines(engine="dask", address="tcp://127.0.0.1:9"))
 

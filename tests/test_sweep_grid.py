@@ -10,9 +10,9 @@ import yaml
 from cli_cases import invoke, scenario_data, write_scenario
 from sweep_cases import write_grid
 
-from sim.errors import ConfigError
-from sim.spec import load_scenario
-from sim.sweeps.grid import Grid, read_grid
+from sim.common.errors import ConfigError
+from sim.scenario.scenario import load_scenario
+from sim.studies.grid import Grid, read_grid
 
 
 def grid_of(folder: Path, **parts: Any) -> Grid:

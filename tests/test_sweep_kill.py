@@ -13,10 +13,10 @@ import pytest
 from cli_cases import scenario_data
 from sweep_cases import alive, contents, start_sweep, workers_of, write_grid, write_policy
 
-from sim.sweeps.execute import play
-from sim.sweeps.grid import read_grid
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Machines
+from sim.studies.grid import read_grid
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 

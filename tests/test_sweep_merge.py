@@ -11,9 +11,9 @@ import pytest
 from cli_cases import invoke
 from sweep_cases import contents, tasks_of, write_grid, write_policy
 
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Machines
 
 HERE = Machines(0)
 
@@ -42,7 +42,7 @@ def test_a_grid_takes_over_what_others_have(
     def never(*_: object) -> None:
         raise AssertionError("a run has started")
 
-    monkeypatch.setattr("sim.sweeps.execute.crew_of", never)
+    monkeypatch.setattr("sim.runs.execute.crew_of", never)
     grid = write_grid(tmp_path, vary={"policy": ["least-loaded"], "seed": [2, 1]})
     result = invoke("sweep", grid, "--merge", halves[2], "--out", tmp_path / "c")
     assert result.exit_code == 0, result.output

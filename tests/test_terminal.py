@@ -9,8 +9,8 @@ import pytest
 import typer
 from trace_cases import Row, in_chunks, rows_of, trace_of
 
-from sim import terminal
-from sim.errors import TraceError
+from sim.cli import terminal
+from sim.common.errors import TraceError
 
 TRACE = trace_of([Row(float(number), "a", 1, 1) for number in range(6)])
 

@@ -33,10 +33,10 @@ from scenarios import trace
 from theory_cases import CASES, EVEN, FIXED, SECOND
 from theory_runs import Case, Integrals, Played, findings, furthest, in_order, little, play, wait, write_hardware
 
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.library import Library
-from sim.metrics import Recorder
+from sim.core.record.recorder import Recorder
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
+from sim.profiles.library import Library
 
 MEASURES = sum(len(case.measures) for case in CASES)
 

@@ -276,7 +276,7 @@ def test_random_numbers_come_from_named_streams(path: Path) -> None:
     if path.stem == "rng":
         return
     for name, line in imports(tree_of(path)):
-        assert name.split(".")[0] != "random", f"{path.name}:{line}: use sim.rng.stream"
+        assert name.split(".")[0] != "random", f"{path.name}:{line}: use sim.common.rng.stream"
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)

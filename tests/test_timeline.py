@@ -23,14 +23,14 @@ from scenarios import Script, load_all, nodes, scenario, serve_all, trace
 from watched import ChromeTrace, play_watched, read_chrome_trace
 
 import sim
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.library import Library
-from sim.metrics import Recorder
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.core.record.timeline import BATCHES, CLUSTER, WHAT, Slice, Timeline
+from sim.core.state.instance import STATUSES
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
 from sim.policy import Preempt, View
-from sim.series import Series
-from sim.state import STATUSES
-from sim.timeline import BATCHES, CLUSTER, WHAT, Slice, Timeline
+from sim.profiles.library import Library
 
 QUICK = settings(
     derandomize=True,
@@ -391,7 +391,7 @@ def test_perfettos_trace_processor_reads_it(thousand: tuple[Path, ChromeTrace]) 
 
 
 def test_the_engine_is_asked_for_nothing_unless_it_is_followed() -> None:
-    outcome = sim.engine.simulate(sim.parse_scenario(scenario_data(), "test"))  # type: ignore[attr-defined]
+    outcome = sim.engine.engine.simulate(sim.parse_scenario(scenario_data(), "test"))  # type: ignore[attr-defined]
     assert outcome.recorder.timeline is None
     assert outcome.recorder.series is None
     assert all(gpu.timeline is None for gpu in outcome.cluster.gpus)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sim.errors import TraceError
-from sim.traces.facts import describe
+from sim.common.errors import TraceError
+from sim.traces.describe.trace_statistics import describe
 from sim.traces.files import SUFFIXES
 from sim.traces.stream import read_trace
 from sim.traces.trace import Signs, Trace

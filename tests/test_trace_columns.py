@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces.stream import read_trace
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_cases import SIZES, Row, in_chunks, trace_of, traces
 
-from sim.traces import spread as trace_spread
-from sim.traces.facts import Prefixes, Service, describe, describe_stream
-from sim.traces.spread import Concurrency, Histogram, Moments, Spread, TimeBins, Windows
+from sim.traces.describe import streaming_statistics
+from sim.traces.describe.streaming_statistics import Concurrency, Histogram, Moments, Spread, TimeBins, Windows
+from sim.traces.describe.trace_statistics import Prefixes, Service, describe, describe_stream
 from sim.traces.trace import Trace
 
 FEW = settings(deadline=None, max_examples=60)
@@ -144,7 +144,7 @@ def test_a_spread_beyond_its_memory_is_right_to_a_fifth_of_a_per_cent(monkeypatc
     numbers[:200] = 0
     exact = Spread()
     exact.add(numbers)
-    monkeypatch.setattr(trace_spread, "MOST_KEPT", 500)
+    monkeypatch.setattr(streaming_statistics, "MOST_KEPT", 500)
     binned = Spread()
     for piece in np.split(numbers, 40):
         binned.add(piece)
@@ -183,7 +183,7 @@ def test_prefix_hits_are_leading_blocks_seen_before(monkeypatch: pytest.MonkeyPa
     trace = trace_of([Row(float(n), "a", 1, 1, blocks=each) for n, each in enumerate(blocks)])
     for sizes in ([1], [2], [9]):
         assert facts_of(trace, sizes)["prefixes"] == {"requests": 4, "blocks": 12, "hit_share": (0 + 2 + 0 + 3) / 12}
-    monkeypatch.setattr("sim.traces.facts.MOST_BLOCKS", 3)
+    monkeypatch.setattr("sim.traces.describe.trace_statistics.MOST_BLOCKS", 3)
     prefixes = Prefixes()
     prefixes.add(trace)
     assert prefixes.facts() == {"requests": 4, "blocks": 12, "hit_share": None}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sim.errors import TraceError
-from sim.formats import import_trace
+from sim.common.errors import TraceError
+from sim.traces.formats import import_trace
 from sim.traces.stream import read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace

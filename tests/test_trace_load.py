@@ -8,11 +8,11 @@ import pytest
 from cli_cases import scenario_data
 from trace_cases import Row, in_chunks, trace_of
 
-from sim.build import build_cluster
-from sim.errors import ConfigError
-from sim.library import Library
-from sim.spec import parse_scenario
-from sim.traces.load import OfferedLoad, _least_share
+from sim.bounds.offered_load import OfferedLoad, _least_share
+from sim.common.errors import ConfigError
+from sim.engine.build_cluster import build_cluster
+from sim.profiles.library import Library
+from sim.scenario.scenario import parse_scenario
 
 
 def scenario(**changes: Any) -> Any:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
-from sim import rng
-from sim.errors import ConfigError, TraceError
-from sim.traces.models import Deal, map_models, shares_of, tally
+from sim.common import rng
+from sim.common.errors import ConfigError, TraceError
+from sim.traces.compose.deal_models import Deal, map_models, shares_of, tally
 from sim.traces.trace import Trace
 
 FEW = settings(deadline=None, max_examples=60)

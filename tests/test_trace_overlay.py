@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
-from sim.errors import ConfigError, TraceError
+from sim.common.errors import ConfigError, TraceError
 from sim.traces.overlay import mix_shares, overlay, repeat
 from sim.traces.trace import Trace
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces import blocks as trace_blocks
 from sim.traces import order as trace_order
 from sim.traces.stream import TraceStream, gather, in_time_order, read_stream, read_trace

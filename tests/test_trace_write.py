@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces import stream as trace_stream
 from sim.traces.extras import EXTRAS, arrow_type
 from sim.traces.files import SUFFIXES

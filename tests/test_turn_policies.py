@@ -11,9 +11,9 @@ import pytest
 from policy_cases import Told, completed, made
 from scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
+from policies._parts.aegaeon_turns import turn_lengths
 from sim.policy import Action, GpuView, Preempt, View
-from sim.spec import Scenario
-from sim.turns import turn_lengths
+from sim.scenario.scenario import Scenario
 
 PAIR = nodes(("small", 2))
 # --- aegaeon

@@ -20,9 +20,9 @@ from scenarios import (
     trace,
 )
 
-from sim.errors import PolicyError
+from sim.common.errors import PolicyError
+from sim.core.state.request import OUTCOMES
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
-from sim.request import OUTCOMES
 
 
 def serve_on_demand(view: View) -> Iterator[Action]:

@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from real.closed_loop import compare, orders, pace_of, paced  # noqa: E402
 from real.experiment import SETTINGS, keep_settings  # noqa: E402
 
-from sim.errors import ConfigError  # noqa: E402
-from sim.library import Library  # noqa: E402
-from sim.profiles import Profile  # noqa: E402
+from sim.common.errors import ConfigError  # noqa: E402
+from sim.profiles.library import Library  # noqa: E402
+from sim.profiles.profile import Profile  # noqa: E402
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 Small,6,192,4,2,48,512,500,yes,512

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.errors import ConfigError, SimError, TraceError
-from sim.spec import GenerateWorkload, Scenario, parse_scenario
+from sim.common.errors import ConfigError, SimError, TraceError
+from sim.scenario.scenario import GenerateWorkload, Scenario, parse_scenario
 from sim.traces import blocks as trace_blocks
 from sim.traces import order as trace_order
-from sim.traces.assign import assign_models
+from sim.traces.compose.assign import assign_models
 from sim.traces.stream import read_trace
 from sim.traces.trace import join
 from sim.traces.write import write_trace
-from sim.workload import build_trace, open_workload
-from sim.workloads.generate import generate
+from sim.workload.generate import generate
+from sim.workload.requests import build_trace, open_workload
 
 TEXT = """arrival_s,model,prompt_tokens,output_tokens,service_class
 0,b,10,1,fast

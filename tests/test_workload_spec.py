@@ -10,14 +10,14 @@ import pytest
 import yaml
 from generated import drawn, same
 
-from sim.errors import ConfigError
-from sim.spec import override, parse_scenario
+from sim.common.errors import ConfigError
+from sim.scenario.distributions import Fixed, LogNormal, Quantiles
+from sim.scenario.presets import preset_names, read_preset
+from sim.scenario.scenario import override, parse_scenario
+from sim.scenario.workload import GenerateWorkload, parse_workload
 from sim.traces.stream import gather
-from sim.workload import build_trace
-from sim.workloads.generate import from_recipe, stream_from_file
-from sim.workloads.laws import Fixed, LogNormal, Quantiles
-from sim.workloads.presets import preset_names, read_preset
-from sim.workloads.spec import GenerateWorkload, parse_workload
+from sim.workload.generate import from_recipe, stream_from_file
+from sim.workload.requests import build_trace
 
 BASE: dict[str, Any] = {
     "duration_s": 100,
@@ -257,12 +257,11 @@ def test_neither_a_file_nor_a_preset() -> None:
 
 
 def test_every_field_of_a_stream_is_described() -> None:
-    from sim.workloads import laws  # noqa: PLC0415
-    from sim.workloads import spec as workload_spec  # noqa: PLC0415
-    from sim.workloads.fields import Frozen  # noqa: PLC0415
+    from sim.scenario import distributions, workload  # noqa: PLC0415
+    from sim.scenario.fields import Frozen  # noqa: PLC0415
 
     older = ("TraceWorkload", "ModelTraffic")
-    for module in (laws, workload_spec):
+    for module in (distributions, workload):
         for name, kind in vars(module).items():
             if isinstance(kind, type) and issubclass(kind, Frozen) and name not in older:
                 for field, info in kind.model_fields.items():

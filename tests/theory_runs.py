@@ -27,14 +27,14 @@ from queueing import (
     window_controls,
 )
 
-from sim.cluster import Cluster
-from sim.engine import simulate
-from sim.metrics import Recorder
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.core.state.instance import Instance
+from sim.core.state.machines import Cluster
+from sim.core.state.request import COMPLETED, REJECTED
+from sim.engine.engine import simulate
 from sim.policy import Policy, load_policy
-from sim.request import COMPLETED, REJECTED
-from sim.series import Series
-from sim.spec import Scenario, parse_scenario
-from sim.state import Instance
+from sim.scenario.scenario import Scenario, parse_scenario
 
 TICK_S = {"coarse": 0.01, "fine": 1e-4, "shared": 1e-4, "set-up": 0.01}  # of a token, by engine
 SET_UP_S = 0.8

@@ -1,6 +1,6 @@
 """What the tests of timelines and series share: random runs that are watched, and a reader of Chrome traces.
 
-The reader knows nothing of sim.timeline_file: it takes the published format, and says what is in a file.
+The reader knows nothing of sim.results.timeline_file: it takes the published format, and says what is in a file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from random_cases import Seeded, random_case
 from random_policy import RandomPolicy
 from scenarios import trace
 
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.library import Library
-from sim.metrics import Recorder
-from sim.series import Series
-from sim.timeline import Timeline
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.core.record.timeline import Timeline
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
+from sim.profiles.library import Library
 
 
 def play_watched(seed: int, series: Series | None, timeline: Timeline | None, **changes: Any) -> Engine:

@@ -1,8 +1,7 @@
 """GPUs that take turns: they compute groups of prompts and decode batches of several models, one after the other.
 
 Aegaeon's prefill_scheduler and decode_scheduler (Zyyeric/Aegaeon ca8caccf) on the simulator's actions: who comes when,
-for how long, and how KV and models leave and come. Who goes to which GPU, group and batch is the policy's. Policies
-import it from sim.policy.
+for how long, and how KV and models leave and come. Who goes to which GPU, group and batch is the policy's.
 """
 
 from __future__ import annotations
@@ -12,12 +11,22 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from sim.actions import Action, Load, Preempt, Route
-from sim.decision import View
-from sim.machine_views import GpuView
-from sim.request_view import RequestView
-from sim.swapping import Alarms, bring, leave, resident, switch_s
-from sim.views import InstanceView, ModelView
+from sim.policy import (
+    Action,
+    Alarms,
+    GpuView,
+    InstanceView,
+    Load,
+    ModelView,
+    Preempt,
+    RequestView,
+    Route,
+    View,
+    bring,
+    leave,
+    resident,
+    switch_s,
+)
 
 Steps = Generator[Action, None, bool]
 LOOKAHEAD = 64  # tokens that a sequence may grow in a turn when a batch is formed (4 blocks of 16)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sim.machine_views import GpuView
-from sim.views import ModelView
+from sim.policy import GpuView, ModelView
 
 Placement = dict[GpuView, list[ModelView]]
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from sim.request_view import RequestView
-from sim.views import ModelView
+from sim.policy import ModelView, RequestView
 
 
 @dataclass(eq=False)

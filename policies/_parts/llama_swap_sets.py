@@ -1,7 +1,7 @@
 """Pure: sets of names written as expressions, `(small | medium) & embedder`, and all that they allow.
 
 llama-swap's language for models that may be loaded together: & is and, | is or, parentheses group, +name is another of
-the sets. Policies import it from sim.policy.
+the sets.
 """
 
 from __future__ import annotations

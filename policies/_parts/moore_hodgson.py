@@ -1,7 +1,7 @@
 """Pure: in which order to serve what is due. Moore-Hodgson for one machine, an integer programme for more, with swaps.
 
-Jobs and machines are numbers; times are seconds. Policies import it from sim.policy (prism orders requests by the one,
-qlm plans virtual queues by the other). Nothing here knows GPUs.
+Jobs and machines are numbers; times are seconds. prism orders requests by the one, and
+qlm plans virtual queues by the other. Nothing here knows GPUs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prism's placement by KV pressure as plain data: GPUs as rooms, and models put into them by demand.
 
 The KV pressure ratio of a GPU is sum(rate / promise) / (memory - sum of weights). Rates, promises and when to plan are
-the policy's. Policies import it from sim.policy.
+the policy's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from sim.machine_views import GpuView
-from sim.views import ModelView
+from sim.policy import GpuView, ModelView
 
 
 @dataclass(eq=False)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 
-from sim.request_view import RequestView
-from sim.sequencing import on_time_first
-from sim.views import ModelView
+from policies._parts.moore_hodgson import on_time_first
+from sim.policy import ModelView, RequestView
 
 
 class SlackQueue:

@@ -1,7 +1,7 @@
 """QLM's virtual queues as plain data: groups of requests of one model, and when each would be through on its GPU.
 
 An estimate from the measured curves: requests x tokens / throughput of their batch, and a swap at every change of
-model. Which queue a group joins, and in which order, is the policy's. Policies import it from sim.policy.
+model. Which queue a group joins, and in which order, is the policy's.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
-from sim import costs
-from sim.machine_views import GpuView
-from sim.request_view import RequestView
-from sim.swapping import switch_s
-from sim.views import ModelView
+from sim.policy import GpuView, ModelView, RequestView, costs, switch_s
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """Measurements of profile_gpu.py that no one model decides: bandwidths, engine start, and two instances at a time.
 
 Two instances run in two threads, each with a stream of its own, as they do in a server of one process. How much they
-slow each other down tells which of the simulator's contention models (sim/sharing.py) is closer to this machine.
+slow each other down tells which of the simulator's contention models (sim/core/sharing.py) is closer to this machine.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from real.device import Device, free_bytes
 
-from sim.errors import ConfigError
-from sim.library import Library
-from sim.profiling.hardware import gpu_slug, host_slug, known_hosts
+from sim.common.errors import ConfigError
+from sim.profiles.library import Library
+from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parent.parent.parent

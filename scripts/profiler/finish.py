@@ -14,8 +14,8 @@ from profiler import beside
 from profiler.parts import QUANTIZATIONS
 from profiler.session import Session, short
 from profiler.store import Store
-from sim.errors import SimError
-from sim.locate import data_folder
+from sim.common.data_files import data_folder
+from sim.common.errors import SimError
 from sim.profiling.fill import Filled, fill
 from sim.profiling.measured import write_text
 from sim.profiling.points import ContentionPoint, DecodePoint, ModelRow, PrefillPoint

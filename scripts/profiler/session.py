@@ -42,7 +42,7 @@ from profiler.plan import (
 )
 from profiler.store import Store, default_folder
 from profiler.telling import clock, progress_bar
-from sim.errors import ConfigError, did_you_mean
+from sim.common.errors import ConfigError, did_you_mean
 from sim.profiling.points import ContentionPoint, ModelRow
 
 DEFAULT_MODELS = {

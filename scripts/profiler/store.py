@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sim.errors import ProfileError
+from sim.common.errors import ProfileError
 from sim.profiling.measured import PROVENANCE, read_rows, rows_text, write_text
 from sim.profiling.points import COLUMNS, FILES, Row
 

@@ -30,9 +30,9 @@ from real.device import Device
 from real.experiment import SPARE_BYTES, Tables, scenario_of
 from real.llm import ARCHITECTURES, HostWeights, architectures
 from real.server import LiveServer
-from sim.engine import Outcome, simulate
-from sim.errors import ConfigError
-from sim.request_table import request_table
+from sim.common.errors import ConfigError
+from sim.engine.engine import Outcome, simulate
+from sim.results.request_table import request_table
 
 console = Console(highlight=False)
 _SCRIPTS = Path(__file__).resolve().parent.parent

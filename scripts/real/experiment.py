@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sim.errors import ConfigError
-from sim.library import Library
-from sim.profiles import Profile
-from sim.spec import GIB, Scenario, parse_scenario
+from sim.common.errors import ConfigError
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile
+from sim.scenario.scenario import GIB, Scenario, parse_scenario
 
 QUANTIZATION = "BF16"
 # One model at a time; each with its share of the memory, for good; what is best at the moment. On one GPU `lru-swap`

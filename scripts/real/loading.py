@@ -8,9 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sim.cluster import Gpu
-from sim.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
-from sim.state import DRAINING, FREEING, GONE, LOADING, PENDING, READY, STARTING, STOPPING, Instance, Model
+from sim.core.state.instance import (
+    DRAINING,
+    FREEING,
+    GONE,
+    LOADING,
+    PENDING,
+    READY,
+    STARTING,
+    STOPPING,
+    Instance,
+    Model,
+)
+from sim.core.state.machines import Gpu
+from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
 
 if TYPE_CHECKING:
     from real.server import LiveServer

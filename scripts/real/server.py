@@ -15,24 +15,24 @@ from heapq import heappop, heappush
 from time import perf_counter
 from typing import Any
 
+import sim.state
 import torch
 
-import sim.state
 from real.device import Device
 from real.llm import HostWeights, Instance
 from real.loading import LiveLoading
 from real.serving import LiveServing
-from sim.asking import Asking
-from sim.engine import Outcome, prepare
-from sim.estimates import Estimates
-from sim.gate import Gate
-from sim.metrics import Recorder
-from sim.request import IMPOSSIBLE, TIMED_OUT, Request
-from sim.spec import Scenario
+from sim.core.record.recorder import Recorder
+from sim.core.state.request import IMPOSSIBLE, TIMED_OUT, Request
+from sim.core.world import Changes, World
+from sim.engine.ask_policy import Asking
+from sim.engine.engine import Outcome, prepare
+from sim.engine.validate_action import Gate
+from sim.policy.interface.estimates import Estimates
+from sim.policy.interface.models import Views
+from sim.scenario.scenario import Scenario
 from sim.traces.trace import Row
-from sim.views import Views
-from sim.workload import build_trace
-from sim.world import Changes, World
+from sim.workload.requests import build_trace
 
 _PATIENCE_S = 600.0  # so long without any event: the run hangs
 
@@ -115,7 +115,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
 class Side:
     """The real side of an instance: its tensors, its threads, and which sequence has which KV slot."""
 
-    def __init__(self, server: LiveServer, instance: sim.state.Instance) -> None:
+    def __init__(self, server: LiveServer, instance: sim.core.state.instance.Instance) -> None:
         model = instance.model
         kv_tokens = instance.kv_blocks * instance.block_tokens
         slots = min(instance.max_sequences, kv_tokens // model.max_context)
@@ -177,13 +177,13 @@ class LiveServer:
         """From any thread: have the control thread make this call."""
         self._posts.put(call)
 
-    def side(self, instance: sim.state.Instance) -> Side:
+    def side(self, instance: sim.core.state.instance.Instance) -> Side:
         """The real side of an instance, made with its threads when it is first asked for."""
         if instance.number not in self.sides:
             self.sides[instance.number] = Side(self, instance)
         return self.sides[instance.number]
 
-    def forget(self, instance: sim.state.Instance) -> None:
+    def forget(self, instance: sim.core.state.instance.Instance) -> None:
         """The instance's memory is given back: nothing real is left of it."""
         self.sides.pop(instance.number).close()
 

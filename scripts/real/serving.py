@@ -1,7 +1,7 @@
 """Continuous batching of server.py: who enters a batch, what one iteration computes, what came out of it.
 
 Its own code and not the simulator's serving, so that validate.py compares two things. Calls are made in the control
-thread; the work is done by the instance's threads. Records and their accounts are those of sim/state.py.
+thread; the work is done by the instance's threads. Records and their accounts are those of sim/core/state/instance.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from real.llm import Item
-from sim.batch import sequence_blocks
-from sim.kv import KvMoves
-from sim.request import COMPLETED, KV_TRANSFER, PREEMPTED, PREFILL, QUEUED, RECOMPUTE, Request
-from sim.state import DRAINING, READY, STOPPING, Instance
+from sim.core.kv import KvMoves
+from sim.core.state.instance import DRAINING, READY, STOPPING, Instance
+from sim.core.state.leap import sequence_blocks
+from sim.core.state.request import COMPLETED, KV_TRANSFER, PREEMPTED, PREFILL, QUEUED, RECOMPUTE, Request
 
 if TYPE_CHECKING:
     from real.server import LiveServer, Side

@@ -14,17 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sim.metrics import Recorder
-from sim.request import PHASES
-from sim.results import check_target, summary_text, table_frame, write_run
-from sim.spec import Scenario
-from sim.timeline_file import DEFAULT_MB, TimelineOptions, check_timeline, new_timeline, write_timeline
+from sim.core.record.recorder import Recorder
+from sim.core.state.request import PHASES
+from sim.results.run_folder import check_target, summary_text, table_frame, write_run
+from sim.results.timeline_file import DEFAULT_MB, TimelineOptions, check_timeline, new_timeline, write_timeline
+from sim.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 _MOST_GPUS = 8  # in one figure of what was on them
 
@@ -139,7 +139,7 @@ class Run:
         return f"<table>{rows}</table>" + (f"<ul>{notes}{more}</ul>" if notes else "")
 
     def _facts(self) -> list[tuple[str, str]]:
-        from sim.tables import number, seconds, share  # noqa: PLC0415  they need rich
+        from sim.cli.tables.run_tables import number, seconds, share  # noqa: PLC0415  they need rich
 
         summary = self.summary
         counts, ttft, e2e = summary["requests"], summary["ttft_s"], summary["e2e_s"]
@@ -187,7 +187,7 @@ class Plots:
 
     def residency(self, gpus: Sequence[str] | None = None) -> Figure:
         """Memory and residency of every model over time, on the GPUs of these names; None: on the first 8."""
-        from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
+        from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
         from sim.plots.run_figures import residency  # noqa: PLC0415
 
         usable = dict(zip(self._run.gpus["name"], self._run.gpus["usable_memory_bytes"], strict=True))

@@ -19,17 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.engine import Outcome
-from sim.errors import ConfigError, PolicyError, SimError
-from sim.metrics import Recorder
-from sim.policy import Policy, load_policy, policy_class, policy_names, policy_of
-from sim.run import Run
-from sim.runner import RunOptions, compose, peak_rss_bytes, play
-from sim.series import Series
-from sim.spec import Scenario
-from sim.summary import summarize
-from sim.terminal import RunProgress
-from sim.workload import Workload, open_workload
+from sim.api.run import Run
+from sim.cli.terminal import RunProgress
+from sim.common.errors import ConfigError, PolicyError, SimError
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.engine.engine import Outcome
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import load_policy, policy_class, policy_names, policy_of
+from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions, compose, peak_rss_bytes, play
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import Workload, open_workload
 
 if TYPE_CHECKING:
     import pandas as pd

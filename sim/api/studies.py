@@ -14,22 +14,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from sim.amounts import amount, with_half
-from sim.api import setting_texts
-from sim.capacity import Capacity, CapacityOptions, Find, capacity, capacity_csv
-from sim.compare import CompareOptions, compare
-from sim.comparison import Comparison, comparison_csv
-from sim.errors import ConfigError, did_you_mean
-from sim.runner import RunOptions
-from sim.spec import Scenario
-from sim.study import StudyOptions
-from sim.sweeps.task import Machines
+from sim.api.simulate import setting_texts
+from sim.common.errors import ConfigError, did_you_mean
+from sim.results.format_estimate import amount, with_half
+from sim.runs.run_one import RunOptions
+from sim.runs.task import Machines
+from sim.scenario.scenario import Scenario
+from sim.studies.capacity import Capacity, CapacityOptions, Find, capacity, capacity_csv
+from sim.studies.compare import CompareOptions, compare
+from sim.studies.comparison import Comparison, comparison_csv
+from sim.studies.study import StudyOptions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sim.measures import Measure
+    from sim.results.metrics import Measure
 
 Given = Scenario | Mapping[str, Any] | str | Path | None
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from sim.bounds.demand import Requests, requests_of
 from sim.bounds.machines import Floats, GpuGroup, Machines, Sort, decode_seconds
-from sim.spec import Scenario
-from sim.workload import Workload
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import Workload
 
 _PLACES = 33  # contexts at which a batch is compared with a sequence alone
 _MOST_BATCHES = 512

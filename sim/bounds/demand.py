@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.bounds.machines import Floats, Machines, Sort
-from sim.errors import TraceError
-from sim.workload import Workload
+from sim.common.errors import TraceError
+from sim.workload.requests import Workload
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ import numpy as np
 from sim.bounds.demand import Requests, demand_of, requests_of
 from sim.bounds.machines import Floats, Machines
 from sim.bounds.program import Options, Program, Solution
-from sim.errors import ConfigError
-from sim.spec import Scenario
-from sim.workload import Workload
+from sim.common.errors import ConfigError
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import Workload
 
 HARD = Options()
 

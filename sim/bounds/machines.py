@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.build import build_cluster
-from sim.cluster import Cluster, Gpu, Node
-from sim.errors import ConfigError
-from sim.library import Library
-from sim.profiles import Profile
-from sim.room import need
-from sim.spec import EngineOptions, Scenario
-from sim.state import Model
+from sim.common.errors import ConfigError
+from sim.core.state.instance import Model
+from sim.core.state.machines import Cluster, Gpu, Node
+from sim.core.state.memory_fit import need
+from sim.engine.build_cluster import build_cluster
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile
+from sim.scenario.scenario import EngineOptions, Scenario
 
 Floats = NDArray[np.float64]
 

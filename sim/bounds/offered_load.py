@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.build import build_cluster
-from sim.cluster import Gpu
-from sim.errors import ConfigError, did_you_mean
-from sim.library import Library
-from sim.profiles import Curve, Profile
-from sim.room import need
-from sim.spec import Scenario
-from sim.state import Model
+from sim.common.errors import ConfigError, did_you_mean
+from sim.core.state.instance import Model
+from sim.core.state.machines import Gpu
+from sim.core.state.memory_fit import need
+from sim.engine.build_cluster import build_cluster
+from sim.profiles.library import Library
+from sim.profiles.profile import Curve, Profile
+from sim.scenario.scenario import Scenario
 from sim.traces.trace import Trace
 
 

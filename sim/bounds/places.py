@@ -14,7 +14,7 @@ from sim.bounds.alone import least_steps_s, residencies
 from sim.bounds.curves import Chain, decode_chains, gpu_shares
 from sim.bounds.demand import Demand, Requests, demand_of
 from sim.bounds.machines import Floats, GpuGroup, Level, Machines, Sort
-from sim.cluster import Gpu
+from sim.core.state.machines import Gpu
 
 
 @dataclass(frozen=True)

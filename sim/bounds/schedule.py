@@ -33,10 +33,10 @@ from sim.bounds.alone import alone_of
 from sim.bounds.demand import Requests, requests_of
 from sim.bounds.machines import Floats, Machines
 from sim.bounds.places import Place, PlanOptions, places_of
-from sim.errors import ConfigError
-from sim.profiles import Profile
-from sim.spec import Scenario
-from sim.workload import Workload
+from sim.common.errors import ConfigError
+from sim.profiles.profile import Profile
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import Workload
 
 _SHOWN = 1e-6  # a share of a request that is worth showing
 MOST_REQUESTS, MOST_MODELS, MOST_GPUS, MOST_SLOTS = 40, 6, 4, 600

@@ -14,8 +14,8 @@ from sim.bounds.fluid import HARD, FluidBound, fluid_of
 from sim.bounds.machines import Machines
 from sim.bounds.pooled import MeanBound, mean_bound
 from sim.bounds.program import Options
-from sim.spec import Scenario
-from sim.workload import Workload, open_workload
+from sim.scenario.scenario import Scenario
+from sim.workload.requests import Workload, open_workload
 
 _QUANTILES = ("p50", "p90", "p95", "p99", "max")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.terminal import console, mistakes_in_one_line
+from sim.cli.terminal import console, mistakes_in_one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,8 +44,8 @@ def bounds(
         from sim.bounds.places import PlanOptions  # noqa: PLC0415
         from sim.bounds.schedule import optimal_schedule  # noqa: PLC0415
         from sim.bounds.together import bounds_of  # noqa: PLC0415
-        from sim.runner import RunOptions, compose  # noqa: PLC0415
-        from sim.workload import open_workload  # noqa: PLC0415
+        from sim.runs.run_one import RunOptions, compose  # noqa: PLC0415
+        from sim.workload.requests import open_workload  # noqa: PLC0415
 
         chosen = compose(RunOptions(scenario, settings=tuple(settings or ()), seed=seed))
         workload = open_workload(chosen)
@@ -53,7 +53,7 @@ def bounds(
         plan = optimal_schedule(chosen, workload, PlanOptions(slot_s, limit_s)) if milp else None
         found = bounds_of(chosen, workload)
         if as_json:
-            from sim.results import summary_text  # noqa: PLC0415
+            from sim.results.run_folder import summary_text  # noqa: PLC0415
 
             data = {"scenario": chosen.name, "seed": chosen.seed, **found.as_data()}
             sys.stdout.write(summary_text({**data, "plan": None if plan is None else _plan_data(plan)}))
@@ -79,7 +79,7 @@ def _plan_data(plan: Schedule) -> dict[str, Any]:
 def _print(name: str, seed: int, found: Bounds, plan: Schedule | None) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from sim.tables import number, seconds, show  # noqa: PLC0415
+    from sim.cli.tables.run_tables import number, seconds, show  # noqa: PLC0415
 
     out, requests = console(), found.fluid.requests
     left_out = f"; {number(requests.left_out)} impossible ones left out" if requests.left_out else ""
@@ -95,7 +95,7 @@ def _print(name: str, seed: int, found: Bounds, plan: Schedule | None) -> None:
 
 
 def _capacity_table(found: Bounds) -> Table:
-    from sim.tables import grid, number, seconds  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid, number, seconds  # noqa: PLC0415
 
     headers = ("requests/s", "x offered", "all done in")
     table = grid("Largest load that can be sustained", "", *headers)
@@ -106,7 +106,7 @@ def _capacity_table(found: Bounds) -> Table:
 
 
 def _machine_table(fluid: FluidBound) -> Table:
-    from sim.tables import grid, share  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid, share  # noqa: PLC0415
 
     table = grid("Machines at the hard bound", "", "in use", "one more: load grows by")
     for name, used in fluid.utilisation.items():
@@ -115,7 +115,7 @@ def _machine_table(fluid: FluidBound) -> Table:
 
 
 def _latency_table(found: Bounds) -> Table:
-    from sim.tables import grid, seconds  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid, seconds  # noqa: PLC0415
 
     since = f", of arrivals from {found.since_s:g} s on" if found.since_s else ""
     table = grid(f"Least latency when all complete{since}", "", "mean", "p50", "p90", "p99", "max")
@@ -127,7 +127,7 @@ def _latency_table(found: Bounds) -> Table:
 
 
 def _share_tables(found: Bounds) -> list[Table]:
-    from sim.tables import MOST_ROWS, grid, share, shown  # noqa: PLC0415
+    from sim.cli.tables.run_tables import MOST_ROWS, grid, share, shown  # noqa: PLC0415
 
     models = {name: part for name, part in found.fluid.model_shares.items() if part > 0}
     table = grid(shown("Whose work it is, at the machines' prices", models, "--json has all"), "", "share")
@@ -150,7 +150,7 @@ def _instance_text(model: str, low: int, high: int, copies: int) -> str:
 
 
 def _plan_tables(plan: Schedule) -> list[Table]:
-    from sim.tables import facts, grid, seconds, share  # noqa: PLC0415
+    from sim.cli.tables.run_tables import facts, grid, seconds, share  # noqa: PLC0415
 
     pairs = [("no policy's mean end-to-end time is below", seconds(plan.bound_s))]
     if plan.mean_s is None:

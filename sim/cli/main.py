@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.bounds_cli import bounds
-from sim.policy_cli import policy_app
-from sim.profile_cli import profile_app
-from sim.report_cli import report
-from sim.study_cli import study_app
-from sim.sweep_cli import sweep_app
-from sim.terminal import RunProgress, console, mistakes_in_one_line, say
-from sim.trace_cli import Strict, TraceFormat, trace_app
-from sim.watch import end_process, set_limit
+from sim.cli.bounds import bounds
+from sim.cli.policies import policy_app
+from sim.cli.profile import profile_app
+from sim.cli.report import report
+from sim.cli.study import study_app
+from sim.cli.sweep import sweep_app
+from sim.cli.terminal import RunProgress, console, mistakes_in_one_line, say
+from sim.cli.trace import Strict, TraceFormat, trace_app
+from sim.common.time_limit import end_process, set_limit
 
 if TYPE_CHECKING:
-    from sim.runner import RunOptions
+    from sim.runs.run_one import RunOptions
 
 app = typer.Typer(
     help="Simulate many language models sharing few GPUs: partial residency, preemption, real costs.",
@@ -104,9 +104,9 @@ def run(
     """Run a scenario under a policy and print what came of it."""
     with mistakes_in_one_line(lambda: _kept(out), "play fewer requests at once"):
         set_limit(decision_limit)
-        from sim.results import summary_text  # noqa: PLC0415
-        from sim.runner import RunOptions  # noqa: PLC0415
-        from sim.timeline_file import timeline_options  # noqa: PLC0415
+        from sim.results.run_folder import summary_text  # noqa: PLC0415
+        from sim.results.timeline_file import timeline_options  # noqa: PLC0415
+        from sim.runs.run_one import RunOptions  # noqa: PLC0415
 
         options = RunOptions(
             scenario,
@@ -125,7 +125,7 @@ def run(
         if as_json:
             sys.stdout.write(summary_text(summary))
             return
-        from sim.tables import print_run  # noqa: PLC0415
+        from sim.cli.tables.run_tables import print_run  # noqa: PLC0415
 
         print_run(summary, console())
         if out is not None:
@@ -134,12 +134,12 @@ def run(
 
 def _played(options: RunOptions) -> dict[str, Any]:
     """The summary of a run that is followed on stderr."""
-    from sim import runner  # noqa: PLC0415
+    from sim.runs import run_one  # noqa: PLC0415
 
     progress, notices = RunProgress(), list[str]()
     try:
         with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the result
-            summary = runner.run(options, progress, notices.append)
+            summary = run_one.run(options, progress, notices.append)
     except KeyboardInterrupt as error:
         progress.close()
         say("; ".join([str(progress), *getattr(error, "__notes__", ()), _kept(options.out)]))
@@ -152,7 +152,7 @@ def _played(options: RunOptions) -> dict[str, Any]:
 
 
 def _kept(out: Path | None) -> str:
-    from sim.results import what_is_kept  # noqa: PLC0415
+    from sim.results.run_folder import what_is_kept  # noqa: PLC0415
 
     return what_is_kept(out)
 

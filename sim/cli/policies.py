@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sim.terminal import console, mistakes_in_one_line
+from sim.cli.terminal import console, mistakes_in_one_line
 
 if TYPE_CHECKING:
     from sim.conformance.suite import Verdict
@@ -37,7 +37,8 @@ policy_app = typer.Typer(cls=_OrByName, help="List the policies, show one (polic
 def policies(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         with mistakes_in_one_line():
-            from sim import catalogue, catalogue_tables  # noqa: PLC0415
+            from sim.cli.tables import catalogue_tables  # noqa: PLC0415
+            from sim.policy import catalogue  # noqa: PLC0415
 
             catalogue_tables.print_policies(catalogue.policy_catalogue(), console())
 
@@ -46,7 +47,8 @@ def policies(context: typer.Context) -> None:
 def show(name: Annotated[str, typer.Argument(help="A policy's name, or the path of its file.")]) -> None:
     """Show a policy, where it comes from, and its parameters."""
     with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
+        from sim.cli.tables import catalogue_tables  # noqa: PLC0415
+        from sim.policy import catalogue  # noqa: PLC0415
 
         catalogue_tables.print_policy(catalogue.policy_facts(name), console())
 
@@ -58,7 +60,7 @@ def new(
 ) -> None:
     """Write a small policy that works, to begin from."""
     with mistakes_in_one_line():
-        from sim.authoring import new_policy  # noqa: PLC0415
+        from sim.policy.template import new_policy  # noqa: PLC0415
 
         path = new_policy(name, folder)
         print(f"wrote {path}; try it, and check it:")
@@ -78,10 +80,10 @@ def check(
 ) -> None:
     """Check what every policy must do, the shipped ones too; exit status 1 if something fails."""
     with mistakes_in_one_line():
+        from sim.cli.tables.conformance_tables import print_check, print_count  # noqa: PLC0415
         from sim.conformance.keeping import Keeper  # noqa: PLC0415
         from sim.conformance.suite import FAILED, conformance  # noqa: PLC0415
-        from sim.conformance.tables import print_check, print_count  # noqa: PLC0415
-        from sim.spec import override  # noqa: PLC0415
+        from sim.scenario.scenario import override  # noqa: PLC0415
 
         with redirect_stdout(sys.stderr):
             verdicts = conformance(name, override({}, [setting.removeprefix("policy.") for setting in settings or ()]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.terminal import console, mistakes_in_one_line, say, wide_console
+from sim.cli.terminal import console, mistakes_in_one_line, say, wide_console
 
 if TYPE_CHECKING:
     from sim.profiling.measured import Measured
@@ -23,7 +23,8 @@ profile_app = typer.Typer(help="Show, import and complete what is known of hardw
 def profile_list() -> None:
     """List the GPU, host and engine of every table, and its models."""
     with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
+        from sim.cli.tables import catalogue_tables  # noqa: PLC0415
+        from sim.profiles import catalogue  # noqa: PLC0415
 
         catalogue_tables.print_tables(catalogue.table_catalogue(), console())
 
@@ -36,7 +37,8 @@ def profile_show(
 ) -> None:
     """Show a model's throughput against residency, what preempting it costs, and how that is known."""
     with mistakes_in_one_line():
-        from sim import catalogue, catalogue_tables  # noqa: PLC0415
+        from sim.cli.tables import catalogue_tables  # noqa: PLC0415
+        from sim.profiles import catalogue  # noqa: PLC0415
 
         catalogue_tables.print_profiles(catalogue.profile_catalogue(model, gpu, quantization), console())
 
@@ -52,11 +54,12 @@ def profile_break_even(
 ) -> None:
     """Show n*: how many tokens pay for loading the rest of a partly resident model, per GPU and residency."""
     with mistakes_in_one_line():
-        from sim import breakeven, catalogue_tables  # noqa: PLC0415
+        from sim.cli.tables import catalogue_tables  # noqa: PLC0415
+        from sim.profiles import break_even  # noqa: PLC0415
 
-        points = breakeven.break_even(model, gpu, quantization, breakeven.At(batch, context))
+        points = break_even.break_even(model, gpu, quantization, break_even.At(batch, context))
         if as_json:
-            sys.stdout.write(breakeven.as_json(points))
+            sys.stdout.write(break_even.as_json(points))
         else:
             catalogue_tables.print_break_even(points, console())
 
@@ -170,7 +173,7 @@ def profile_fill(
 ) -> None:
     """Complete tables from measured points by the physical model; each row says how it is known and how well."""
     with mistakes_in_one_line():
-        from sim.profiling.check_tables import print_filled  # noqa: PLC0415
+        from sim.cli.tables.check_tables import print_filled  # noqa: PLC0415
         from sim.profiling.fill import fill, parse_models  # noqa: PLC0415
 
         print_filled(fill(folders, into, parse_models(models), replace), console())
@@ -186,9 +189,9 @@ def profile_check(
 ) -> None:
     """Report breaks, outliers, holes and how well points predict one another; exit status 1: something is wrong."""
     with mistakes_in_one_line():
-        from sim.library import Library  # noqa: PLC0415
+        from sim.cli.tables.check_tables import print_report  # noqa: PLC0415
+        from sim.profiles.library import Library  # noqa: PLC0415
         from sim.profiling.check import check, is_sound  # noqa: PLC0415
-        from sim.profiling.check_tables import print_report  # noqa: PLC0415
 
         library = Library(profiles)
         reports = [check(path, library) for path in paths]
@@ -212,7 +215,7 @@ def profile_plot(
     """Draw throughput against residency, preemption by part, prefill and n* of up to three tables on one page."""
     with mistakes_in_one_line():
         from sim.plots.profile_figures import plot_profiles  # noqa: PLC0415
-        from sim.profiling.portrait import Choice, portraits  # noqa: PLC0415
+        from sim.profiling.figure_data import Choice, portraits  # noqa: PLC0415
 
         choice = Choice(tuple(folders or ()), gpu, engine, quantization, profiles)
         plot_profiles(portraits(choice), out)

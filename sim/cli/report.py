@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sim.terminal import mistakes_in_one_line
+from sim.cli.terminal import mistakes_in_one_line
 
 
 def report(

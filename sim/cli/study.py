@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
-from sim.trace_cli import Strict, TraceFormat
+from sim.cli.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
+from sim.cli.trace import Strict, TraceFormat
 
 if TYPE_CHECKING:
-    from sim.study import StudyOptions
+    from sim.studies.study import StudyOptions
 
 study_app = typer.Typer()
 
@@ -82,10 +82,10 @@ def _study(
     first_seed: int,
     machines: tuple[int | None, str, str | None],
 ) -> StudyOptions:
-    from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
-    from sim.runner import RunOptions  # noqa: PLC0415
-    from sim.study import StudyOptions  # noqa: PLC0415
-    from sim.sweeps.task import Machines  # noqa: PLC0415
+    from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
+    from sim.runs.run_one import RunOptions  # noqa: PLC0415
+    from sim.runs.task import Machines  # noqa: PLC0415
+    from sim.studies.study import StudyOptions  # noqa: PLC0415
 
     scenario, trace, trace_format, assign, settings, strict = run
     jobs, engine, address = machines
@@ -136,9 +136,9 @@ def compare(
 ) -> None:
     """Play several policies on the same requests, seed by seed, and say which is best, by how much, how sure."""
     with mistakes_in_one_line():
-        from sim.compare import CompareOptions  # noqa: PLC0415
-        from sim.compare import compare as compared  # noqa: PLC0415
-        from sim.comparison import comparison_csv  # noqa: PLC0415
+        from sim.studies.compare import CompareOptions  # noqa: PLC0415
+        from sim.studies.compare import compare as compared  # noqa: PLC0415
+        from sim.studies.comparison import comparison_csv  # noqa: PLC0415
 
         run = (scenario, trace, trace_format, assign, settings, strict)
         study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
@@ -148,7 +148,7 @@ def compare(
         if as_json or as_csv:
             sys.stdout.write(made.as_json() if as_json else comparison_csv(made))
         else:
-            from sim.compare_tables import print_comparison  # noqa: PLC0415
+            from sim.cli.tables.compare_tables import print_comparison  # noqa: PLC0415
 
             print_comparison(made, wide_console())
             if out is not None:
@@ -202,9 +202,9 @@ def capacity(
 ) -> None:
     """Find how much load each policy carries within its SLOs, how few nodes it needs, or what its tokens cost."""
     with mistakes_in_one_line():
-        from sim.capacity import CapacityOptions, capacity_csv  # noqa: PLC0415
-        from sim.capacity import capacity as searched  # noqa: PLC0415
-        from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
+        from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
+        from sim.studies.capacity import CapacityOptions, capacity_csv  # noqa: PLC0415
+        from sim.studies.capacity import capacity as searched  # noqa: PLC0415
 
         if find not in ("rate", "cluster", "cost"):
             raise ConfigError(f"--find {find}: {did_you_mean(find, ('rate', 'cluster', 'cost'))}")
@@ -217,7 +217,7 @@ def capacity(
         if as_json or as_csv:
             sys.stdout.write(made.as_json() if as_json else capacity_csv(made))
         else:
-            from sim.capacity_tables import print_capacity  # noqa: PLC0415
+            from sim.cli.tables.capacity_tables import print_capacity  # noqa: PLC0415
 
             print_capacity(made, wide_console())
             if out is not None:

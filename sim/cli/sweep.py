@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.study_cli import Address, EngineOf, Jobs
-from sim.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
+from sim.cli.study import Address, EngineOf, Jobs
+from sim.cli.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
 
 if TYPE_CHECKING:
-    from sim.sweeps.sweep import SweepOptions
+    from sim.studies.sweep import SweepOptions
 
 sweep_app = typer.Typer()
 _MOST_ERRORS = 10  # lines
@@ -55,9 +55,9 @@ def sweep(
     """Play a grid of scenarios, policies and seeds, on all processors or on a cluster; the same command resumes it."""
     progress = _Begun()
     with mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"):
-        from sim.errors import ConfigError, did_you_mean  # noqa: PLC0415
-        from sim.sweeps.sweep import SweepOptions  # noqa: PLC0415
-        from sim.sweeps.task import Machines  # noqa: PLC0415
+        from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
+        from sim.runs.task import Machines  # noqa: PLC0415
+        from sim.studies.sweep import SweepOptions  # noqa: PLC0415
 
         for flag, value, known in (("engine", engine, ("local", "dask", "ray")), ("keep", keep, ("all", "summary"))):
             if value not in known:
@@ -75,12 +75,14 @@ def sweep(
 
 
 def _sweep(options: SweepOptions, as_json: bool, progress: RunsProgress) -> None:
-    from sim.sweeps import tables  # noqa: PLC0415
-    from sim.sweeps.sweep import sweep as play  # noqa: PLC0415
+    from sim.cli.tables import sweep_tables  # noqa: PLC0415
+    from sim.studies.sweep import sweep as play  # noqa: PLC0415
 
     try:
         with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the results
-            made = play(options, lambda points: say(f"{options.grid}: {tables.counted(points, 'point')}"), progress)
+            made = play(
+                options, lambda points: say(f"{options.grid}: {sweep_tables.counted(points, 'point')}"), progress
+            )
     except KeyboardInterrupt:
         progress.close()
         say(f"{progress}; {progress.kept(options.out)}")
@@ -88,10 +90,10 @@ def _sweep(options: SweepOptions, as_json: bool, progress: RunsProgress) -> None
     finally:
         progress.close()
     if as_json:
-        print(json.dumps(tables.as_data(made, options.out), indent=2, allow_nan=False))
+        print(json.dumps(sweep_tables.as_data(made, options.out), indent=2, allow_nan=False))
     else:
-        tables.print_sweep(made, options.out, wide_console())
-    failed = tables.failures(made)
+        sweep_tables.print_sweep(made, options.out, wide_console())
+    failed = sweep_tables.failures(made)
     for line in failed[:_MOST_ERRORS]:
         say(f"error: {line}")
     if len(failed) > _MOST_ERRORS:
@@ -119,12 +121,12 @@ class _Begun(RunsProgress):
 
 
 def _show_plan(options: SweepOptions, as_json: bool) -> None:
-    from sim.sweeps import tables  # noqa: PLC0415
-    from sim.sweeps.sweep import plan  # noqa: PLC0415
+    from sim.cli.tables import sweep_tables  # noqa: PLC0415
+    from sim.studies.sweep import plan  # noqa: PLC0415
 
     with redirect_stdout(sys.stderr):
         found = plan(options)
     if as_json:
         print(json.dumps({"runs": [vars(one) for one in found]}, indent=2, allow_nan=False))
     else:
-        tables.print_plan(found, wide_console())
+        sweep_tables.print_plan(found, wide_console())

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sim.disk import why
-from sim.errors import SimError, out_of_memory
+from sim.common.atomic_files import why
+from sim.common.errors import SimError, out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sim.sweeps.task import Progress
+    from sim.runs.task import Progress
     from sim.traces.stream import TraceStream
     from sim.traces.trace import Trace
 

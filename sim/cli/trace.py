@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.errors import ConfigError
-from sim.terminal import console, counted, mistakes_in_one_line, say
+from sim.cli.terminal import console, counted, mistakes_in_one_line, say
+from sim.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sim.traces.jobs import Reading, Written
+    from sim.workload.trace_jobs import Reading, Written
 
 trace_app = typer.Typer(help="Make, look at, convert and compose request traces.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def _pairs(options: list[str] | None) -> dict[str, str]:
 
 
 def _reading(trace_format: str | None, options: list[str] | None, strict: bool) -> Reading:
-    from sim.traces.jobs import Reading  # noqa: PLC0415
+    from sim.workload.trace_jobs import Reading  # noqa: PLC0415
 
     return Reading(trace_format, _pairs(options), strict)
 
@@ -70,7 +70,7 @@ def check(
 ) -> None:
     """Read a trace and say what is wrong or odd about it."""
     with mistakes_in_one_line():
-        from sim.traces.jobs import check_file  # noqa: PLC0415
+        from sim.workload.trace_jobs import check_file  # noqa: PLC0415
 
         rows, notices = check_file(file, _reading(trace_format, option, strict), counted)
         for notice in notices:
@@ -98,15 +98,15 @@ def describe(
 ) -> None:
     """Show the rate, burstiness, lengths, models and sessions of traces, side by side when there are several."""
     with mistakes_in_one_line():
-        from sim.results import summary_text  # noqa: PLC0415
-        from sim.traces import jobs as trace_jobs  # noqa: PLC0415
+        from sim.results.run_folder import summary_text  # noqa: PLC0415
+        from sim.workload import trace_jobs  # noqa: PLC0415
 
         if settings and scenario is None:
             raise ConfigError(f"--set {settings[0]}: changes a scenario; give --scenario FILE with it")
         if len({str(file) for file in files}) < len(files):
             raise ConfigError("a file is given twice; name each once")
         if plot is not None:
-            from sim.plots.traces import check_plot  # noqa: PLC0415
+            from sim.plots.trace_figures import check_plot  # noqa: PLC0415
 
             check_plot(plot)
         reading, assumed = _reading(trace_format, option, strict), trace_jobs.parse_service(service)
@@ -116,14 +116,14 @@ def describe(
             descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counted)
             _tell([f"{name}: {notice}" if len(files) > 1 else notice for notice in noticed])
         if plot is not None:
-            from sim.plots.traces import plot_traces  # noqa: PLC0415
+            from sim.plots.trace_figures import plot_traces  # noqa: PLC0415
 
             plot_traces(descriptions, plot)
         first = next(iter(facts.values()))
         if as_json:
             sys.stdout.write(summary_text(first if len(facts) == 1 else facts))
             return
-        from sim.traces.tables import print_trace, print_traces  # noqa: PLC0415
+        from sim.cli.tables.trace_tables import print_trace, print_traces  # noqa: PLC0415
 
         if len(facts) == 1:
             print_trace(first, console())
@@ -143,7 +143,7 @@ def import_(
 ) -> None:
     """Convert a trace to the native format."""
     with mistakes_in_one_line():
-        from sim.traces.jobs import convert_trace  # noqa: PLC0415
+        from sim.workload.trace_jobs import convert_trace  # noqa: PLC0415
 
         rows, notices = convert_trace(files, out, _reading(trace_format, option, strict), counted)
         _tell(notices)
@@ -223,9 +223,9 @@ def compose(
     with mistakes_in_one_line():
         import yaml  # noqa: PLC0415
 
-        from sim.traces import jobs as trace_jobs  # noqa: PLC0415
-        from sim.traces import shorthand  # noqa: PLC0415
-        from sim.traces.recipe import as_data  # noqa: PLC0415
+        from sim.traces.compose import shorthand  # noqa: PLC0415
+        from sim.traces.compose.recipe import as_data  # noqa: PLC0415
+        from sim.workload import trace_jobs  # noqa: PLC0415
 
         if not show and out is None:
             raise ConfigError("--out is missing: where should the trace go? (--show only prints the recipe)")
@@ -280,12 +280,12 @@ def generate(
     """Draw a trace from a preset, or from a file with a workload or a scenario."""
     with mistakes_in_one_line():
         if what is None:
-            from sim.traces.tables import print_presets  # noqa: PLC0415
-            from sim.workloads.presets import preset_names, read_preset  # noqa: PLC0415
+            from sim.cli.tables.trace_tables import print_presets  # noqa: PLC0415
+            from sim.scenario.presets import preset_names, read_preset  # noqa: PLC0415
 
             print_presets({name: str(read_preset(name).get("description", "")) for name in preset_names()}, console())
             return
-        from sim.traces.jobs import generate_file  # noqa: PLC0415
+        from sim.workload.trace_jobs import generate_file  # noqa: PLC0415
 
         if out is None:
             raise ConfigError("--out is missing: where should the trace go?")
@@ -303,7 +303,7 @@ def recipe(
 
         import yaml  # noqa: PLC0415
 
-        from sim.traces.jobs import read_recipe_of  # noqa: PLC0415
+        from sim.workload.trace_jobs import read_recipe_of  # noqa: PLC0415
 
         data = read_recipe_of(file)
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
@@ -316,8 +316,8 @@ def formats(
 ) -> None:
     """List the formats that can be read, or show one and its options."""
     with mistakes_in_one_line():
-        from sim.formats import FORMATS, format_named  # noqa: PLC0415
-        from sim.traces.tables import print_format, print_formats  # noqa: PLC0415
+        from sim.cli.tables.trace_tables import print_format, print_formats  # noqa: PLC0415
+        from sim.traces.formats import FORMATS, format_named  # noqa: PLC0415
 
         if name is None:
             print_formats(FORMATS.values(), console())

@@ -19,8 +19,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.disk import why
-from sim.errors import MachineError
+from sim.common.atomic_files import why
+from sim.common.errors import MachineError
 
 Columns = dict[str, NDArray[Any]]
 

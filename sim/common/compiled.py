@@ -9,31 +9,59 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 # All that runs per event, but for what policies make themselves (actions) and what knows pydantic or files.
 _NAMES = """
-    asking batch clock cluster costs decision engine estimates facade feed gate knapsack kv links loading
-    machine_views memory metrics preemption prices profiles progress ranking request request_view resizing room serving
-    sharing state transfers views world
+    core.clock core.kv core.loading core.preemption core.record.recorder core.resizing core.serving core.sharing
+    core.state.facade core.state.host_memory core.state.instance core.state.leap core.state.links
+    core.state.machines core.state.memory_fit core.state.ranking core.state.request core.transfers core.world
+    engine.arrival_feed engine.ask_policy engine.engine engine.stall_guard engine.validate_action
+    policy.interface.estimates policy.interface.machines policy.interface.models policy.interface.requests
+    policy.interface.view policy.kit.costs policy.kit.knapsack policy.kit.prices profiles.profile
 """
 MODULES = tuple(_NAMES.split())
 LIBRARY = "sim_engine__mypyc"  # what the modules share
+
+
+def source(name: str) -> Path:
+    """The file of one of MODULES."""
+    return PACKAGE / f"{name.replace('.', '/')}.py"
 
 
 def build_folder() -> Path:
     """Where the machine code for this source and this Python belongs."""
     digest = hashlib.sha256()
     for name in MODULES:
-        digest.update((PACKAGE / f"{name}.py").read_bytes())
+        digest.update(name.encode())
+        digest.update(source(name).read_bytes())
     return PACKAGE / "_compiled" / f"{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}"
 
 
-def use_compiled(search_path: list[str]) -> bool:
-    """Let this package find its compiled modules first, if there are any; say whether it does."""
+class _CompiledFinder(MetaPathFinder):
+    """Answers for the compiled modules, in whatever package they are; all others are found as usual."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        if package != "sim" or name not in MODULES:
+            return None
+        file = self._folder / f"{fullname.replace('.', '/')}{EXTENSION_SUFFIXES[0]}"
+        return spec_from_file_location(fullname, file, loader=ExtensionFileLoader(fullname, str(file)))
+
+
+def use_compiled() -> bool:
+    """Have the compiled modules found first, if there are any; say whether they are."""
     if not (PACKAGE / "_compiled").is_dir() or os.environ.get("SIM_INTERPRETED"):
         return False
     folder = build_folder()
@@ -45,5 +73,5 @@ def use_compiled(search_path: list[str]) -> bool:
     assert spec.loader is not None, library
     sys.modules[LIBRARY] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[LIBRARY])
-    search_path.insert(0, str(folder / "sim"))
+    sys.meta_path.insert(0, _CompiledFinder(folder))
     return True

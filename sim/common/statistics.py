@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.rng import stream
+from sim.common.rng import stream
 
 CONFIDENCE = 0.95
 FEWEST_TO_RESAMPLE = 5  # of fewer numbers no resampling reaches 95 %: all are below the mean too often

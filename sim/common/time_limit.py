@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sim.errors import ConfigError, PolicyError
+from sim.common.errors import ConfigError, PolicyError
 
 LIMIT = "SIM_DECISION_LIMIT_S"  # the environment's name for it: processes of a sweep inherit it
 DEFAULT_LIMIT_S = 120.0

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from sim.errors import ConfigError, SimError
-from sim.reading import plain_bytes
+from sim.common.errors import ConfigError, SimError
+from sim.common.safe_open import plain_bytes
 
 MOST_BYTES = 8 << 20
 MOST_VALUES = 300_000  # keys and values, those behind an alias each time that it is used

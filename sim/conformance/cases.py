@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from sim.common.rng import stream
 from sim.conformance.hardware import GB, Row, nodes
-from sim.rng import stream
 
 RESIZES = ("none", "sleep", "elastic")  # what an engine can: engine.resize
 FOUR = {"a": "four", "b": "two", "c": "eight", "d": "giant"}

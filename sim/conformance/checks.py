@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from sim.common.errors import ConfigError
 from sim.conformance.cases import FAULTS, FOUR, SCENARIOS, giants, large_cluster, requests, tight
 from sim.conformance.hardware import Row, columns, nodes
 from sim.conformance.laws import assert_settled
 from sim.conformance.subject import Failed, NotApplicable, Play, Subject, run
 from sim.conformance.watching import assert_alike
-from sim.engine import Engine
-from sim.errors import ConfigError
-from sim.policy import policy_of
-from sim.request import COMPLETED, REJECTED, UNFINISHED
-from sim.spec import Scenario
+from sim.core.state.request import COMPLETED, REJECTED, UNFINISHED
+from sim.engine.engine import Engine
+from sim.policy.loader import policy_of
+from sim.scenario.scenario import Scenario
 
 _DRAWS = 24
 _MAY_KEEP = "; a policy that keeps for good what it placed at the start says so (keeps_placement = True)"

@@ -18,12 +18,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from sim.build import build_cluster
-from sim.engine import Engine
-from sim.ideal import in_its_world
-from sim.library import Library
-from sim.policy import Policy
-from sim.spec import Scenario, parse_scenario, resolved
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
+from sim.engine.ideal_hardware import in_its_world
+from sim.policy.interface.policy import Policy
+from sim.profiles.library import Library
+from sim.scenario.scenario import Scenario, parse_scenario, resolved
 from sim.traces.trace import Trace
 
 GB = 10**9

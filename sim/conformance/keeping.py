@@ -9,11 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
+from sim.common.errors import ConfigError
 from sim.conformance.hardware import as_yaml, synthetic, trace
 from sim.conformance.subject import Play
 from sim.conformance.suite import Verdict
-from sim.errors import ConfigError
-from sim.spec import TraceWorkload
+from sim.scenario.scenario import TraceWorkload
 from sim.traces.write import write_trace
 
 

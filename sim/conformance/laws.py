@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from sim.conformance.hardware import columns
-from sim.engine import Engine
-from sim.ranking import Ranking
-from sim.request import COMPLETED, PHASES, UNFINISHED
-from sim.state import ASLEEP, DRAINING, READY
+from sim.core.state.instance import ASLEEP, DRAINING, READY
+from sim.core.state.ranking import Ranking
+from sim.core.state.request import COMPLETED, PHASES, UNFINISHED
+from sim.engine.engine import Engine
 
 ROUNDING = 1e-9
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from sim.conformance.subject import Failed, Subject
+from sim.policy.loader import part_files
 
 _LIBRARIES = ("numpy", "scipy")
 # Of the standard library, but ways around the views.
@@ -21,8 +23,13 @@ _OF_TUPLES = ("_asdict", "_fields", "_make", "_replace")  # public in named tupl
 
 def imports_what_it_may(policy: Subject, _resize: str) -> str:
     """Only sim.policy, the standard library, numpy and scipy."""
-    file = policy.file
-    for node in ast.walk(_tree(policy)):
+    for file in _files(policy):
+        _imports_of(file)
+    return ""
+
+
+def _imports_of(file: Path) -> None:
+    for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -35,29 +42,34 @@ def imports_what_it_may(policy: Subject, _resize: str) -> str:
         for name in names:
             top = name.split(".")[0]
             ours = top in _LIBRARIES or (top in sys.stdlib_module_names and top not in _WAYS_AROUND)
-            if name != "sim.policy" and not ours:
+            if name != "sim.policy" and not name.startswith("policies._parts.") and not ours:
                 raise Failed(
                     f"{file.name}, line {node.lineno}: it imports {name}; a policy imports sim.policy, the standard"
                     f" library (without {', '.join(_WAYS_AROUND)}), numpy and scipy"
                 )
-    return ""
 
 
 def stays_before_the_views(policy: Subject, _resize: str) -> str:
     """No private names of others, spelt as attributes or as texts."""
-    tree = _tree(policy)
-    own = dict.fromkeys(_own_names(tree))
-    for node, name, owner in _private_names(tree):
-        if name in _INSIDES or (owner != "self" and (name in _HIDDEN or name not in own)):
-            raise Failed(
-                f"{policy.file.name}, line {node.lineno}: {ast.unparse(node)} reaches behind the views; what a policy"
-                " may know has a name without an underscore"
-            )
+    for file in _files(policy):
+        tree = _tree(file)
+        own = dict.fromkeys(_own_names(tree))
+        for node, name, owner in _private_names(tree):
+            if name in _INSIDES or (owner != "self" and (name in _HIDDEN or name not in own)):
+                raise Failed(
+                    f"{file.name}, line {node.lineno}: {ast.unparse(node)} reaches behind the views; what a policy"
+                    " may know has a name without an underscore"
+                )
     return ""
 
 
-def _tree(policy: Subject) -> ast.Module:
-    return ast.parse(policy.file.read_text(encoding="utf-8"))
+def _files(policy: Subject) -> list[Path]:
+    """The policy's file, and the parts of it that stand beside the shipped policies."""
+    return [policy.file, *part_files(policy.file.read_bytes())]
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _private_names(tree: ast.AST) -> Iterator[tuple[ast.Attribute | ast.Call, str, str]]:

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sim.common.errors import SimError
 from sim.conformance.hardware import Row, play, scenario, trace
 from sim.conformance.laws import assert_laws
-from sim.engine import Engine
-from sim.errors import SimError
-from sim.policy import Policy, policy_class, policy_of
-from sim.spec import Scenario, override
+from sim.engine.engine import Engine
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import policy_class, policy_of
+from sim.scenario.scenario import Scenario, override
 
 LONGEST_S = 20.0  # of computing, for 100 requests at most: about twenty times what the slowest of ours takes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sim.conformance import checks, source
@@ -89,3 +90,11 @@ def _verdicts(policy: Subject) -> Iterator[Verdict]:
             elif check is FIRST and verdict.status == FAILED:
                 failing.append(engine)
             yield verdict
+
+
+def check_policy(policy: str | Path, parameters: Mapping[str, Any] | None = None) -> list[Verdict]:
+    """What every policy must do, judged for one given by name or path, as `policies check` does; takes some seconds.
+
+    Raises PolicyError (no such policy, a file that does not import) and ConfigError (its parameters).
+    """
+    return list(conformance(str(policy), parameters))

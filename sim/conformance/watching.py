@@ -11,9 +11,11 @@ from dataclasses import fields
 
 from sim.conformance.hardware import Row, columns
 from sim.conformance.subject import Failed, Play, Subject, run
-from sim.policy import Action, Policy, View
-from sim.request import COMPLETED
-from sim.spec import Scenario
+from sim.core.state.request import COMPLETED
+from sim.policy.interface.actions import Action
+from sim.policy.interface.policy import Policy
+from sim.policy.interface.view import View
+from sim.scenario.scenario import Scenario
 
 Decision = tuple[float, list[str]]
 # Where an iteration that is cut short was to end makes a difference in the last bits of times: that shows no length.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sim.request import Request
-from sim.state import Instance
-from sim.transfers import Transfers
-from sim.world import World
+from sim.core.state.instance import Instance
+from sim.core.state.request import Request
+from sim.core.transfers import Transfers
+from sim.core.world import World
 
 
 class KvMoves:

@@ -11,14 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sim.cluster import Gpu
-from sim.links import Link, Transfer
-from sim.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
-from sim.resizing import Resizing
-from sim.serving import Serving
-from sim.state import ASLEEP, DRAINING, FREEING, GONE, LOADING, PENDING, READY, STARTING, STOPPING, Instance, Model
-from sim.transfers import Transfers
-from sim.world import World
+from sim.core.resizing import Resizing
+from sim.core.serving import Serving
+from sim.core.state.instance import (
+    ASLEEP,
+    DRAINING,
+    FREEING,
+    GONE,
+    LOADING,
+    PENDING,
+    READY,
+    STARTING,
+    STOPPING,
+    Instance,
+    Model,
+)
+from sim.core.state.links import Link, Transfer
+from sim.core.state.machines import Gpu
+from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
+from sim.core.transfers import Transfers
+from sim.core.world import World
 
 
 @dataclass

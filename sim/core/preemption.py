@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.batch import sequence_blocks
-from sim.kv import KvMoves
-from sim.request import KV_TRANSFER, PREEMPTED, Request
-from sim.state import READY, Instance
-from sim.world import World
+from sim.core.kv import KvMoves
+from sim.core.state.instance import READY, Instance
+from sim.core.state.leap import sequence_blocks
+from sim.core.state.request import KV_TRANSFER, PREEMPTED, Request
+from sim.core.world import World
 
 
 class Preemption:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sim.links import Transfer
-from sim.request import LOAD_WAIT, QUEUED
-from sim.state import ASLEEP, Instance
-from sim.transfers import Transfers
-from sim.world import World
+from sim.core.state.instance import ASLEEP, Instance
+from sim.core.state.links import Transfer
+from sim.core.state.request import LOAD_WAIT, QUEUED
+from sim.core.transfers import Transfers
+from sim.core.world import World
 
 if TYPE_CHECKING:
-    from sim.loading import Loading
+    from sim.core.loading import Loading
 
 
 @dataclass

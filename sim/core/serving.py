@@ -11,7 +11,11 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any
 
-from sim.batch import (
+from sim.core.kv import KvMoves
+from sim.core.preemption import Preemption
+from sim.core.sharing import Sharing
+from sim.core.state.instance import READY, Instance
+from sim.core.state.leap import (
     NEGLIGIBLE,
     DecodeLeap,
     Progress,
@@ -20,13 +24,9 @@ from sim.batch import (
     sequence_blocks,
     steps_until_full,
 )
-from sim.kv import KvMoves
-from sim.preemption import Preemption
-from sim.request import COMPLETED, DECODE, KV_TRANSFER, PREFILL, QUEUED, RECOMPUTE, Request
-from sim.sharing import Sharing
-from sim.state import READY, Instance
-from sim.transfers import Transfers
-from sim.world import World
+from sim.core.state.request import COMPLETED, DECODE, KV_TRANSFER, PREFILL, QUEUED, RECOMPUTE, Request
+from sim.core.transfers import Transfers
+from sim.core.world import World
 
 
 class Serving:

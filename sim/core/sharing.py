@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.cluster import Gpu, Node
-from sim.state import Instance
-from sim.world import World
+from sim.core.state.instance import Instance
+from sim.core.state.machines import Gpu, Node
+from sim.core.world import World
 
 
 class Sharing:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from sim.cluster import Gpu, Node
-from sim.links import Link, Transfer, neighbours, rates
-from sim.world import World
+from sim.core.state.links import Link, Transfer, neighbours, rates
+from sim.core.state.machines import Gpu, Node
+from sim.core.world import World
 
 
 class NodeLinks:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sim.clock import SimClock
-from sim.cluster import Cluster, Gpu, Node
-from sim.metrics import Recorder
-from sim.request import Request
-from sim.spec import EngineOptions, SharingOptions
-from sim.state import GONE, Instance
+from sim.core.clock import SimClock
+from sim.core.record.recorder import Recorder
+from sim.core.state.instance import GONE, Instance
+from sim.core.state.machines import Cluster, Gpu, Node
+from sim.core.state.request import Request
+from sim.scenario.scenario import EngineOptions, SharingOptions
 
 
 class Changes:

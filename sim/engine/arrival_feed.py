@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sim.clock import SimClock
-from sim.columns import rows_checksum
-from sim.request import Request
+from sim.common.column_store import rows_checksum
+from sim.core.clock import SimClock
+from sim.core.state.request import Request
 from sim.traces.trace import Row, Trace
 
 _SUMMED = 8192

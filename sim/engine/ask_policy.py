@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sim.decision import View
-from sim.errors import PolicyError, SimError, message_of, shown
-from sim.gate import Gate
-from sim.views import Views
-from sim.watch import Overtime
-from sim.world import Changes, World
+from sim.common.errors import PolicyError, SimError, message_of, shown
+from sim.common.time_limit import Overtime
+from sim.core.world import Changes, World
+from sim.engine.validate_action import Gate
+from sim.policy.interface.models import Views
+from sim.policy.interface.view import View
 
 # A decision with so many actions has lost itself.
 _MOST_ACTIONS = 1_000_000

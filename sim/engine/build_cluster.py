@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.cluster import Cluster, Gpu, Node
-from sim.errors import ConfigError, ProfileError
-from sim.faults_spec import check_names
-from sim.ideal import gpu_kind, host_kind, switch_costs
-from sim.library import Library
-from sim.memory import HostMemory
-from sim.room import need
-from sim.spec import GIB, ClusterSpec, EngineOptions, NodeSpec, Scenario
-from sim.state import Model
+from sim.common.errors import ConfigError, ProfileError
+from sim.core.state.host_memory import HostMemory
+from sim.core.state.instance import Model
+from sim.core.state.machines import Cluster, Gpu, Node
+from sim.core.state.memory_fit import need
+from sim.engine.ideal_hardware import gpu_kind, host_kind, switch_costs
+from sim.profiles.library import Library
+from sim.scenario.faults import check_names
+from sim.scenario.scenario import GIB, ClusterSpec, EngineOptions, NodeSpec, Scenario
 
 DEFAULT_MAX_CONTEXT = 16_384
 

@@ -14,33 +14,34 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sim.asking import Asking
-from sim.build import build_cluster
-from sim.clock import SimClock
-from sim.cluster import Cluster
-from sim.errors import PolicyError
-from sim.estimates import Estimates
-from sim.faults import make_faults
-from sim.feed import Feed
-from sim.future import Future
-from sim.gate import Gate
-from sim.ideal import in_its_world, marks
-from sim.library import Library
-from sim.loading import Loading
-from sim.locate import code_digest
-from sim.metrics import Recorder
-from sim.policy import Policy, load_policy, why_not_marked
-from sim.progress import Progress
-from sim.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
-from sim.serving import Serving
-from sim.spec import Scenario, TraceWorkload, run_id
-from sim.state import READY
+from sim.common.data_files import code_digest
+from sim.common.errors import PolicyError
+from sim.common.time_limit import not_for_ever
+from sim.core.clock import SimClock
+from sim.core.loading import Loading
+from sim.core.record.recorder import Recorder
+from sim.core.serving import Serving
+from sim.core.state.instance import READY
+from sim.core.state.machines import Cluster
+from sim.core.state.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
+from sim.core.transfers import Transfers
+from sim.core.world import Changes, World
+from sim.engine.arrival_feed import Feed
+from sim.engine.ask_policy import Asking
+from sim.engine.build_cluster import build_cluster
+from sim.engine.faults import make_faults
+from sim.engine.ideal_hardware import in_its_world, marks
+from sim.engine.stall_guard import Progress
+from sim.engine.validate_action import Gate
+from sim.policy.interface.estimates import Estimates
+from sim.policy.interface.future import Future
+from sim.policy.interface.models import Views
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import load_policy, why_not_marked
+from sim.profiles.library import Library
+from sim.scenario.scenario import Scenario, TraceWorkload, run_id
 from sim.traces.trace import Row, Signs, Trace
-from sim.transfers import Transfers
-from sim.views import Views
-from sim.watch import not_for_ever
-from sim.workload import Workload, open_workload
-from sim.world import Changes, World
+from sim.workload.requests import Workload, open_workload
 
 # So many decisions in one instant, each of which changed something at once: it goes round in circles.
 _MOST_DECISIONS = 1_000

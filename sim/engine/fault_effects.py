@@ -7,14 +7,14 @@ when; nothing here knows time or chance.
 
 from __future__ import annotations
 
-from sim.cluster import Gpu, Node
-from sim.loading import Load, Loading
-from sim.metrics import FaultRecord
-from sim.profiles import Profile
-from sim.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
-from sim.serving import Serving
-from sim.state import ASLEEP, LOADING, PENDING, STARTING, Instance
-from sim.world import World
+from sim.core.loading import Load, Loading
+from sim.core.record.recorder import FaultRecord
+from sim.core.serving import Serving
+from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
+from sim.core.state.machines import Gpu, Node
+from sim.core.state.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
+from sim.core.world import World
+from sim.profiles.profile import Profile
 
 
 class Losses:

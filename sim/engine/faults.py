@@ -13,8 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from sim.cluster import Gpu, Node
-from sim.faults_spec import (
+from sim.common.rng import stream
+from sim.core.loading import Loading
+from sim.core.record.recorder import FaultRecord
+from sim.core.serving import Serving
+from sim.core.state.links import Link
+from sim.core.state.machines import Gpu, Node
+from sim.core.state.request import Request
+from sim.core.transfers import Transfers
+from sim.core.world import World
+from sim.engine.fault_effects import Losses
+from sim.scenario.faults import (
     OF_GPUS,
     OF_NODES,
     Cancellation,
@@ -24,16 +33,7 @@ from sim.faults_spec import (
     NodeLoss,
     SlowLink,
 )
-from sim.links import Link
-from sim.loading import Loading
-from sim.losses import Losses
-from sim.metrics import FaultRecord
-from sim.request import Request
-from sim.rng import stream
-from sim.serving import Serving
-from sim.spec import Scenario
-from sim.transfers import Transfers
-from sim.world import World
+from sim.scenario.scenario import Scenario
 
 _CANCELLED = "the client cancelled it"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sim.policy import Policy
-from sim.profiles import GpuKind, HostKind, SwitchCosts
-from sim.spec import Scenario
+from sim.policy.interface.policy import Policy
+from sim.profiles.profile import GpuKind, HostKind, SwitchCosts
+from sim.scenario.scenario import Scenario
 
 # So much that nobody meets the end of it, and still a number that sums and shares can be made of.
 UNBOUNDED_BYTES = 2**60

@@ -6,9 +6,9 @@ what happens.
 
 from __future__ import annotations
 
-from sim.asking import Asking
-from sim.errors import PolicyError
-from sim.world import Changes, World
+from sim.common.errors import PolicyError
+from sim.core.world import Changes, World
+from sim.engine.ask_policy import Asking
 
 # So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
 _IDLE_WAKES = 10_000

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from sys import float_info
 from typing import Any
 
-from sim.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
-from sim.cluster import Gpu
-from sim.errors import PolicyError, shown
-from sim.loading import Loading
-from sim.machine_views import GpuView
-from sim.request import LOAD_WAIT, QUEUED, REJECTED, Request
-from sim.request_view import RequestView
-from sim.room import gib, host_missing, need, status_word, why_not_layers, why_not_resize
-from sim.serving import Serving
-from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
-from sim.views import InstanceView, ModelView
-from sim.world import World
+from sim.common.errors import PolicyError, shown
+from sim.core.loading import Loading
+from sim.core.serving import Serving
+from sim.core.state.instance import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
+from sim.core.state.machines import Gpu
+from sim.core.state.memory_fit import gib, host_missing, need, status_word, why_not_layers, why_not_resize
+from sim.core.state.request import LOAD_WAIT, QUEUED, REJECTED, Request
+from sim.core.world import World
+from sim.policy.interface.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.requests import RequestView
 
 _MOST_KV_TOKENS = 2**60  # what an ideal memory holds, at a byte a token
 _LONGEST_REASON = 1_000

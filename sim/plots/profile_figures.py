@@ -11,11 +11,11 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-from sim.disk import whole_file, why
-from sim.errors import ConfigError
+from sim.common.atomic_files import whole_file, why
+from sim.common.errors import ConfigError
 from sim.plots.style import CATEGORIES, GRID, INK, MUTED, PAPER, drawing
-from sim.plots.traces import check_plot
-from sim.profiling.portrait import PARTS, Curve, ModelPortrait, TablePortrait
+from sim.plots.trace_figures import check_plot
+from sim.profiling.figure_data import PARTS, Curve, ModelPortrait, TablePortrait
 
 _PART_COLOURS = dict(
     zip(PARTS, (CATEGORIES[4], CATEGORIES[2], CATEGORIES[1], CATEGORIES[0], CATEGORIES[3]), strict=True)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, did_you_mean
+from sim.common.errors import ConfigError, did_you_mean
 from sim.plots.charts import Axis, Curve, curves, part_colours, rows_in, stacks
 from sim.plots.style import CATEGORIES, INK, MUTED, OTHER, WIDE_IN, WIDTH_IN, drawing, pens
 

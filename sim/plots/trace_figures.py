@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.disk import whole_file, why
-from sim.errors import ConfigError
-from sim.traces.facts import Description
+from sim.common.atomic_files import whole_file, why
+from sim.common.errors import ConfigError
+from sim.traces.describe.trace_statistics import Description
 
 ENDINGS = (".png", ".svg", ".pdf")
 _MOST_POINTS = 2000  # of a curve: more cannot be seen

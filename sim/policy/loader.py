@@ -1,4 +1,4 @@
-"""All that a policy may import: views, actions, the base class; and how a policy is found.
+"""How a policy is found and made: by name, by the path of a file, or as an installed entry point.
 
 A policy is one file with one subclass of `Policy` and one method, `decide(view) -> actions`. Its file name is its name
 on the command line (residency_aware.py: residency-aware). Policies are looked for in the source tree or the installed
@@ -11,169 +11,21 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from sim import costs
-from sim.actions import Action, Load, Preempt, Reject, Resize, Route, Stop, Wake
-from sim.boxes import Box, FrontDoor, IdleTimers, known_models, most_layers
-from sim.combinations import combinations_of
-from sim.costs import ArrivalRates
-from sim.decision import View
-from sim.errors import ConfigError, PolicyError, SimError, did_you_mean, message_of, shown
-from sim.eviction import least_recent_first, longest_waiting_first, lru_victims
-from sim.fairness import TokenCounters, max_min_shares
-from sim.feedback import FeedbackQueues, Job
-from sim.future import Future
-from sim.keepalive import KeepAlive, KeepAliveChoice
-from sim.knapsack import choose_options
-from sim.machine_views import GpuView, NodeView
-from sim.pressure import PressureRoom, least_pressed, pressure_moves, pressure_rooms
-from sim.prices import Option, Prices, Queue
-from sim.reading import plain_bytes
-from sim.replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
-from sim.request_view import RequestView
-from sim.sequencing import least_violation
-from sim.slack import SlackQueue
-from sim.spec import is_code
-from sim.standing import Standing
-from sim.swap_queue import SwapQueue
-from sim.swapping import Alarms, bring, holders, leave, resident, switch_s
-from sim.turns import Batch, Group, Turns, TurnWorker
-from sim.views import InstanceView, ModelView
-from sim.virtual_queues import RequestGroup, VirtualQueue, WaitingTimes, in_time_order
-from sim.watch import Overtime, not_for_ever
-from sim.workloads.fields import Checked
+from sim.common.errors import ConfigError, PolicyError, SimError, did_you_mean, message_of, shown
+from sim.common.safe_open import plain_bytes
+from sim.common.time_limit import Overtime, not_for_ever
+from sim.policy.interface.policy import IDEAL_WORLDS, Policy, PolicyParameters
+from sim.scenario.scenario import is_code
 
-__all__ = [
-    "Action",
-    "Alarms",
-    "ArrivalRates",
-    "Batch",
-    "Box",
-    "FeedbackQueues",
-    "Field",
-    "FrontDoor",
-    "Future",
-    "GpuView",
-    "Group",
-    "IdleTimers",
-    "InstanceView",
-    "Job",
-    "KeepAlive",
-    "KeepAliveChoice",
-    "Load",
-    "ModelView",
-    "NodeView",
-    "Option",
-    "Placement",
-    "Policy",
-    "PolicyParameters",
-    "Preempt",
-    "PressureRoom",
-    "Prices",
-    "Queue",
-    "Reject",
-    "ReplicaQueues",
-    "RequestGroup",
-    "RequestView",
-    "Resize",
-    "Route",
-    "SlackQueue",
-    "Standing",
-    "Stop",
-    "SwapQueue",
-    "TokenCounters",
-    "Traffic",
-    "TurnWorker",
-    "Turns",
-    "View",
-    "VirtualQueue",
-    "WaitingTimes",
-    "Wake",
-    "bring",
-    "choose_options",
-    "combinations_of",
-    "costs",
-    "full_batch_s",
-    "holders",
-    "in_time_order",
-    "known_models",
-    "least_pressed",
-    "least_recent_first",
-    "least_violation",
-    "leave",
-    "load_policy",
-    "longest_waiting_first",
-    "lru_victims",
-    "matched",
-    "max_min_shares",
-    "most_layers",
-    "policy_names",
-    "pressure_moves",
-    "pressure_rooms",
-    "resident",
-    "switch_s",
-    "traffic_seen",
-]
-
-IDEAL_WORLDS = ("memory", "switches")
 _MOST_BYTES = 16 << 20  # of a policy's file
-
-
-class PolicyParameters(Checked):
-    """A policy's parameters: typed, with defaults, checked when the scenario is read; every number is finite."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class Policy:
-    """A cluster scheduler. Subclass it, with a nested `Parameters(PolicyParameters)` if it has any."""
-
-    Parameters: ClassVar[type[PolicyParameters]] = PolicyParameters
-    tier: ClassVar[str] = "other"  # naive, production, research, ours or oracle: where it stands on the ladder
-    oracle: ClassVar[str] = ""  # what it knows that no scheduler can know; such a policy is marked in every table
-    foresees: ClassVar[bool] = False  # does the engine give it the whole trace (`self.future`) before the start?
-    ideal: ClassVar[tuple[str, ...]] = ()  # the ideal world that it runs in, of EngineOptions.ideal
-
-    # For the checks that every policy gets: a model that finds no room at the start is never served, by its rule; and
-    # settings (parameter=value) with which it turns nobody away who can be served, if with its defaults it may.
-    keeps_placement: ClassVar[bool] = False
-    patient: ClassVar[tuple[str, ...]] = ()
-
-    # Is it to be asked when requests finish although nobody waits and no instance fell idle? Most have nothing to say.
-    follows_every_finish: ClassVar[bool] = True
-
-    def __init__(self, parameters: Any = None) -> None:
-        self.parameters: Any = parameters if parameters is not None else self.Parameters()
-        self._future: Future | None = None
-
-    @property
-    def future(self) -> Future:
-        """All requests of the run. Raises PolicyError: the class does not say that it foresees."""
-        if self._future is None:
-            raise PolicyError("the future is for policies whose class says foresees = True and what it knows (oracle)")
-        return self._future
-
-    def foresee(self, future: Future) -> None:
-        """The engine calls it before `start`, if the class foresees."""
-        self._future = future
-
-    def parts(self) -> tuple[str, ...]:
-        """Hashes of the further files that this policy is made of: they are part of what names a run."""
-        return ()
-
-    def start(self, view: View) -> Iterable[Action]:
-        """Before the first arrival, at time 0: what to load in advance."""
-        return ()
-
-    def decide(self, view: View) -> Iterable[Action]:
-        """At the end of every instant in which something happened that a policy may see."""
-        raise NotImplementedError("a policy needs a method decide(self, view)")
+_PART_IMPORT = re.compile(rb"^\s*(?:from|import) policies\._parts\.(\w+)", re.MULTILINE)
 
 
 def policies_folder() -> Path:
@@ -211,12 +63,34 @@ def policy_class(name: str) -> tuple[type[Policy], str]:
     raise PolicyError(f"unknown policy '{name}'; {did_you_mean(name, policy_names())}")
 
 
+def part_files(source: bytes) -> list[Path]:
+    """The files of `policies._parts` that a policy's source imports, and those that they import, in order of name."""
+    folder = policies_folder() / "_parts"
+    found: dict[Path, None] = {}
+    sources = [source]
+    while sources:
+        for name in _PART_IMPORT.findall(sources.pop()):
+            path = folder / f"{name.decode()}.py"
+            if path not in found and path.is_file():
+                found[path] = None
+                sources.append(path.read_bytes())
+    return sorted(found)
+
+
+def _digest(source: bytes) -> str:
+    """The hash of all that a policy is made of: its file, and its parts beside the shipped policies."""
+    digest = hashlib.sha256(source)
+    for path in part_files(source):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _class_in_file(path: Path) -> tuple[type[Policy], str]:
     try:
         source = plain_bytes(path, _MOST_BYTES)
     except OSError as error:
         raise PolicyError(f"{path}: cannot read the policy ({error.strerror}); check the path") from None
-    digest = hashlib.sha256(source).hexdigest()
+    digest = _digest(source)
     spec = importlib.util.spec_from_file_location(f"_policy_{path.stem}_{digest[:8]}", path)
     assert spec is not None, path
     assert spec.loader is not None, path

@@ -1,19 +1,15 @@
 """A new policy's file, from the template that ships with the policies.
 
-For `python -m sim policies new NAME`; what it writes works as it stands and passes `policies check`, which is here for
-whoever checks from Python.
+For `python -m sim policies new NAME`; what it writes works as it stands and passes `policies check`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from sim.conformance.suite import Verdict, conformance
-from sim.errors import ConfigError, PolicyError
-from sim.policy import policies_folder
+from sim.common.errors import ConfigError, PolicyError
+from sim.policy.loader import policies_folder
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 
@@ -43,11 +39,3 @@ def new_policy(name: str, folder: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{path}: cannot write the policy ({error.strerror})") from None
     return path
-
-
-def check_policy(policy: str | Path, parameters: Mapping[str, Any] | None = None) -> list[Verdict]:
-    """What every policy must do, judged for one given by name or path, as `policies check` does; takes some seconds.
-
-    Raises PolicyError (no such policy, a file that does not import) and ConfigError (its parameters).
-    """
-    return list(conformance(str(policy), parameters))

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from pathlib import Path
 
-from sim.catalogue import TableFacts, table_catalogue
-from sim.errors import ProfileError, did_you_mean
-from sim.library import Library
-from sim.profiles import Profile
+from sim.common.errors import ProfileError, did_you_mean
+from sim.profiles.catalogue import TableFacts, table_catalogue
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile
 
 RESIDENCIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sim.errors import ProfileError, did_you_mean, shown
-from sim.locate import data_folder
-from sim.profiles import GpuKind, Grid, HostKind, Profile, SwitchCosts, Weights
-from sim.reading import plain_bytes
-from sim.yamlfile import read_yaml
+from sim.common.data_files import data_folder
+from sim.common.errors import ProfileError, did_you_mean, shown
+from sim.common.safe_open import plain_bytes
+from sim.common.yaml_files import read_yaml
+from sim.profiles.profile import GpuKind, Grid, HostKind, Profile, SwitchCosts, Weights
 
 GIGA = 1e9
 MOST_BYTES = 256 << 20  # of one table

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
-from sim.errors import ProfileError
+from sim.common.errors import ProfileError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.errors import ProfileError
-from sim.library import Library, table_rows
-from sim.profiles import Profile
+from sim.common.errors import ProfileError
+from sim.profiles.library import Library, table_rows
+from sim.profiles.profile import Profile
 from sim.profiling.collect import Collected, Point, collect, offloads, row_seconds
 from sim.profiling.fill import Fits, fit_table, gpu_memory_bytes, table_name
 from sim.profiling.fitting import Fit, Key, predicted

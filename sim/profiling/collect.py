@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sim.profiles import Weights
+from sim.profiles.profile import Weights
 from sim.profiling.fitting import LEAST_NOISE, Key, Series
 from sim.profiling.measured import Measured
 from sim.profiling.physics import Prompts, Shape, Steps, shape_of

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sim.errors import ProfileError
+from sim.common.errors import ProfileError
 
 _MAKERS = ("nvidia", "geforce", "amd", "intel", "corporation", "generation", "ati", "tesla", "r", "tm")
 _CPU_WORDS = ("core", "cpu", "processor", "with", "radeon", "graphics", "apu", "platinum", "gold", "silver")

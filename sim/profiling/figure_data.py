@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.breakeven import At, break_even
-from sim.catalogue import profile_catalogue
-from sim.errors import ProfileError, did_you_mean
-from sim.library import Library, table_rows
-from sim.profiles import Profile
+from sim.common.errors import ProfileError, did_you_mean
+from sim.profiles.break_even import At, break_even
+from sim.profiles.catalogue import profile_catalogue
+from sim.profiles.library import Library, table_rows
+from sim.profiles.profile import Profile
 from sim.profiling.collect import collect, offloads
 from sim.profiling.fill import gpu_memory_bytes, read_folders, table_name
 from sim.profiling.fitting import Key

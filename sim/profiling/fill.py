@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from sim.errors import ConfigError, ProfileError, did_you_mean
-from sim.library import Library
-from sim.locate import data_folder
-from sim.profiles import Weights
+from sim.common.data_files import data_folder
+from sim.common.errors import ConfigError, ProfileError, did_you_mean
+from sim.profiles.library import Library
+from sim.profiles.profile import Weights
 from sim.profiling.collect import GIB, Collected, collect, model_weights, offloads
 from sim.profiling.fitting import Fit, Key, fit_rates, transfer_errors
 from sim.profiling.grids import Known, Maker, Row, table_rows

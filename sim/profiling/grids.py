@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ProfileError
-from sim.profiles import Weights
+from sim.common.errors import ProfileError
+from sim.profiles.profile import Weights
 from sim.profiling.collect import Collected, Point, row_seconds
 from sim.profiling.fitting import Fit, Key, Series
 from sim.profiling.physics import Array, Prompts, Shape, Steps

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError, ProfileError
-from sim.library import Library
-from sim.profiling.hardware import gpu_slug, host_slug, known_hosts
+from sim.common.errors import ConfigError, ProfileError
+from sim.profiles.library import Library
+from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
 from sim.profiling.heads import fastest_head_s, head_goes_first, layers_of
 from sim.profiling.imports.files import find_files, read_records
 from sim.profiling.imports.formats import Format, format_named

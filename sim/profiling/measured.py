@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from sim.disk import partial_of, put, sync_folder, whole_file
-from sim.errors import ConfigError, ProfileError, did_you_mean
-from sim.profiles import Weights
+from sim.common.atomic_files import partial_of, put, sync_folder, whole_file
+from sim.common.errors import ConfigError, ProfileError, did_you_mean
+from sim.common.safe_open import plain_bytes
+from sim.common.yaml_files import read_yaml
+from sim.profiles.profile import Weights
 from sim.profiling.merging import merge_rows
 from sim.profiling.points import (
     COLUMNS,
@@ -35,8 +37,6 @@ from sim.profiling.points import (
     may_be_empty,
     parse_cell,
 )
-from sim.reading import plain_bytes
-from sim.yamlfile import read_yaml
 
 PROVENANCE = "provenance.yaml"
 MOST_BYTES = 256 * 2**20

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from sim.errors import ProfileError
+from sim.common.errors import ProfileError
 from sim.profiling.points import COLUMNS, DecodePoint, PrefillPoint, Row
 
 # Runs of the same test differ by a few per cent; rows further apart are not the same test.

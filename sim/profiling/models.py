@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sim.errors import ProfileError
-from sim.profiles import Weights
+from sim.common.errors import ProfileError
+from sim.profiles.profile import Weights
 from sim.profiling.architectures import ARCHITECTURES, Architecture, by_name, by_parameters, named
 from sim.profiling.imports.record import Trial
 from sim.profiling.points import ModelRow

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.errors import ProfileError
-from sim.library import Library, table_rows
+from sim.common.errors import ProfileError
+from sim.profiles.library import Library, table_rows
 from sim.profiling.fitting import Key, Series, fit_rates
 from sim.profiling.physics import Prompts, Rates, Steps, shape_of
 from sim.profiling.switching import ASSUMED, COSTS

@@ -1,4 +1,4 @@
-"""The laws of sim/hybrid.py for many measured points at once, over no more of a model than models.csv tells.
+"""The laws of sim/profiling/hybrid.py for many measured points at once, over no more of a model than models.csv tells.
 
 Times are arrays over points; the rates are a `Rates` of plain numbers, fitted by `fitting`. Two additions: the output
 head may be on the GPU before all layers are (new builds of llama.cpp), and layers outside may be streamed. Nothing
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.profiles import Weights
+from sim.profiles.profile import Weights
 
 GIGA, TERA = 1e9, 1e12
 Array = NDArray[np.float64]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sim.errors import ProfileError
-from sim.library import Library
-from sim.profiles import Weights
+from sim.common.errors import ProfileError
+from sim.profiles.library import Library
+from sim.profiles.profile import Weights
 from sim.profiling.fitting import Key
 from sim.profiling.grids import Row
 from sim.profiling.measured import Measured, write_text

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sim.errors import ProfileError, did_you_mean
+from sim.common.errors import ProfileError, did_you_mean
 from sim.profiling.imports.record import Trial
 
 _TRUTHS = {"true": "1", "false": "0"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.errors import ProfileError, did_you_mean
+from sim.common.errors import ProfileError, did_you_mean
 from sim.profiling.collect import Collected
 from sim.profiling.fitting import LEAST_NOISE, Key, Series, fit_rates
 from sim.profiling.physics import Array, Prompts, Rates, Shape, Steps, weight_bytes

@@ -12,9 +12,9 @@ from statistics import median
 
 import numpy as np
 
-from sim.hybrid import fit_line
 from sim.profiling.fitting import Key
 from sim.profiling.grids import ANALYTIC_SOURCE, Row
+from sim.profiling.hybrid import fit_line
 from sim.profiling.points import BandwidthPoint, SwitchPoint
 
 GIGA = 1e9

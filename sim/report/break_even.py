@@ -1,7 +1,7 @@
 """n*: after how many tokens loading the missing layers of a partly resident model pays, for the scenario's own models.
 
-The numbers come from the profile tables (sim.breakeven), for the hardware and the kind of engine that the scenario
-names; not from the run. Called by run_report.py and store_report.py.
+The numbers come from the profile tables (sim.profiles.break_even), for the hardware and the kind of engine that the
+scenario names; not from the run. Called by run_report.py and store_report.py.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sim.breakeven import At, BreakEven, break_even
-from sim.errors import SimError
+from sim.cli.tables.run_tables import number
+from sim.common.errors import SimError
+from sim.common.yaml_files import read_yaml
 from sim.plots.charts import Axis, Curve, curves
 from sim.plots.style import Chart
+from sim.profiles.break_even import At, BreakEven, break_even
 from sim.report.content import Cell, Section, Table, listed, seconds_cell, share_cell, text_cell
 from sim.report.groups import Cast
-from sim.report.material import Kept, plain
-from sim.tables import number
-from sim.yamlfile import read_yaml
+from sim.report.result_folder import Kept, plain
 
 _CURVE = At(residencies=tuple(share / 20 for share in range(20)))
 _ROWS = (0.25, 0.5, 0.75, 0.9)

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.amounts import amount, with_half
-from sim.errors import ConfigError
-from sim.measures import Measure, Unit
+from sim.common.errors import ConfigError
+from sim.common.statistics import Estimate, Interval
 from sim.plots.charts import Axis, Curve, curves, ranges, rows_in
 from sim.plots.style import Chart
-from sim.report import words
+from sim.report import sentences
 from sim.report.content import Cell, Report, Section, Table, Tile, counted, listed, share_cell, text_cell
 from sim.report.groups import Cast
 from sim.report.latency import ticks
-from sim.report.material import Material, plain
+from sim.report.result_folder import Material, plain
 from sim.report.store_report import failed_section, runs_section
-from sim.statistics import Estimate, Interval
+from sim.results.format_estimate import amount, with_half
+from sim.results.metrics import Measure, Unit
 
 _STRONG = 7
 _ASKED = {"rate": "largest load", "cluster": "fewest nodes", "cost": "cost of 1M output tokens"}
@@ -42,11 +42,11 @@ def _report(material: Material) -> Report:
     goal = data["goal"]
     said = [f"Goal: {_goal(goal)}, in the mean of {counted(len(data['seeds']), 'seed')}.", _load(data)]
     if material.runs:
-        said.append(words.scene(material.runs))
+        said.append(sentences.scene(material.runs))
     sections = [_answers(data, order, cast), _curves(data, order, cast), _points(data, order, cast)]
     sections += [*failed_section(material), *([runs_section(material)] if material.runs else [])]
     if material.runs:
-        about = (words.factors(material.runs), words.limits(material.runs[0].summary))
+        about = (sentences.factors(material.runs), sentences.limits(material.runs[0].summary))
         sections.append(Section("about", "Assumptions", about))
     return Report(
         f"{plain(data['scenario'])}: capacity of {counted(len(order), 'policy')}",
@@ -54,7 +54,7 @@ def _report(material: Material) -> Report:
         verdict[0],
         (*verdict[1:], *filter(None, said)),
         _tiles(data, order),
-        tuple(dict.fromkeys([*(plain(text) for text in data["notices"]), *words.notices(material.runs)])),
+        tuple(dict.fromkeys([*(plain(text) for text in data["notices"]), *sentences.notices(material.runs)])),
         tuple(sections),
         tuple(chart for section in sections for chart in section.charts)[:6],
     )

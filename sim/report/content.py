@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from sim.cli.tables.run_tables import number, seconds, share
 from sim.plots.style import Chart
-from sim.tables import number, seconds, share
 
 Sortable = float | str | None
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.amounts import amount
-from sim.measures import Measure
+from sim.cli.tables.run_tables import share
 from sim.plots.charts import Axis, Curve, curves
 from sim.plots.style import Chart
 from sim.report.content import Cell, Section, Table, listed, text_cell
 from sim.report.groups import E2E, GOODPUT, SLO, Cast, Setting, ranked, shown
 from sim.report.latency import ticks
-from sim.report.rivalry import title
-from sim.tables import share
+from sim.report.policy_comparison import title
+from sim.results.format_estimate import amount
+from sim.results.metrics import Measure
 
 _UNITS = {GOODPUT.key: "goodput, requests/s within SLO"}
 _MOST_PANELS = 4  # combinations of the other labels that are drawn

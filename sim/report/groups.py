@@ -1,7 +1,7 @@
 """Pure: runs gathered by policy and setting, and their numbers over seeds with intervals. Used by all sections.
 
 A Group is what one policy did in one setting, once per seed; a Setting is all that a store varied but policy and seed.
-Intervals and differences are those of sim.statistics: over replications, paired by seed.
+Intervals and differences are those of sim.common.statistics: over replications, paired by seed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.measures import Measure, known_measures
+from sim.common.statistics import Difference, Estimate, difference, estimate
 from sim.plots.style import MOST_COLOURED, Pen, pens
-from sim.report.material import Kept, plain
-from sim.statistics import Difference, Estimate, difference, estimate
+from sim.report.result_folder import Kept, plain
+from sim.results.metrics import Measure, known_measures
 
 MEASURES = known_measures()
 E2E, E2E_P99, TTFT_P50, TTFT_P99 = (

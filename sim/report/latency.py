@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cli.tables.run_tables import seconds, share
 from sim.plots.charts import Axis, Curve, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report.content import listed
 from sim.report.groups import ORACLE, Cast, Group
-from sim.tables import seconds, share
 
 Floats = NDArray[np.float64]
 NAMES = {"ttft_s": "Time to first token (TTFT)", "e2e_s": "End-to-end time (E2E)"}

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cli.tables.run_tables import seconds, share
 from sim.plots.charts import Axis, Curve, curves
 from sim.plots.style import Chart
 from sim.plots.time_charts import Strip, memory_over_time
 from sim.report.content import Section
 from sim.report.groups import Cast
-from sim.report.material import Kept, plain
-from sim.tables import seconds, share
+from sim.report.result_folder import Kept, plain
 
 FILE = "series.parquet"
 _COLUMNS = ("time_s", "span_s", "gpu", "instance", "model", "residency", "gpu_bytes", "running", "waiting")

@@ -1,7 +1,7 @@
 """Policies against each other: the verdict, the ranking with intervals, differences within seeds, and trade-offs.
 
-Statistics are those of sim.statistics and sim.verdict. Oracles stand in the tables with their mark, and are in no
-verdict and on no front. Called by store_report.py.
+Statistics are those of sim.common.statistics and sim.studies.ranking. Oracles stand in the tables with their mark, and
+are in no verdict and on no front. Called by store_report.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.amounts import amount, gap, with_half
-from sim.measures import Measure
+from sim.common.statistics import CONFIDENCE, pareto_front
 from sim.plots.charts import Axis, Spot, differences, front, rows_in, shortened
 from sim.plots.style import Chart
 from sim.report.content import Cell, Section, Table, counted, listed, share_cell, text_cell
@@ -29,9 +28,10 @@ from sim.report.groups import (
     ranked,
 )
 from sim.report.latency import ticks
-from sim.report.material import Material, plain
-from sim.statistics import CONFIDENCE, pareto_front
-from sim.verdict import Column, Ranking, rank
+from sim.report.result_folder import Material, plain
+from sim.results.format_estimate import amount, gap, with_half
+from sim.results.metrics import Measure
+from sim.studies.ranking import Column, Ranking, rank
 
 _TITLES = {
     SLO.key: "SLO kept",

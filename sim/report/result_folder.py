@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
-from sim.results import FILES, SUMMARY
+from sim.common.errors import ConfigError
+from sim.results.run_folder import FILES, SUMMARY
 
 Floats = NDArray[np.float64]
 
@@ -160,7 +160,7 @@ def _kept(folder: Path, labels: Mapping[str, Any]) -> Kept:
 
 def _store(folder: Path, kind: str, extra: dict[str, Any]) -> Material:
     """A store's finished and failed runs, in the order in which they were asked for."""
-    from sim.sweeps.store import Store  # noqa: PLC0415
+    from sim.runs.store import Store  # noqa: PLC0415
 
     store = Store(folder, keep="summary")
     runs, errors = [], []

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.report import latency, sections, words
+from sim.cli.tables.run_tables import number, seconds, share
+from sim.report import latency, sections, sentences
 from sim.report.break_even import break_even_section
 from sim.report.content import (
     Report,
@@ -23,9 +24,8 @@ from sim.report.content import (
     text_cell,
 )
 from sim.report.groups import Cast, Group
-from sim.report.material import Kept, Material, plain
 from sim.report.over_time import over_time
-from sim.tables import number, seconds, share
+from sim.report.result_folder import Kept, Material, plain
 
 ALL = "all requests"
 _MOST_MODELS = 7  # with a curve of their own
@@ -63,9 +63,9 @@ def run_report(material: Material) -> Report:
         f"{plain(str(summary['scenario']))}: {run.policy}",
         f"one run, seed {summary['seed']}, run id {summary['run_id']}",
         _headline(run),
-        (words.scene([run]), words.left_over(summary["requests"]), _time(summary), _how_sure()),
+        (sentences.scene([run]), sentences.left_over(summary["requests"]), _time(summary), _how_sure()),
         _tiles(summary),
-        (*words.problems(run), *words.notices([run])),
+        (*sentences.problems(run), *sentences.notices([run])),
         found,
         tuple(charts),
     )
@@ -148,7 +148,7 @@ def _latency(run: Kept, cast: Cast) -> Section:
             )
             for key, label in _LATENCIES.items()
         ),
-        note="Over the requests that have the number (ITL: over tokens); " + words.left_over(summary["requests"]),
+        note="Over the requests that have the number (ITL: over tokens); " + sentences.left_over(summary["requests"]),
     )
     columns = run.requests(["model", "ttft_s", "e2e_s"])
     charts = []
@@ -179,7 +179,7 @@ def _promises(summary: Mapping[str, Any], cast: Cast) -> Section:
     tables = [sections.by_name("models", "model", summary["models"], cast)]
     if len(summary["classes"]) > 1:
         tables.append(sections.by_name("classes", "service class", summary["classes"], cast))
-    return Section("promises", "Models and promises", (words.limits(summary),), (), tuple(tables))
+    return Section("promises", "Models and promises", (sentences.limits(summary),), (), tuple(tables))
 
 
 def _budget(run: Kept, cast: Cast) -> Section | None:
@@ -306,4 +306,4 @@ def _about(run: Kept) -> Section:
         left=2,
     )
     tables = (Table("facts", "This run", ("", "value"), rows, left=2), *([reasons] if summary["reasons"] else []))
-    return Section("about", "About this run", (words.factors([run]),), (), tables, folded=True)
+    return Section("about", "About this run", (sentences.factors([run]),), (), tables, folded=True)

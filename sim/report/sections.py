@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from sim.cli.tables.run_tables import number, seconds, share
 from sim.plots.charts import Axis, rows_in, stacks
 from sim.plots.style import CATEGORIES, COLOURS, Chart
 from sim.report.content import Cell, Section, Table, bytes_cell, number_cell, seconds_cell, share_cell, text_cell
 from sim.report.groups import Cast, Group
-from sim.report.material import plain
-from sim.tables import number, seconds, share
+from sim.report.result_folder import plain
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _SKY, _VIOLET = CATEGORIES
 _GREY = COLOURS["other"][0]

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.cli.tables.run_tables import number, seconds, share
 from sim.report.content import counted, listed
 from sim.report.groups import Group
-from sim.report.material import Kept, plain
-from sim.tables import number, seconds, share
+from sim.report.result_folder import Kept, plain
 
 _LEFT = ("unfinished", "rejected", "timed_out", "failed", "impossible")
 
@@ -114,7 +114,7 @@ def notices(runs: Sequence[Kept]) -> tuple[str, ...]:
 
 
 def problems(run: Kept) -> tuple[str, ...]:
-    """What went wrong in a run (sim.diagnosis), a line each."""
+    """What went wrong in a run (sim.results.diagnosis), a line each."""
     return tuple(f"Problem: {plain(str(problem['text']))}." for problem in run.summary.get("problems", ()))
 
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.measures import Measure
-from sim.report import latency, rivalry, sections, words
-from sim.report.against import against
+from sim.cli.tables.run_tables import share
+from sim.report import latency, policy_comparison, sections, sentences
 from sim.report.break_even import break_even_section
 from sim.report.content import (
     Report,
@@ -26,6 +25,7 @@ from sim.report.content import (
     share_cell,
     text_cell,
 )
+from sim.report.effects import against
 from sim.report.groups import (
     COST,
     E2E,
@@ -42,8 +42,8 @@ from sim.report.groups import (
     settings,
     shown,
 )
-from sim.report.material import Material, plain
-from sim.tables import share
+from sim.report.result_folder import Material, plain
+from sim.results.metrics import Measure
 
 _MOST_SHOWN = 3  # settings with figures of their own
 _MOST_STRONG = 7
@@ -61,13 +61,13 @@ def store_report(material: Material) -> Report:
     strong = [group.name for group in order if not group.oracle][:_MOST_STRONG]
     cast = Cast.of(names, [*strong[:-1], baseline] if baseline and plain(baseline) not in strong else strong)
     found = [Setting(each.labels, tuple(sorted(each.groups, key=lambda g: cast.numbers[g.name]))) for each in found]
-    head = rivalry.verdict(material, found, measure)
+    head = policy_comparison.verdict(material, found, measure)
     parts = [*against(found, cast, measure)]
     picked = _picked(found)
     for number, setting in enumerate(picked):
         parts += _setting(setting, cast, material, number if len(found) > 1 else None)
     parts += [
-        *rivalry.bounds(material.extra),
+        *policy_comparison.bounds(material.extra),
         break_even_section(material.runs[0]),
         runs_section(material),
         *failed_section(material),
@@ -80,7 +80,7 @@ def store_report(material: Material) -> Report:
         + (f" in {counted(len(found), 'setting')}" if len(found) > 1 else ""),
         _subtitle(material, cast),
         head[0],
-        (*head[1:], words.all_left_over(_together(found)), words.scene(material.runs)),
+        (*head[1:], sentences.all_left_over(_together(found)), sentences.scene(material.runs)),
         _tiles(found, measure),
         tuple(dict.fromkeys(cautions)),
         tuple(parts),
@@ -136,7 +136,13 @@ def _tiles(found: Sequence[Setting], measure: Measure) -> tuple[Tile, ...]:
         if runners and each.better is not None:
             best = ranked(runners, each)[0]
             where = f", at {main.name}" if len(found) > 1 else ""
-            tiles.append(Tile(f"best {rivalry.title(each)}", rivalry.said(each, best.mean(each)), best.name + where))
+            tiles.append(
+                Tile(
+                    f"best {policy_comparison.title(each)}",
+                    policy_comparison.said(each, best.mean(each)),
+                    best.name + where,
+                )
+            )
     return tuple(tiles)
 
 
@@ -146,9 +152,9 @@ def _setting(setting: Setting, cast: Cast, material: Material, number: int | Non
     baseline = plain(str(material.extra.get("baseline", "")))
     measure = _deciding(material)
     parts = [
-        rivalry.ranking(groups, cast, measure, baseline),
+        policy_comparison.ranking(groups, cast, measure, baseline),
         _latency(groups, cast),
-        rivalry.trade_offs(groups, cast),
+        policy_comparison.trade_offs(groups, cast),
         _budget(groups, cast),
         _gpu_time(groups, cast),
         sections.switching(groups, cast),
@@ -266,11 +272,11 @@ def _cautions(material: Material, cast: Cast) -> list[str]:
             "Times of partly resident models come from tables that are mostly analytic; most of their tokens are "
             f"those of {most.name} ({part} of its tokens)."
         )
-    return found + list(words.notices(material.runs))
+    return found + list(sentences.notices(material.runs))
 
 
 def _about(material: Material) -> Section:
-    said = [words.factors(material.runs), words.limits(material.runs[0].summary)]
+    said = [sentences.factors(material.runs), sentences.limits(material.runs[0].summary)]
     warm_up = material.extra.get("warm_up")
     if warm_up:
         said.append(f"Warm-up: {plain(str(warm_up['rule']))} ({warm_up['after_s']:g} s).")

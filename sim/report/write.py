@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import sim
-from sim.disk import whole_file, why
-from sim.errors import ConfigError, did_you_mean
+from sim.common.atomic_files import whole_file, why
+from sim.common.errors import ConfigError, did_you_mean
 from sim.report.content import Report
-from sim.report.material import Material, open_folder
+from sim.report.result_folder import Material, open_folder
 
 FORMATS = {"html": ".html", "md": ".md", "pdf": ".pdf", "png": ".png"}
 

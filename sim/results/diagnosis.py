@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.request import COMPLETED, FAILED, IMPOSSIBLE, REJECTED, TIMED_OUT, UNFINISHED
-from sim.request_table import Requests
+from sim.core.state.request import COMPLETED, FAILED, IMPOSSIBLE, REJECTED, TIMED_OUT, UNFINISHED
+from sim.results.request_table import Requests
 
 if TYPE_CHECKING:
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 Floats = NDArray[np.float64]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sim.cluster import Gpu
-from sim.request import FAILED
+from sim.core.state.machines import Gpu
+from sim.core.state.request import FAILED
 
 if TYPE_CHECKING:
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 
 def faults_summary(outcome: Outcome) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from sim.measures import Unit
-from sim.statistics import Estimate, Interval
-from sim.tables import number, seconds, share
+from sim.results.metrics import Unit
+from sim.common.statistics import Estimate, Interval
+from sim.cli.tables.run_tables import number, seconds, share
 
 
 def amount(unit: Unit, value: float | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sim.errors import ConfigError, did_you_mean
+from sim.common.errors import ConfigError, did_you_mean
 
 Unit = Literal["s", "share", "number", "rate", "usd"]
 Better = Literal["less", "more"]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.request import COMPLETED
-from sim.spec import ServiceClass
+from sim.core.state.request import COMPLETED
+from sim.scenario.scenario import ServiceClass
 
 if TYPE_CHECKING:
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 Floats = NDArray[np.float64]
 Part = Mapping[str, NDArray[Any]]

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from sim.disk import is_partial, partial_of, put, sync, sync_folder, why
-from sim.errors import ConfigError
-from sim.metrics import REQUEST_COLUMNS
-from sim.request import OUTCOMES
-from sim.request_table import RequestTable
-from sim.series import COLUMNS as SERIES_COLUMNS
-from sim.spec import Scenario, is_code, resolved
-from sim.state import STATUSES
+from sim.common.atomic_files import is_partial, partial_of, put, sync, sync_folder, why
+from sim.common.errors import ConfigError
+from sim.core.record.recorder import REQUEST_COLUMNS
+from sim.core.state.request import OUTCOMES
+from sim.results.request_table import RequestTable
+from sim.core.record.series import COLUMNS as SERIES_COLUMNS
+from sim.scenario.scenario import Scenario, is_code, resolved
+from sim.core.state.instance import STATUSES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 SUMMARY = "summary.json"
 FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet", SUMMARY)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.disk import whole_file, why
-from sim.errors import ConfigError
-from sim.timeline import BATCHES, CLUSTER, RESIZES, RESTORES, SAVES, WHAT, Slice, Timeline
+from sim.common.atomic_files import whole_file, why
+from sim.common.errors import ConfigError
+from sim.core.record.timeline import BATCHES, CLUSTER, RESIZES, RESTORES, SAVES, WHAT, Slice, Timeline
 
 if TYPE_CHECKING:
-    from sim.engine import Outcome
+    from sim.engine.engine import Outcome
 
 ENDINGS = (".json", ".json.gz")
 DEFAULT_MB = 64.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sim.errors import ConfigError
-from sim.sweeps.crew import Crew, Here
-from sim.sweeps.task import Machines
+from sim.common.errors import ConfigError
+from sim.runs.executor import Crew, Here
+from sim.runs.task import Machines
 
 
 def crew_of(machines: Machines) -> Crew:
@@ -12,11 +12,11 @@ def crew_of(machines: Machines) -> Crew:
     if machines.jobs is not None and machines.jobs < (0 if machines.engine == "local" else 1):
         raise ConfigError(f"--jobs {machines.jobs}: give the number of runs at once, at least 1")
     if machines.engine == "dask":
-        from sim.sweeps.dask_crew import DaskCrew  # noqa: PLC0415  an extra
+        from sim.runs.dask_executor import DaskCrew  # noqa: PLC0415  an extra
 
         return DaskCrew(machines.address, machines.jobs)
     if machines.engine == "ray":
-        from sim.sweeps.ray_crew import RayCrew  # noqa: PLC0415  an extra
+        from sim.runs.ray_executor import RayCrew  # noqa: PLC0415  an extra
 
         return RayCrew(machines.address, machines.jobs)
     if machines.address is not None:
@@ -25,6 +25,6 @@ def crew_of(machines: Machines) -> Crew:
         return Here()
     from joblib import cpu_count  # noqa: PLC0415  knows what a container may use
 
-    from sim.sweeps.local_crew import LocalCrew  # noqa: PLC0415  joblib is slow to import
+    from sim.runs.local_executor import LocalCrew  # noqa: PLC0415  joblib is slow to import
 
     return LocalCrew(machines.jobs or int(cpu_count()))

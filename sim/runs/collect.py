@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sim.sweeps.task import Label, Result
+from sim.runs.task import Label, Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from sim.errors import ConfigError
-from sim.sweeps.crew import LOST, MOST_DEATHS, PATIENCE_S, cluster_trouble, died, one_line
-from sim.sweeps.worker import Job, Played, play_one
+from sim.common.errors import ConfigError
+from sim.runs.executor import LOST, MOST_DEATHS, PATIENCE_S, cluster_trouble, died, one_line
+from sim.runs.worker import Job, Played, play_one
 
 
 class DaskCrew:

@@ -11,13 +11,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sim.errors import ConfigError
-from sim.locate import code_digest
-from sim.sweeps.crews import crew_of
-from sim.sweeps.identity import Identified, Registry
-from sim.sweeps.store import Point, Store
-from sim.sweeps.task import Machines, Progress, Result, Task
-from sim.sweeps.worker import Played, job_of
+from sim.common.data_files import code_digest
+from sim.common.errors import ConfigError
+from sim.runs.choose_executor import crew_of
+from sim.runs.identity import Identified, Registry
+from sim.runs.store import Point, Store
+from sim.runs.task import Machines, Progress, Result, Task
+from sim.runs.worker import Played, job_of
 
 OnProgress = Callable[[Progress], None]
 _TABLE_EVERY = 0.1  # runs.csv is written again whenever there are so many more runs in it

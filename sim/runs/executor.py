@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from sim.errors import ConfigError
-from sim.sweeps.worker import Job, Played, play_one
+from sim.common.errors import ConfigError
+from sim.runs.worker import Job, Played, play_one
 
 MOST_DEATHS = 3  # of workers at the same job, then the job is held to be the reason
 PATIENCE_S = 30  # with a cluster that says nothing, before a look whether it is still there

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.engine import prepare
-from sim.errors import SimError
-from sim.ideal import in_its_world
-from sim.library import Library
-from sim.policy import Policy
-from sim.spec import Scenario, TraceWorkload, resolved, run_id
-from sim.sweeps.task import Task
-from sim.workload import open_workload
+from sim.common.errors import SimError
+from sim.engine.engine import prepare
+from sim.engine.ideal_hardware import in_its_world
+from sim.policy.interface.policy import Policy
+from sim.profiles.library import Library
+from sim.runs.task import Task
+from sim.scenario.scenario import Scenario, TraceWorkload, resolved, run_id
+from sim.workload.requests import open_workload
 
 
 @dataclass(frozen=True)

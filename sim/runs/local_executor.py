@@ -15,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError
-from sim.sweeps.crew import MOST_DEATHS, died
-from sim.sweeps.worker import Job, Played, begin_worker, play_one
+from sim.common.errors import ConfigError
+from sim.runs.executor import MOST_DEATHS, died
+from sim.runs.worker import Job, Played, begin_worker, play_one
 
 _IDLE_S = 300  # so long a worker without work stays
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError
-from sim.results import FILES, SUMMARY
-from sim.sweeps.collect import CLOCKS
-from sim.sweeps.store import SCENARIO, Point, Store
+from sim.common.errors import ConfigError
+from sim.results.run_folder import FILES, SUMMARY
+from sim.runs.collect import CLOCKS
+from sim.runs.store import SCENARIO, Point, Store
 
 
 def merge(source: Path, target: Store) -> int:

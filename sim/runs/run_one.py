@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.engine import Outcome, identify, simulate
-from sim.errors import ConfigError
-from sim.formats import told_format
-from sim.locate import data_folder
-from sim.metrics import Recorder
-from sim.policy import Policy, load_policy
-from sim.results import check_target, home_of, what_is_kept, write_run
-from sim.series import Series
-from sim.spec import PolicySpec, Scenario, is_code, refuse_code, resolved, scenario_of
-from sim.summary import summarize
-from sim.timeline_file import TimelineOptions, check_timeline, new_timeline, write_timeline
-from sim.workload import Workload, open_workload
-from sim.yamlfile import read_yaml
+from sim.common.data_files import data_folder
+from sim.common.errors import ConfigError
+from sim.common.yaml_files import read_yaml
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.engine.engine import Outcome, identify, simulate
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import load_policy
+from sim.results.run_folder import check_target, home_of, what_is_kept, write_run
+from sim.results.summary import summarize
+from sim.results.timeline_file import TimelineOptions, check_timeline, new_timeline, write_timeline
+from sim.scenario.scenario import PolicySpec, Scenario, is_code, refuse_code, resolved, scenario_of
+from sim.traces.formats import told_format
+from sim.workload.requests import Workload, open_workload
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import yaml
 
-from sim.disk import put, sync_folder, why
-from sim.errors import ConfigError
-from sim.results import SUMMARY, missing_file, scenario_text, summary_text
-from sim.spec import Scenario, parse_scenario, resolved
-from sim.sweeps.collect import Cell, csv_text, rows, timing
-from sim.sweeps.task import Label, Result, Task
+from sim.common.atomic_files import put, sync_folder, why
+from sim.common.errors import ConfigError
+from sim.results.run_folder import SUMMARY, missing_file, scenario_text, summary_text
+from sim.runs.collect import Cell, csv_text, rows, timing
+from sim.runs.task import Label, Result, Task
+from sim.scenario.scenario import Scenario, parse_scenario, resolved
 
 Keep = Literal["all", "summary"]
 SCENARIO = "scenario.yaml"

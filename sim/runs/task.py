@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sim.spec import Scenario
+from sim.scenario.scenario import Scenario
 
 Label = str | int | float | bool | None
 EngineName = Literal["local", "dask", "ray"]

@@ -21,21 +21,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sim.disk import why
-from sim.engine import Outcome, simulate
-from sim.errors import ConfigError, MachineError, PolicyError, SimError, out_of_memory
-from sim.locate import code_digest
-from sim.metrics import Recorder
-from sim.policy import policy_class
-from sim.results import put_run
-from sim.runner import peak_rss_bytes
-from sim.series import Series
-from sim.spec import Scenario, TraceWorkload
-from sim.summary import summarize
-from sim.sweeps.axes import is_path
-from sim.sweeps.identity import workload_key
-from sim.watch import end_process
-from sim.workload import Workload, open_workload
+from sim.common.atomic_files import why
+from sim.common.data_files import code_digest
+from sim.common.errors import ConfigError, MachineError, PolicyError, SimError, out_of_memory
+from sim.common.time_limit import end_process
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.engine.engine import Outcome, simulate
+from sim.policy.loader import policy_class
+from sim.results.run_folder import put_run
+from sim.results.summary import summarize
+from sim.runs.identity import workload_key
+from sim.runs.run_one import peak_rss_bytes
+from sim.scenario.scenario import Scenario, TraceWorkload
+from sim.studies.axes import is_path
+from sim.workload.requests import Workload, open_workload
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sim.workloads.fields import Frozen, Name, NonNegative, Positive, Share
+from sim.scenario.fields import Frozen, Name, NonNegative, Positive, Share
 
 MOST_STEPS = 100_000
 

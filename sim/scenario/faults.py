@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sim.errors import ConfigError, did_you_mean
-from sim.workloads.fields import Frozen, Share
+from sim.common.errors import ConfigError, did_you_mean
+from sim.scenario.fields import Frozen, Share
 
 _LONGEST_S = 1e12  # 30,000 years: further on a clock of floats hardly moves
 Time = Annotated[float, Field(ge=0, le=_LONGEST_S)]

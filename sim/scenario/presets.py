@@ -11,9 +11,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from sim.errors import did_you_mean
-from sim.locate import data_folder
-from sim.yamlfile import read_yaml
+from sim.common.data_files import data_folder
+from sim.common.errors import did_you_mean
+from sim.common.yaml_files import read_yaml
 
 
 def preset_names() -> list[str]:

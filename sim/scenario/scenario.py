@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sim.errors import ConfigError, did_you_mean, shown
-from sim.faults_spec import FaultOptions
-from sim.workloads.fields import Count, Frozen, Name, NonNegative, Positive, first_problem
-from sim.workloads.spec import GenerateWorkload, ModelTraffic, TraceWorkload
-from sim.yamlfile import parse_value, read_yaml
+from sim.common.errors import ConfigError, did_you_mean, shown
+from sim.common.yaml_files import parse_value, read_yaml
+from sim.scenario.faults import FaultOptions
+from sim.scenario.fields import Count, Frozen, Name, NonNegative, Positive, first_problem
+from sim.scenario.workload import GenerateWorkload, ModelTraffic, TraceWorkload
 
 GIB = 2**30
 

@@ -19,10 +19,20 @@ from pydantic import (
     model_validator,
 )
 
-from sim.errors import ConfigError, did_you_mean
-from sim.workloads.fields import Count, Frozen, Name, NonNegative, Positive, Share, first_problem
-from sim.workloads.laws import Arrivals, Fixed, Frames, Law, LogNormal, Popularity, PopularityField, RateShape, Weibull
-from sim.workloads.presets import written_out
+from sim.common.errors import ConfigError, did_you_mean
+from sim.scenario.distributions import (
+    Arrivals,
+    Fixed,
+    Frames,
+    Law,
+    LogNormal,
+    Popularity,
+    PopularityField,
+    RateShape,
+    Weibull,
+)
+from sim.scenario.fields import Count, Frozen, Name, NonNegative, Positive, Share, first_problem
+from sim.scenario.presets import written_out
 
 MOST_MODELS = 10_000
 DEFAULT_CLASS = "default"

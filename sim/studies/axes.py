@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError
-from sim.sweeps.task import Label
+from sim.common.errors import ConfigError
+from sim.runs.task import Label
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 

@@ -17,22 +17,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sim.bounding import FluidLimit, saturation
-from sim.choice import Choice
-from sim.errors import ConfigError
-from sim.library import Library
-from sim.load import Group, at_load, node_group, what_load_means
-from sim.measures import Measure, measure_named
-from sim.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
-from sim.spec import Scenario
-from sim.statistics import Estimate, estimate
-from sim.study import OnProgress, Study, StudyOptions, has_promises, open_study
-from sim.summary import without_nan
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Result, Task
-from sim.verdict import Column, Ranking, rank
-from sim.wording import capacity_lines
+from sim.common.errors import ConfigError
+from sim.common.statistics import Estimate, estimate
+from sim.profiles.library import Library
+from sim.results.metrics import Measure, measure_named
+from sim.results.summary import without_nan
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Result, Task
+from sim.scenario.scenario import Scenario
+from sim.studies.choose_policies import Choice
+from sim.studies.ranking import Column, Ranking, rank
+from sim.studies.scale_load import Group, at_load, node_group, what_load_means
+from sim.studies.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
+from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, open_study
+from sim.studies.study_bounds import FluidLimit, saturation
+from sim.studies.verdict_text import capacity_lines
 
 VERSION = 1
 FILES = ("capacity.json", "capacity.csv")

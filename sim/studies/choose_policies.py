@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError, did_you_mean
-from sim.policy import load_policy, policy_class, policy_names
-from sim.spec import PolicySpec, Scenario
-from sim.yamlfile import parse_value
+from sim.common.errors import ConfigError, did_you_mean
+from sim.common.yaml_files import parse_value
+from sim.policy.loader import load_policy, policy_class, policy_names
+from sim.scenario.scenario import PolicySpec, Scenario
 
 TIERS = ("naive", "production", "research", "ours", "oracle")
 ALL = "all"

@@ -12,25 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sim.bounding import bounds_beside
-from sim.choice import Choice, oracles
-from sim.comparison import (
-    Comparison,
-    WarmUp,
-    common_notices,
-    comparison_csv,
-    front,
-    policy_results,
-    rankings,
-)
-from sim.errors import ConfigError
-from sim.measures import Measure, measure_named
-from sim.spec import Scenario
-from sim.study import OnProgress, Study, StudyOptions, has_promises, label_of, open_study
-from sim.sweeps.execute import play
-from sim.sweeps.store import Store
-from sim.sweeps.task import Machines, Result, Task
-from sim.wording import verdict_lines
+from sim.common.errors import ConfigError
+from sim.results.metrics import Measure, measure_named
+from sim.runs.execute import play
+from sim.runs.store import Store
+from sim.runs.task import Machines, Result, Task
+from sim.scenario.scenario import Scenario
+from sim.studies.choose_policies import Choice, oracles
+from sim.studies.comparison import Comparison, WarmUp, common_notices, comparison_csv, front, policy_results, rankings
+from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, label_of, open_study
+from sim.studies.study_bounds import bounds_beside
+from sim.studies.verdict_text import verdict_lines
 
 FILES = ("comparison.json", "comparison.csv")
 AXES = ("e2e_all_s.mean", "slo.goodput_rps", "cost.usd_per_million_tokens")  # of the Pareto front

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sim.choice import Choice
-from sim.measures import Measure
-from sim.statistics import Difference, Estimate, difference, estimate, holm, pareto_front, ratio
-from sim.summary import without_nan
-from sim.sweeps.task import Result
-from sim.verdict import Column, Ranking, rank
+from sim.common.statistics import Difference, Estimate, difference, estimate, holm, pareto_front, ratio
+from sim.results.metrics import Measure
+from sim.results.summary import without_nan
+from sim.runs.task import Result
+from sim.studies.choose_policies import Choice
+from sim.studies.ranking import Column, Ranking, rank
 
 VERSION = 1
 _MORE_LOST = 0.01

@@ -25,15 +25,15 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from sim.errors import ConfigError, PolicyError, did_you_mean
-from sim.formats import told_format
-from sim.locate import data_folder
-from sim.policy import load_policy, policy_names
-from sim.spec import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario, refuse_code
-from sim.sweeps.axes import Axis, Value, axis_of, is_path, label_of
-from sim.sweeps.task import Label, Task
-from sim.workloads.fields import Frozen, first_problem
-from sim.yamlfile import read_yaml
+from sim.common.data_files import data_folder
+from sim.common.errors import ConfigError, PolicyError, did_you_mean
+from sim.common.yaml_files import read_yaml
+from sim.policy.loader import load_policy, policy_names
+from sim.runs.task import Label, Task
+from sim.scenario.fields import Frozen, first_problem
+from sim.scenario.scenario import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario, refuse_code
+from sim.studies.axes import Axis, Value, axis_of, is_path, label_of
+from sim.traces.formats import told_format
 
 MOST_RUNS = 10_000
 _FILES = ("scenario", "trace")  # fields of a grid that no scenario has

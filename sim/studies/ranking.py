@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sim.measures import Measure
-from sim.statistics import Estimate, difference, p_value
+from sim.common.statistics import Estimate, difference, p_value
+from sim.results.metrics import Measure
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sim.errors import ConfigError, did_you_mean
-from sim.spec import GenerateWorkload, Scenario, TraceWorkload
-from sim.workloads.laws import Frames, Mmpp
-from sim.workloads.spec import StreamSpec
+from sim.common.errors import ConfigError, did_you_mean
+from sim.scenario.distributions import Frames, Mmpp
+from sim.scenario.scenario import GenerateWorkload, Scenario, TraceWorkload
+from sim.scenario.workload import StreamSpec
 
 
 def at_load(scenario: Scenario, factor: float) -> Scenario:

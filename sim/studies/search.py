@@ -11,8 +11,8 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from sim.measures import Measure
-from sim.statistics import Estimate
+from sim.common.statistics import Estimate
+from sim.results.metrics import Measure
 
 _BELOW = (0.85, 0.7, 0.5)  # of what was found: tried as well
 _MOST_POINTS = 60

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.choice import Choice, choose
-from sim.engine import prepare
-from sim.errors import ConfigError, did_you_mean
-from sim.runner import RunOptions, compose
-from sim.spec import Scenario, TraceWorkload
-from sim.sweeps.task import Machines, Progress
-from sim.workload import Workload, open_workload
+from sim.common.errors import ConfigError, did_you_mean
+from sim.engine.engine import prepare
+from sim.runs.run_one import RunOptions, compose
+from sim.runs.task import Machines, Progress
+from sim.scenario.scenario import Scenario, TraceWorkload
+from sim.studies.choose_policies import Choice, choose
+from sim.workload.requests import Workload, open_workload
 
 OnProgress = Callable[[Progress], None]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from sim.bounds.fluid import fluid_capacity
 from sim.bounds.together import Bounds, bounds_of
-from sim.comparison import Bound, PolicyResult
-from sim.errors import SimError
-from sim.spec import Scenario
-from sim.workload import open_workload
+from sim.common.errors import SimError
+from sim.scenario.scenario import Scenario
+from sim.studies.comparison import Bound, PolicyResult
+from sim.workload.requests import open_workload
 
 _SEEDS = 2  # bounds take seconds each
 # Of a run in which every request was answered, E2E of all is E2E of the completed.

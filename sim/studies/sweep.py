@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sim.errors import ConfigError
-from sim.sweeps.execute import identified, play
-from sim.sweeps.grid import MOST_RUNS, read_grid
-from sim.sweeps.merge import check_source, known_points, merge
-from sim.sweeps.store import Keep, Store
-from sim.sweeps.task import Label, Machines, Progress, Result
+from sim.common.errors import ConfigError
+from sim.runs.execute import identified, play
+from sim.runs.merge import check_source, known_points, merge
+from sim.runs.store import Keep, Store
+from sim.runs.task import Label, Machines, Progress, Result
+from sim.studies.grid import MOST_RUNS, read_grid
 
 State = Literal["done", "failed", "to do"]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sim.amounts import amount, chance, span
-from sim.measures import Measure
-from sim.verdict import Ranking
+from sim.results.format_estimate import amount, chance, span
+from sim.results.metrics import Measure
+from sim.studies.ranking import Ranking
 
 if TYPE_CHECKING:
-    from sim.capacity import Capacity, PolicyCapacity
-    from sim.comparison import Comparison, PolicyResult
-    from sim.search import Goal
+    from sim.studies.capacity import Capacity, PolicyCapacity
+    from sim.studies.comparison import Comparison, PolicyResult
+    from sim.studies.search import Goal
 
 _ALSO = ("slo.attainment", "e2e_all_s.mean", "e2e_all_s.p99", "cost.usd_per_million_tokens")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
-from sim.reading import open_plain
+from sim.common.errors import TraceError
+from sim.common.safe_open import open_plain
 
 BLOCK_BYTES = 1 << 21  # about 65,536 rows of a plain trace
 MOST_RECORD_BYTES = 1 << 26  # longer records are no requests, and a file without line ends must not fill the memory

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError, did_you_mean
+from sim.common.errors import TraceError, did_you_mean
 from sim.traces.files import Table, arrow_or_list
 
 MOST_TOKENS = 10**9

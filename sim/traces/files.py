@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces.blocks import Block, check_file, count_records, record_blocks
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")

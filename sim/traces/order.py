@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces.columns import Appearance
 from sim.traces.trace import Trace, join
 

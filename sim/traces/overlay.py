@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, TraceError
+from sim.common.errors import ConfigError, TraceError
 from sim.traces.shape import after, reachable
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError, did_you_mean
+from sim.common.errors import TraceError, did_you_mean
 from sim.traces.columns import FURTHEST_S
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
+from sim.common.errors import TraceError
 from sim.traces.blocks import check_file
 from sim.traces.columns import MOST_TOKENS, ColumnChecks
 from sim.traces.extras import extra_names, read_extra

@@ -15,8 +15,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from sim.disk import whole_file, why
-from sim.errors import TraceError
+from sim.common.atomic_files import whole_file, why
+from sim.common.errors import TraceError
 from sim.traces.blocks import check_file
 from sim.traces.columns import name_problem
 from sim.traces.extras import EXTRAS, EXTRAS_KEY, arrow_type, metadata_json

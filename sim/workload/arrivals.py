@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
-from sim.workloads import draws
-from sim.workloads.laws import Arrivals, Fixed, Frames, Gamma, Mmpp, OnOff, Poisson, Weibull
-from sim.workloads.rates import Given, Jumps, OperationalTime, Steps, shape_steps
-from sim.workloads.spec import StreamSpec
+from sim.common.errors import ConfigError
+from sim.scenario.distributions import Arrivals, Fixed, Frames, Gamma, Mmpp, OnOff, Poisson, Weibull
+from sim.scenario.workload import StreamSpec
+from sim.workload import draws
+from sim.workload.rates import Given, Jumps, OperationalTime, Steps, shape_steps
 
 Floats = NDArray[np.float64]
 Streams = Callable[[str], np.random.Generator]  # the random numbers of one process for the purpose named

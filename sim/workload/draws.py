@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
-from sim.workloads.laws import Exponential, Fixed, Geometric, Law, LogNormal, Pareto, Quantiles, Uniform
+from sim.common.errors import ConfigError
+from sim.scenario.distributions import Exponential, Fixed, Geometric, Law, LogNormal, Pareto, Quantiles, Uniform
 
 MOST_TOKENS = 10**9
 

@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, did_you_mean
-from sim.workloads import draws
-from sim.workloads.arrivals import Source, Streams, source
-from sim.workloads.laws import Frames, Law, Popularity
-from sim.workloads.popularity import ShareOf, Shares
-from sim.workloads.prefixes import Blocks, Rows
-from sim.workloads.rates import FURTHEST_S, MOST_STEPS, too_often
-from sim.workloads.spec import DEFAULT_CLASS, StreamSpec
+from sim.common.errors import ConfigError, did_you_mean
+from sim.scenario.distributions import Frames, Law, Popularity
+from sim.scenario.workload import DEFAULT_CLASS, StreamSpec
+from sim.workload import draws
+from sim.workload.arrivals import Source, Streams, source
+from sim.workload.popularity import ShareOf, Shares
+from sim.workload.prefixes import Blocks, Rows
+from sim.workload.rates import FURTHEST_S, MOST_STEPS, too_often
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

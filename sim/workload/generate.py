@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim import rng
-from sim.errors import ConfigError
-from sim.spec import override
+from sim.common import rng
+from sim.common.errors import ConfigError
+from sim.common.yaml_files import read_yaml
+from sim.scenario.presets import default_models, preset_names
+from sim.scenario.scenario import override
+from sim.scenario.workload import DEFAULT_CLASS, GenerateWorkload, ModelTraffic, StreamSpec, parse_workload
 from sim.traces.stream import CHUNK_ROWS, TraceStream, gather
 from sim.traces.trace import Trace
-from sim.workloads import draws
-from sim.workloads.arrivals import Source, Streams, nominal_rate
-from sim.workloads.flows import Flow, Names, Parts, Plain, flows
-from sim.workloads.merging import Merge, optional_columns
-from sim.workloads.prefixes import Rows
-from sim.workloads.presets import default_models, preset_names
-from sim.workloads.rates import FURTHEST_S
-from sim.workloads.sessions import Conversations
-from sim.workloads.spec import DEFAULT_CLASS, GenerateWorkload, ModelTraffic, StreamSpec, parse_workload
-from sim.yamlfile import read_yaml
+from sim.workload import draws
+from sim.workload.arrivals import Source, Streams, nominal_rate
+from sim.workload.flows import Flow, Names, Parts, Plain, flows
+from sim.workload.merge import Merge, optional_columns
+from sim.workload.prefixes import Rows
+from sim.workload.rates import FURTHEST_S
+from sim.workload.sessions import Conversations
 
 MOST_REQUESTS = 50_000_000  # at once in memory: a few GB of columns
 MOST_STREAMED = 10_000_000_000  # more is a slip of the pen

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
+from sim.common.errors import ConfigError
+from sim.scenario.workload import GenerateWorkload
 from sim.traces.trace import Trace
-from sim.workloads.flows import Flow, Names
-from sim.workloads.prefixes import PLAN, Rows, block_counts, written_out
-from sim.workloads.sessions import joined, part
-from sim.workloads.spec import GenerateWorkload
+from sim.workload.flows import Flow, Names
+from sim.workload.prefixes import PLAN, Rows, block_counts, written_out
+from sim.workload.sessions import joined, part
 
 WINDOW_ROWS = 1 << 16  # about so many requests are drawn at a time
 CHUNK_BLOCKS = 1 << 22  # a chunk has about so many ids of prompt blocks at most

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.workloads.laws import Popularity
-from sim.workloads.rates import MOST_STEPS, Steps, Wandering, too_often
+from sim.scenario.distributions import Popularity
+from sim.workload.rates import MOST_STEPS, Steps, Wandering, too_often
 
 Floats = NDArray[np.float64]
 

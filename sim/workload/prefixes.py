@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
-from sim.workloads import draws
-from sim.workloads.spec import Prefix
+from sim.common.errors import ConfigError
+from sim.scenario.workload import Prefix
+from sim.workload import draws
 
 Ints = NDArray[np.int64]
 Rows = dict[str, NDArray[Any]]  # columns of equal length by name

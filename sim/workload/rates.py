@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError
-from sim.workloads.laws import Diurnal, RateShape, Wander
+from sim.common.errors import ConfigError
+from sim.scenario.distributions import Diurnal, RateShape, Wander
 
 MOST_STEPS = 20_000_000
 FURTHEST_S = 1e12  # nothing arrives later

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, TraceError, did_you_mean
-from sim.formats import import_stream
-from sim.spec import Scenario, TraceWorkload
-from sim.traces.assign import Assignment
+from sim.common.errors import ConfigError, TraceError, did_you_mean
+from sim.scenario.scenario import Scenario, TraceWorkload
 from sim.traces.columns import FURTHEST_S
+from sim.traces.compose.assign import Assignment
+from sim.traces.formats import import_stream
 from sim.traces.order import Held
 from sim.traces.stream import TraceStream, Turns, gather, read_stream, stream_of
 from sim.traces.trace import DEFAULT_CLASS, Trace, TraceDigest
-from sim.workloads.generate import generate_stream
+from sim.workload.generate import generate_stream
 
 _Pass = tuple[TraceStream, Iterator[Trace]]  # the workload's own requests, and the same as the scenario has them
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.errors import ConfigError
-from sim.workloads import draws
-from sim.workloads.arrivals import Source
-from sim.workloads.flows import Floats, Ints, Parts
-from sim.workloads.prefixes import Blocks, Rows
-from sim.workloads.spec import StreamSpec
+from sim.common.errors import ConfigError
+from sim.scenario.workload import StreamSpec
+from sim.workload import draws
+from sim.workload.arrivals import Source
+from sim.workload.flows import Floats, Ints, Parts
+from sim.workload.prefixes import Blocks, Rows
 
 MOST_TURNS = 100_000
 MOST_THINK_S = 1e9

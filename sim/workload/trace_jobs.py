@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError, TraceError
-from sim.formats import import_stream
-from sim.spec import load_scenario
-from sim.traces.composition import compose, settle
-from sim.traces.facts import Description, Service
+from sim.bounds.offered_load import OfferedLoad
+from sim.common.errors import ConfigError, TraceError
+from sim.common.yaml_files import read_yaml
+from sim.scenario.scenario import load_scenario
+from sim.traces.compose.composition import compose, settle
+from sim.traces.compose.deal_models import MODEL, tally
+from sim.traces.compose.recipe import Recipe, Step, as_data, parse_generated, parse_recipe
+from sim.traces.describe.trace_statistics import Description, Service
 from sim.traces.files import SUFFIXES, suffix_of
-from sim.traces.load import OfferedLoad
-from sim.traces.models import MODEL, tally
-from sim.traces.recipe import Recipe, Step, as_data, parse_generated, parse_recipe
+from sim.traces.formats import import_stream
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Signs
 from sim.traces.write import read_recipe, write_stream
-from sim.workloads.generate import from_recipe, stream_from_file
-from sim.yamlfile import read_yaml
+from sim.workload.generate import from_recipe, stream_from_file
 
 Watch = Callable[[TraceStream, str], AbstractContextManager[TraceStream]]
 MOST_RECIPE_BYTES = 1 << 22

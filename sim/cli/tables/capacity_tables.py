@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.amounts import amount, span, with_half
-from sim.capacity import Capacity, PolicyCapacity
-from sim.search import Point
-from sim.tables import facts, grid, number, show
-from sim.wording import goal_text
+from sim.cli.tables.run_tables import facts, grid, number, show
+from sim.results.format_estimate import amount, span, with_half
+from sim.studies.capacity import Capacity, PolicyCapacity
+from sim.studies.search import Point
+from sim.studies.verdict_text import goal_text
 
 _MOST_POINTS = 12  # of the loads that were tried, in the table
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from sim.breakeven import RESIDENCIES, BreakEven
-from sim.catalogue import BATCHES, PolicyFacts, ProfileFacts, TableFacts
-from sim.tables import facts, gib, grid, number, seconds, share, show
+from sim.cli.tables.run_tables import facts, gib, grid, number, seconds, share, show
+from sim.policy.catalogue import PolicyFacts
+from sim.profiles.break_even import RESIDENCIES, BreakEven
+from sim.profiles.catalogue import BATCHES, ProfileFacts, TableFacts
 
 WAYS = {"restart": "restart", "sleep": "wake", "elastic": "grow"}  # what an engine can: which n*
 _MOST_FULL = 3  # so many profiles are shown in full

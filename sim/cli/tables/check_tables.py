@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sim.cli.tables.run_tables import grid, number, share, show
 from sim.profiling.check import TARGET, Report, SweepFacts
 from sim.profiling.fill import Filled
-from sim.tables import grid, number, share, show
 
 MOST_LINES = 40
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.amounts import amount, gap, with_half
-from sim.comparison import Comparison, PolicyResult
-from sim.tables import facts, grid, number, show
+from sim.cli.tables.run_tables import facts, grid, number, show
+from sim.results.format_estimate import amount, gap, with_half
+from sim.studies.comparison import Comparison, PolicyResult
 
 _NOT_SHOWN = ("switching.starved",)  # has a column of its own among what was lost
 

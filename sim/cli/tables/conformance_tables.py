@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from sim.conformance.suite import FAILED, NOT_APPLICABLE, NOT_PLAYED, PASSED, Verdict
-from sim.spec import is_code
+from sim.scenario.scenario import is_code
 
 _STATES = (PASSED, FAILED, NOT_APPLICABLE, NOT_PLAYED)
 _WIDE = max(map(len, _STATES))

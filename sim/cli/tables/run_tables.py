@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.spec import GIB
+from sim.scenario.scenario import GIB
 
 MOST_ROWS = 16  # GPUs or models in a table; the rest is in the files of --out
 _WIDE = 100  # columns from which on tables show more

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from sim.sweeps.collect import rows, shown
-from sim.sweeps.sweep import Planned, Sweep
-from sim.sweeps.task import Label, Result
-from sim.tables import grid, number, seconds, share, show
+from sim.cli.tables.run_tables import grid, number, seconds, share, show
+from sim.runs.collect import rows, shown
+from sim.runs.task import Label, Result
+from sim.studies.sweep import Planned, Sweep
 
 _MOST_ROWS = 60
 # Header, where it is in a summary, and how it is written.

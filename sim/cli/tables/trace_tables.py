@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from sim.tables import MOST_ROWS, facts, grid, number, seconds, share, show, shown
+from sim.cli.tables.run_tables import MOST_ROWS, facts, grid, number, seconds, share, show, shown
 
 if TYPE_CHECKING:
-    from sim.formats.base import Format
+    from sim.traces.formats.base import Format
 
 Found = Mapping[str, Any]
 

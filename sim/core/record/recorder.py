@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.columns import ROWS_IN_MEMORY, ColumnStore, rows_checksum
-from sim.links import CAUSES
-from sim.request import COMPLETED, LOAD_WAIT, OUTCOMES, PHASES, UNFINISHED, Request
-from sim.state import Instance
+from sim.common.column_store import ROWS_IN_MEMORY, ColumnStore, rows_checksum
+from sim.core.state.instance import Instance
+from sim.core.state.links import CAUSES
+from sim.core.state.request import COMPLETED, LOAD_WAIT, OUTCOMES, PHASES, UNFINISHED, Request
 
 if TYPE_CHECKING:
-    from sim.cluster import Cluster
-    from sim.series import Series
-    from sim.timeline import Timeline
+    from sim.core.record.series import Series
+    from sim.core.record.timeline import Timeline
+    from sim.core.state.machines import Cluster
 
 BIN_WIDTH = 0.005
 _LOWEST_S = 1e-6

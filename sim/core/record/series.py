@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.state import ASLEEP, GONE, PENDING, Instance
+from sim.core.state.instance import ASLEEP, GONE, PENDING, Instance
 
 if TYPE_CHECKING:
-    from sim.cluster import Cluster
+    from sim.core.state.machines import Cluster
 
 MOST_ROWS = 100_000
 _FIRST_INTERVAL_S = 2.0

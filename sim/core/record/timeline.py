@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from sim.batch import Leap
-from sim.request import RECOMPUTE, Request
-from sim.series import held_bytes
-from sim.state import ASLEEP, GONE, PENDING, READY, STATUSES, Instance
+from sim.core.record.series import held_bytes
+from sim.core.state.instance import ASLEEP, GONE, PENDING, READY, STATUSES, Instance
+from sim.core.state.leap import Leap
+from sim.core.state.request import RECOMPUTE, Request
 
 if TYPE_CHECKING:
-    from sim.cluster import Cluster, Gpu
+    from sim.core.state.machines import Cluster, Gpu
 
 # Lanes of a slot, in the order in which they are drawn.
 WHAT, BATCHES, SAVES, RESTORES, RESIZES = range(5)

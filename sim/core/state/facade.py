@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import PolicyError
+from sim.common.errors import PolicyError
 
 if TYPE_CHECKING:
-    from sim.views import Views
+    from sim.policy.interface.models import Views
 
 
 class Facade:

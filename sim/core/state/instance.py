@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from sim.batch import Leap, sequence_blocks
-from sim.links import Link, Transfer
-from sim.profiles import Profile, Weights
-from sim.ranking import Line, Rank, Ranking
-from sim.request import DECODE, STALLED, Request
-from sim.spec import ModelSpec
+from sim.core.state.leap import Leap, sequence_blocks
+from sim.core.state.links import Link, Transfer
+from sim.core.state.ranking import Line, Rank, Ranking
+from sim.core.state.request import DECODE, STALLED, Request
+from sim.profiles.profile import Profile, Weights
+from sim.scenario.scenario import ModelSpec
 
 if TYPE_CHECKING:
-    from sim.cluster import Gpu
-    from sim.views import InstanceView, ModelView
+    from sim.core.state.machines import Gpu
+    from sim.policy.interface.models import InstanceView, ModelView
 
 # An instance's life. PENDING waits for memory that others are giving back; STARTING pays the fixed costs.
 PENDING: Final = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import floor, sqrt
 from typing import NamedTuple
 
-from sim.profiles import Curve
+from sim.profiles.profile import Curve
 
 # A position this close to an iteration's end counts as its end: the rest would be below the clock's resolution.
 NEGLIGIBLE = 1e-12

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.batch import sequence_blocks
-from sim.memory import HostMemory
-from sim.profiles import GpuKind, HostKind
-from sim.ranking import Rank, Ranking
-from sim.request import Request
-from sim.spec import ServiceClass
-from sim.state import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
+from sim.core.state.host_memory import HostMemory
+from sim.core.state.instance import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
+from sim.core.state.leap import sequence_blocks
+from sim.core.state.ranking import Rank, Ranking
+from sim.core.state.request import Request
+from sim.profiles.profile import GpuKind, HostKind
+from sim.scenario.scenario import ServiceClass
 
 if TYPE_CHECKING:
-    from sim.machine_views import GpuView, NodeView
-    from sim.timeline import Timeline
+    from sim.core.record.timeline import Timeline
+    from sim.policy.interface.machines import GpuView, NodeView
 
 
 class Peers:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sim.cluster import Gpu
-from sim.spec import EngineOptions
-from sim.state import ASLEEP, READY, STATUSES, Instance, Model
+from sim.core.state.instance import ASLEEP, READY, STATUSES, Instance, Model
+from sim.core.state.machines import Gpu
+from sim.scenario.scenario import EngineOptions
 
 
 class Need(NamedTuple):

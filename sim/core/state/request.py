@@ -9,9 +9,9 @@ from math import nan
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sim.cluster import Node
-    from sim.request_view import RequestView
-    from sim.state import Instance, Model
+    from sim.core.state.instance import Instance, Model
+    from sim.core.state.machines import Node
+    from sim.policy.interface.requests import RequestView
 
 # A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
 QUEUED: Final = 0

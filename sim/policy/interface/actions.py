@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sim.machine_views import GpuView
-from sim.request_view import RequestView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.requests import RequestView
 
 
 @dataclass(frozen=True, eq=False)

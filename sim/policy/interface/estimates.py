@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.request import COMPLETED, Request
-from sim.rng import stream
-from sim.spec import PredictorOptions
+from sim.common.rng import stream
+from sim.core.state.request import COMPLETED, Request
+from sim.scenario.scenario import PredictorOptions
 
 # What is left of a sequence that already outgrew its estimate, as a share of that estimate: it may end at any time.
 OVERTIME_SHARE = 0.25

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.request_view import RequestView
-from sim.views import ModelView
+from sim.policy.interface.models import ModelView
+from sim.policy.interface.requests import RequestView
 
 if TYPE_CHECKING:
     from sim.traces.trace import Trace

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sim.cluster import Gpu, Node
-from sim.facade import Facade
-from sim.room import growth_room, host_missing, need, why_not_layers
+from sim.core.state.facade import Facade
+from sim.core.state.machines import Gpu, Node
+from sim.core.state.memory_fit import growth_room, host_missing, need, why_not_layers
 
 if TYPE_CHECKING:
-    from sim.views import InstanceView, ModelView
+    from sim.policy.interface.models import InstanceView, ModelView
 
 
 class Crowd(NamedTuple):

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from sim.cluster import Cluster, Gpu, Node
-from sim.estimates import Estimates
-from sim.facade import Facade
-from sim.machine_views import GpuView, NodeView
-from sim.profiles import Profile
-from sim.request import Request
-from sim.request_view import RequestView
-from sim.room import need, why_not_resize
-from sim.state import ASLEEP, LOADING, PENDING, READY, STARTING, STATUSES, Instance, Model
-from sim.world import World
+from sim.core.state.facade import Facade
+from sim.core.state.instance import ASLEEP, LOADING, PENDING, READY, STARTING, STATUSES, Instance, Model
+from sim.core.state.machines import Cluster, Gpu, Node
+from sim.core.state.memory_fit import need, why_not_resize
+from sim.core.state.request import Request
+from sim.core.world import World
+from sim.policy.interface.estimates import Estimates
+from sim.policy.interface.machines import GpuView, NodeView
+from sim.policy.interface.requests import RequestView
+from sim.profiles.profile import Profile
 
 
 class ModelView(Facade):

@@ -8,12 +8,12 @@ from __future__ import annotations
 from math import isnan
 from typing import TYPE_CHECKING
 
-from sim.facade import Facade
-from sim.request import DECODE, PREFILL, RECOMPUTE, Request
+from sim.core.state.facade import Facade
+from sim.core.state.request import DECODE, PREFILL, RECOMPUTE, Request
 
 if TYPE_CHECKING:
-    from sim.machine_views import NodeView
-    from sim.views import InstanceView, ModelView
+    from sim.policy.interface.machines import NodeView
+    from sim.policy.interface.models import InstanceView, ModelView
 
 
 class RequestView(Facade):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import merge
 
-from sim.errors import PolicyError
-from sim.machine_views import GpuView, NodeView
-from sim.request import Request
-from sim.request_view import RequestView
-from sim.views import InstanceView, ModelView, Views
-from sim.world import Changes, World
+from sim.common.errors import PolicyError
+from sim.core.state.request import Request
+from sim.core.world import Changes, World
+from sim.policy.interface.machines import GpuView, NodeView
+from sim.policy.interface.models import InstanceView, ModelView, Views
+from sim.policy.interface.requests import RequestView
 
 LOOKED_AT = 24  # GPUs for one load, where there are more; smaller clusters are seen whole
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from math import exp
 
-from sim.decision import View
-from sim.machine_views import Crowd, GpuView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.machines import Crowd, GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.view import View
 
 NOBODY = Crowd(0.0, 0.0, "proportional")
 _LOOKED_AT = 32  # sequences of a batch, for the one that runs longest

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from sim.machine_views import GpuView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
 
 
 def longest_waiting_first(models: Iterable[ModelView]) -> list[ModelView]:

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
-from sim import costs
-from sim.actions import Wake
-from sim.decision import View
-from sim.errors import did_you_mean
-from sim.views import InstanceView, ModelView
+from sim.common.errors import did_you_mean
+from sim.policy.interface.actions import Wake
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.view import View
+from sim.policy.kit import costs
 
 RULES = ("never", "histogram", "ski-rental")
 

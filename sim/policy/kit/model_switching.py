@@ -10,10 +10,10 @@ from collections.abc import Generator, Iterator, Sequence
 from heapq import heappop, heappush
 from math import inf
 
-from sim.actions import Action, Load, Resize, Stop, Wake
-from sim.decision import View
-from sim.machine_views import GpuView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.actions import Action, Load, Resize, Stop, Wake
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.view import View
 
 _ALIVE = ("pending", "starting", "loading", "ready", "asleep")
 

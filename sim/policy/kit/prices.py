@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 
-from sim import costs
-from sim.costs import ArrivalRates
-from sim.decision import View
-from sim.machine_views import GpuView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.view import View
+from sim.policy.kit import costs
+from sim.policy.kit.costs import ArrivalRates
 
 URGENT = 10.0  # how much more the delay of a starving request counts
 COPIES = 8  # of a model that are looked at where there are more: the quietest

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from sim.actions import Load
-from sim.decision import View
-from sim.machine_views import GpuView
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.actions import Load
+from sim.policy.interface.machines import GpuView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.view import View
 
 
 class Standing:

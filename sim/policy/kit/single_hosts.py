@@ -12,12 +12,12 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Literal
 
-from sim.actions import Action, Load, Reject, Route, Stop, Wake
-from sim.decision import View
-from sim.errors import did_you_mean
-from sim.machine_views import GpuView, NodeView
-from sim.request_view import RequestView
-from sim.views import InstanceView, ModelView
+from sim.common.errors import did_you_mean
+from sim.policy.interface.actions import Action, Load, Reject, Route, Stop, Wake
+from sim.policy.interface.machines import GpuView, NodeView
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.interface.requests import RequestView
+from sim.policy.interface.view import View
 
 Extent = Literal["node", "gpu"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from sim.actions import Action, Reject, Route, Stop
-from sim.boxes import Box
-from sim.views import InstanceView, ModelView
+from sim.policy.interface.actions import Action, Reject, Route, Stop
+from sim.policy.interface.models import InstanceView, ModelView
+from sim.policy.kit.single_hosts import Box
 
 # Whom a box would have to evict for the model, of the instances that are loaded there.
 Planner = Callable[[Box, ModelView, list[InstanceView]], list[InstanceView]]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ProfileError
+from sim.common.errors import ProfileError
+from sim.common.safe_open import plain_bytes
 from sim.profiling.imports.record import BadRecord
-from sim.reading import plain_bytes
 
 ENDINGS = (".json", ".jsonl", ".csv", ".ndjson", ".txt", ".log")  # looked for in folders
 MOST_BYTES = 256 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sim.errors import ProfileError, did_you_mean
+from sim.common.errors import ProfileError, did_you_mean
 from sim.profiling.imports.llama_batched_bench import UNDERSTOOD as BATCHED
 from sim.profiling.imports.llama_batched_bench import trials as batched_trials
 from sim.profiling.imports.llama_bench import UNDERSTOOD as BENCH

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.errors import did_you_mean
+from sim.common.errors import did_you_mean
 
 _MOST = 1e18  # no field of a benchmark is larger: it is broken
 ALL_LAYERS = 10**6  # more than any model has: all of them, with the output head

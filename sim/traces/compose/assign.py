@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim import rng
-from sim.errors import ConfigError
+from sim.common import rng
+from sim.common.errors import ConfigError
 from sim.traces.trace import Trace
 
 _LAWS = "zipf:S (for example zipf:1.0), round-robin, uniform"

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sim import rng
-from sim.errors import TraceError
-from sim.formats import guess_format, import_stream
-from sim.traces.models import Deal, map_models, shares_of, tally
+from sim.common import rng
+from sim.common.errors import TraceError
+from sim.traces.compose.deal_models import Deal, map_models, shares_of, tally
+from sim.traces.compose.recipe import MapModels, Recipe, Source, Step
+from sim.traces.formats import guess_format, import_stream
 from sim.traces.overlay import Opener, mix_shares, overlay, repeat
-from sim.traces.recipe import MapModels, Recipe, Source, Step
 from sim.traces.shape import Draws, limit, part_by_model, part_by_share, part_by_time, shift, thin, time_scale, window
 from sim.traces.stream import TraceStream
 

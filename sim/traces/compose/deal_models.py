@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import ConfigError, TraceError, did_you_mean
+from sim.common.errors import ConfigError, TraceError, did_you_mean
 from sim.traces.shape import after, first_of, grown
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from sim.errors import ConfigError, did_you_mean
-from sim.workloads.fields import Frozen, Name, NonNegative, Positive, first_problem
+from sim.common.errors import ConfigError, did_you_mean
+from sim.scenario.fields import Frozen, Name, NonNegative, Positive, first_problem
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Shares = Annotated[dict[str, NonNegative], Field(min_length=1)]

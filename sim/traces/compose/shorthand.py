@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError
-from sim.spec import load_scenario
+from sim.common.errors import ConfigError
+from sim.scenario.scenario import load_scenario
 from sim.traces.columns import FURTHEST_S
-from sim.traces.recipe import Recipe, parse_recipe
+from sim.traces.compose.recipe import Recipe, parse_recipe
 
 STEPS = ("assign", "window", "shift", "time-scale", "thin", "repeat", "limit", "split")
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sim.errors import TraceError, did_you_mean
-from sim.formats import (
+from sim.common.errors import TraceError, did_you_mean
+from sim.traces.formats import (
     agentic,
     azure,
     burstgpt,
@@ -26,8 +26,8 @@ from sim.formats import (
     vidur,
     vllm_bench,
 )
-from sim.formats.base import Format, FormatOptions, Sample, one_file, parse_options
-from sim.formats.members import sample_of
+from sim.traces.formats.base import Format, FormatOptions, Sample, one_file, parse_options
+from sim.traces.formats.members import sample_of
 from sim.traces.stream import TraceStream, gather, read_stream
 from sim.traces.trace import REQUIRED, Trace
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, EmptyChoice, assembled
-from sim.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_value
-from sim.formats.json_rows import Row, gathered, list_of_ids
-from sim.formats.members import Member, members
-from sim.rng import stream
+from sim.common.errors import TraceError
+from sim.common.rng import stream
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, assembled
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_value
+from sim.traces.formats.json_rows import Row, gathered, list_of_ids
+from sim.traces.formats.members import Member, members
 from sim.traces.stream import TraceStream
 
 NAME = "agentic-coding"

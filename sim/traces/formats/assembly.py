@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError
-from sim.formats.base import FormatOptions
+from sim.common.errors import TraceError
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, ColumnChecks
+from sim.traces.formats.base import FormatOptions
 from sim.traces.order import CHUNK_ROWS, MOST_BYTES_HELD, MOST_ROWS_HELD, in_time_order
 from sim.traces.overlay import overlay
 from sim.traces.stream import Names, TraceStream

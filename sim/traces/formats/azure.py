@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.formats.base import Format, FormatOptions, Sample, shown
-from sim.formats.tabular import MODEL, ModelName, by_path, checked_tables, file_models, same_name
 from sim.traces.columns import MOST_TOKENS, ColumnChecks
 from sim.traces.files import csv_tables
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.base import Format, FormatOptions, Sample, shown
+from sim.traces.formats.tabular import MODEL, ModelName, by_path, checked_tables, file_models, same_name
 from sim.traces.stream import TraceStream
 
 TIME, IMAGES, PROMPT, OUTPUT = "TIMESTAMP", "NumImages", "ContextTokens", "GeneratedTokens"

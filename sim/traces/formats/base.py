@@ -1,7 +1,7 @@
 """What every trace format is made of, and what several of them need to read a file.
 
 A format turns other people's files into a `TraceStream`; each lives in a module of its own beside this one. Nothing
-here knows a particular format. Called by those modules and by `sim.formats`.
+here knows a particular format. Called by those modules and by `sim.traces.formats`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sim.errors import ConfigError, TraceError, did_you_mean
-from sim.reading import open_plain
+from sim.common.errors import ConfigError, TraceError, did_you_mean
+from sim.common.safe_open import open_plain
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.stream import TraceStream
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.formats.base import Format, FormatOptions, Sample
-from sim.formats.tabular import by_path, checked_tables, extra_numbers
+from sim.common.errors import TraceError
 from sim.traces.files import csv_tables
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.base import Format, FormatOptions, Sample
+from sim.traces.formats.tabular import by_path, checked_tables, extra_numbers
 from sim.traces.stream import TraceStream
 
 REQUIRED = ("Timestamp", "Model", "Request tokens", "Response tokens")

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sim.formats.assembly import Block, Clock, Named, assembled
-from sim.formats.base import Format, FormatOptions, Sample
-from sim.formats.tabular import by_path, checked_tables
 from sim.traces.columns import MOST_TOKENS
 from sim.traces.files import csv_tables
+from sim.traces.formats.assembly import Block, Clock, Named, assembled
+from sim.traces.formats.base import Format, FormatOptions, Sample
+from sim.traces.formats.tabular import by_path, checked_tables
 from sim.traces.stream import TraceStream
 
 NAME = "azure-functions-2021"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sim.errors import TraceError
-from sim.formats.base import opened
+from sim.common.errors import TraceError
+from sim.traces.formats.base import opened
 
 PIECE_BYTES = 1 << 22
 LONGEST_ITEM = 1 << 28  # characters

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.formats.assembly import Block, EmptyTokens, Named
+from sim.traces.formats.assembly import Block, EmptyTokens, Named
 
 BLOCK_ROWS = 4096  # each may carry thousands of ids
 

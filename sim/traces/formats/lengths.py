@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from sim.errors import TraceError, did_you_mean
-from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.formats.base import Entry, Format, Sample, shown
-from sim.formats.json_items import json_items
-from sim.formats.tabular import (
+from sim.common.errors import TraceError, did_you_mean
+from sim.common.rng import stream
+from sim.traces.columns import name_problem
+from sim.traces.files import Table, tables_of
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.base import Entry, Format, Sample, shown
+from sim.traces.formats.json_items import json_items
+from sim.traces.formats.tabular import (
     MODEL,
     ArrivalOptions,
     ModelName,
@@ -31,9 +34,6 @@ from sim.formats.tabular import (
     file_models,
     same_name,
 )
-from sim.rng import stream
-from sim.traces.columns import name_problem
-from sim.traces.files import Table, tables_of
 from sim.traces.stream import TraceStream
 
 LENGTHS, SHAREGPT = "lengths", "sharegpt"

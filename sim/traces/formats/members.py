@@ -1,6 +1,6 @@
 """Files within tar archives and folders, one after the other, and the beginning of a file for guessing its format.
 
-Nothing here knows a particular format. Called by the formats beside it and by `sim.formats`.
+Nothing here knows a particular format. Called by the formats beside it and by `sim.traces.formats`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from sim.errors import TraceError
-from sim.formats.base import GZIP, SAMPLE_BYTES, Sample, opened, reading
+from sim.common.errors import TraceError
+from sim.traces.formats.base import GZIP, SAMPLE_BYTES, Sample, opened, reading
 
 SAMPLE_MEMBERS = 256  # listing a whole compressed archive would mean reading it
 LARGEST_MEMBER = 1 << 26  # bytes of one file of an archive that is parsed as a whole; the largest known has 8 million

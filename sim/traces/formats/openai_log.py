@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, Named, assembled
-from sim.formats.base import Entry, Format, FormatOptions, Sample, json_entries, shown
-from sim.formats.tabular import FAILURES, Failures, by_path, failure_notice
+from sim.common.errors import TraceError
 from sim.traces.columns import MOST_TOKENS, name_problem
+from sim.traces.formats.assembly import Block, Clock, Named, assembled
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, shown
+from sim.traces.formats.tabular import FAILURES, Failures, by_path, failure_notice
 from sim.traces.stream import TraceStream
 
 NAME = "openai-log"

@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
-from sim.formats.json_rows import Row, filled, gathered, list_of_ids
-from sim.formats.tabular import MODEL, ModelName
+from sim.common.errors import TraceError
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
+from sim.traces.formats.json_rows import Row, filled, gathered, list_of_ids
+from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
 
 NAME = "ragpulse"

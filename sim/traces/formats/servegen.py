@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from sim.errors import ConfigError
-from sim.formats.assembly import Block, Clock, EmptyTokens, assembled
-from sim.formats.base import Format, FormatOptions, Sample, count_of
-from sim.formats.servegen_pool import LAWS, MEDIA, Client, Lengths, Pool, is_member, read_pools
-from sim.rng import stream
+from sim.common.errors import ConfigError
+from sim.common.rng import stream
+from sim.traces.formats.assembly import Block, Clock, EmptyTokens, assembled
+from sim.traces.formats.base import Format, FormatOptions, Sample, count_of
+from sim.traces.formats.servegen_pool import LAWS, MEDIA, Client, Lengths, Pool, is_member, read_pools
 from sim.traces.stream import CHUNK_ROWS, TraceStream
 
 NAME = "servegen"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import TraceError, did_you_mean
-from sim.formats.base import Entry, json_value, shown
-from sim.formats.members import Member, members
+from sim.common.errors import TraceError, did_you_mean
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
+from sim.traces.formats.base import Entry, json_value, shown
+from sim.traces.formats.members import Member, members
 
 WINDOW_S = 600.0
 MOST_RATE = 1e6

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Named
-from sim.formats.base import FormatOptions, shown
-from sim.rng import stream
+from sim.common.errors import TraceError
+from sim.common.rng import stream
 from sim.traces.columns import ColumnChecks, name_problem
 from sim.traces.files import Table, blank_notice
+from sim.traces.formats.assembly import Named
+from sim.traces.formats.base import FormatOptions, shown
 
 Failures = Literal["drop", "keep"]
 MODEL = "the model that all requests are for"

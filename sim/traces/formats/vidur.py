@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.formats.base import Format, Sample
-from sim.formats.tabular import (
+from sim.common.errors import TraceError
+from sim.traces.files import csv_tables
+from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.base import Format, Sample
+from sim.traces.formats.tabular import (
     MODEL,
     ArrivalOptions,
     ModelName,
@@ -27,7 +28,6 @@ from sim.formats.tabular import (
     file_models,
     same_name,
 )
-from sim.traces.files import csv_tables
 from sim.traces.stream import TraceStream
 
 NAME = "vidur"

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sim.errors import TraceError
-from sim.formats.assembly import Block, Clock, assembled
-from sim.formats.base import Entry, Format, Sample, count_of, shown
-from sim.formats.json_items import json_items
-from sim.formats.tabular import (
+from sim.common.errors import TraceError
+from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
+from sim.traces.formats.assembly import Block, Clock, assembled
+from sim.traces.formats.base import Entry, Format, Sample, count_of, shown
+from sim.traces.formats.json_items import json_items
+from sim.traces.formats.tabular import (
     FAILURES,
     ArrivalOptions,
     Failures,
@@ -27,7 +28,6 @@ from sim.formats.tabular import (
     failure_notice,
     same_name,
 )
-from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
 from sim.traces.stream import TraceStream
 
 NAME = "vllm-bench"

@@ -1,0 +1,1 @@
+"""Second halves of single policies: what one policy file needs beside itself."""

@@ -1,0 +1,1 @@
+"""Rich tables for people: only formatting."""

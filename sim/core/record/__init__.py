@@ -1,0 +1,1 @@
+"""What was seen while a run lasts: rows of requests and switches, series, a timeline."""

@@ -1,0 +1,1 @@
+"""What is true now of requests, instances and machines: plain data that keeps its accounts balanced."""

@@ -1,0 +1,1 @@
+"""The loop: arrivals, asking the policy, checking and applying its actions, faults."""

@@ -1,0 +1,1 @@
+"""Parts that several policies share: costs, prices, keep-alive timers, eviction, queues."""

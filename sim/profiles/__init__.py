@@ -1,0 +1,1 @@
+"""Look-ups of times and bytes: profile tables, opened and interpolated."""

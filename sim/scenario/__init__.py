@@ -1,0 +1,1 @@
+"""What the user says: a scenario, checked and frozen."""

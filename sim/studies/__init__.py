@@ -1,0 +1,1 @@
+"""Questions over many runs: comparisons, searches for capacity, sweeps."""

@@ -1,0 +1,1 @@
+"""Traces made of traces: recipes, and models dealt to requests."""

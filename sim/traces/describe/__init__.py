@@ -1,0 +1,1 @@
+"""What can be said of a trace, in one pass and bounded memory."""
