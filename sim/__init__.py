@@ -33,6 +33,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sim.common.compiled import use_compiled
+from sim.common.version import VERSION
 
 if TYPE_CHECKING:
     from sim.api.run import Run
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from sim.traces.write import write_trace
     from sim.workload.requests import build_trace
 
-__version__ = "0.1.0"
+__version__ = VERSION
 COMPILED = use_compiled()  # before any module of the engine is imported
 
 _HOMES = {

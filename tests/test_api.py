@@ -366,9 +366,9 @@ def test_mistakes_are_errors_in_one_line(arguments: dict[str, Any], words: str) 
 
 
 def test_progress_is_told_on_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sim.cli import terminal  # noqa: PLC0415
+    from sim.runs import progress as showing  # noqa: PLC0415
 
-    monkeypatch.setattr(terminal, "QUIET_S", 0.0)
+    monkeypatch.setattr(showing, "QUIET_S", 0.0)
     traffic = [{"model": "chat", "rate_per_s": 4}, {"model": "code", "rate_per_s": 1}]
     busy = scenario_data(workload={"duration_s": 400, "traffic": traffic})
     sim.simulate(busy)

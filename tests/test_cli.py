@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 import sim
-from sim.cli import terminal
 from sim.cli.tables.run_tables import number, print_run, seconds, share
 from sim.common.errors import PolicyError
 from sim.engine.engine import simulate
 from sim.policy import catalogue, policy_names
 from sim.results.summary import summarize
+from sim.runs import progress as showing
 from sim.runs.run_one import RunOptions, compose
 from sim.scenario.scenario import parse_scenario
 
@@ -266,16 +266,16 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
 def test_progress_shows_only_at_a_terminal_and_only_when_it_takes_long(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    progress = terminal.RunProgress()
+    progress = showing.RunProgress()
     progress(1, 10, 5.0)
-    monkeypatch.setattr(terminal, "LONG_S", -1.0)
+    monkeypatch.setattr(showing, "LONG_S", -1.0)
     progress(2, 10, 6.0)
     progress.close()
     assert capsys.readouterr().err == ""
     assert str(progress) == "interrupted at t = 6 s after 2 of 10 requests"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    progress = terminal.RunProgress()
+    progress = showing.RunProgress()
     progress(3, 10, 7.0)
     progress.close()
     seen = capsys.readouterr()
@@ -286,8 +286,8 @@ def test_progress_shows_only_at_a_terminal_and_only_when_it_takes_long(
 def test_a_long_run_without_a_terminal_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(terminal, "QUIET_S", -1.0)
-    progress = terminal.RunProgress()
+    monkeypatch.setattr(showing, "QUIET_S", -1.0)
+    progress = showing.RunProgress()
     progress(30, 120, 7.0)
     progress(40, None, 8.0)
     known, unknown = capsys.readouterr().err.splitlines()
@@ -387,7 +387,7 @@ def test_profiles_are_listed_and_shown() -> None:
 
 
 def test_the_version_is_the_projects() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    declared = importlib.metadata.version("residency-sim")
     assert invoke("--version").stdout in [
         f"residency-sim {declared} (engine {kind})\n" for kind in ("compiled", "interpreted")
     ]

@@ -11,6 +11,7 @@ from trace_cases import Row, in_chunks, rows_of, trace_of
 
 from sim.cli import terminal
 from sim.common.errors import TraceError
+from sim.runs import progress as showing
 
 TRACE = trace_of([Row(float(number), "a", 1, 1) for number in range(6)])
 
@@ -30,7 +31,7 @@ def read(rows: bool = True) -> None:
     stream = in_chunks(TRACE, [2])
     if not rows:
         stream.rows = None
-    with terminal.counted(stream, "import [red]x") as counted:
+    with showing.counted(stream, "import [red]x") as counted:
         assert len(rows_of(counted)) == 6
 
 
@@ -40,12 +41,12 @@ def test_quick_work_is_silent(capsys: Any) -> None:
 
 
 def test_long_work_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(terminal, "time", Clock())
+    monkeypatch.setattr(showing, "time", Clock())
     read()
     # Looks at 10 (begin), 20, 30 and 40 s; more than 20 s have passed only at the last.
     assert capsys.readouterr().err == "import [red]x: 6 rows after 30 s, 0 rows/s; 0 s left\n"
-    monkeypatch.setattr(terminal, "time", Clock())
-    monkeypatch.setattr(terminal, "QUIET_S", 5.0)
+    monkeypatch.setattr(showing, "time", Clock())
+    monkeypatch.setattr(showing, "QUIET_S", 5.0)
     read(rows=False)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
@@ -53,7 +54,7 @@ def test_long_work_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_a_bar_at_a_terminal_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(terminal, "time", Clock())
+    monkeypatch.setattr(showing, "time", Clock())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     read()

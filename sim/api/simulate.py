@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.api.run import Run
-from sim.cli.terminal import RunProgress
 from sim.common.errors import ConfigError, PolicyError, SimError
 from sim.core.record.recorder import Recorder
 from sim.core.record.series import Series
@@ -28,6 +27,7 @@ from sim.engine.engine import Outcome
 from sim.policy.interface.policy import Policy
 from sim.policy.loader import load_policy, policy_class, policy_names, policy_of
 from sim.results.summary import summarize
+from sim.runs.progress import RunProgress
 from sim.runs.run_one import RunOptions, compose, peak_rss_bytes, play
 from sim.scenario.scenario import Scenario
 from sim.workload.requests import Workload, open_workload

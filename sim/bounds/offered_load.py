@@ -1,11 +1,12 @@
 """What a trace asks of a scenario's cluster, by the profile tables: GPUs' worth of work, and the share of all GPUs.
 
 Only arithmetic on tables: no queueing, no switching, no partial residency, so it is the least that any policy needs.
-Called by `traces.jobs` for `trace describe --scenario`.
+Called for `trace describe --scenario`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sim.core.state.memory_fit import need
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
 from sim.profiles.profile import Curve, Profile
-from sim.scenario.scenario import Scenario
+from sim.scenario.scenario import Scenario, load_scenario
 from sim.traces.trace import Trace
 
 
@@ -177,3 +178,8 @@ def _least_share(loads: dict[str, dict[str, float]], counts: dict[str, int]) -> 
     solved = linprog(cost, within, np.zeros(len(counts)), divided, np.ones(len(loads)))
     assert solved.success and solved.x is not None, solved.message  # noqa: PT018
     return float(solved.x[-1])
+
+
+def load_on(scenario: Path, settings: Sequence[str], where: str) -> OfferedLoad:
+    """An account of what a trace asks of the cluster of a scenario file. Raises SimError."""
+    return OfferedLoad(load_scenario(scenario, settings), where)

@@ -20,9 +20,10 @@ from sim.cli.profile import profile_app
 from sim.cli.report import report
 from sim.cli.study import study_app
 from sim.cli.sweep import sweep_app
-from sim.cli.terminal import RunProgress, console, mistakes_in_one_line, say
+from sim.cli.terminal import console, mistakes_in_one_line
 from sim.cli.trace import Strict, TraceFormat, trace_app
 from sim.common.time_limit import end_process, set_limit
+from sim.runs.progress import RunProgress, say
 
 if TYPE_CHECKING:
     from sim.runs.run_one import RunOptions

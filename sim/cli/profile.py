@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.terminal import console, mistakes_in_one_line, say, wide_console
+from sim.cli.terminal import console, mistakes_in_one_line, wide_console
+from sim.runs.progress import say
 
 if TYPE_CHECKING:
     from sim.profiling.measured import Measured

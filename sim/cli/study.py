@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
+from sim.cli.terminal import mistakes_in_one_line, wide_console
 from sim.cli.trace import Strict, TraceFormat
+from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
     from sim.studies.study import StudyOptions

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.study import Address, EngineOf, Jobs
-from sim.cli.terminal import RunsProgress, mistakes_in_one_line, say, wide_console
+from sim.cli.terminal import mistakes_in_one_line, wide_console
+from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
     from sim.studies.sweep import SweepOptions

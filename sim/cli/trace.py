@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.terminal import console, counted, mistakes_in_one_line, say
+from sim.cli.terminal import console, mistakes_in_one_line
 from sim.common.errors import ConfigError
+from sim.runs.progress import counted, say
 
 if TYPE_CHECKING:
     from sim.workload.trace_jobs import Reading, Written
@@ -98,6 +99,7 @@ def describe(
 ) -> None:
     """Show the rate, burstiness, lengths, models and sessions of traces, side by side when there are several."""
     with mistakes_in_one_line():
+        from sim.bounds.offered_load import load_on  # noqa: PLC0415
         from sim.results.run_folder import summary_text  # noqa: PLC0415
         from sim.workload import trace_jobs  # noqa: PLC0415
 
@@ -112,7 +114,7 @@ def describe(
         reading, assumed = _reading(trace_format, option, strict), trace_jobs.parse_service(service)
         descriptions, facts = {}, {}
         for file, name in zip(files, trace_jobs.short_names(files), strict=True):
-            load = None if scenario is None else trace_jobs.load_on(scenario, settings or (), file)
+            load = None if scenario is None else load_on(scenario, settings or (), str(file))
             descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counted)
             _tell([f"{name}: {notice}" if len(files) > 1 else notice for notice in noticed])
         if plot is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import sim
 from sim.common.atomic_files import whole_file, why
 from sim.common.errors import ConfigError, did_you_mean
+from sim.common.version import VERSION
 from sim.report.content import Report
 from sim.report.result_folder import Material, open_folder
 
@@ -51,7 +51,7 @@ def _files(found: Report, form: str, target: Path) -> dict[Path, bytes]:
     if form == "html":
         from sim.report.page import html  # noqa: PLC0415  heavy
 
-        return {target: html(found, sim.__version__).encode()}
+        return {target: html(found, VERSION).encode()}
     if form == "md":
         from sim.report.markdown import markdown  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
 """What the trace verbs do: traces in, a file or numbers out. No partial output, and no file is written over.
 
-`trace_cli` parses and prints; these functions are for scripts as well.
+cli/trace.py parses and prints; these functions are for scripts as well.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from sim.bounds.offered_load import OfferedLoad
 from sim.common.errors import ConfigError, TraceError
 from sim.common.yaml_files import read_yaml
-from sim.scenario.scenario import load_scenario
 from sim.traces.compose.composition import compose, settle
 from sim.traces.compose.deal_models import MODEL, tally
 from sim.traces.compose.recipe import Recipe, Step, as_data, parse_generated, parse_recipe
@@ -24,7 +22,7 @@ from sim.traces.describe.trace_statistics import Description, Service
 from sim.traces.files import SUFFIXES, suffix_of
 from sim.traces.formats import import_stream
 from sim.traces.stream import TraceStream
-from sim.traces.trace import Signs
+from sim.traces.trace import Signs, Trace
 from sim.traces.write import read_recipe, write_stream
 from sim.workload.generate import from_recipe, stream_from_file
 
@@ -55,6 +53,14 @@ class Written:
     path: Path
     rows: int
     notices: tuple[str, ...]
+
+
+class ClusterLoad(Protocol):
+    """What a trace asks of a cluster (sim.bounds.offered_load): chunks are added as they pass."""
+
+    def add(self, chunk: Trace) -> None: ...
+
+    def facts(self, span_s: float) -> dict[str, Any]: ...
 
 
 def check_target(target: Path) -> None:
@@ -118,7 +124,7 @@ def _lost_recipe(target: Path) -> tuple[str, ...]:
 
 
 def describe_file(
-    file: Path, reading: Reading, service: Service, load: OfferedLoad | None, watch: Watch = _unwatched
+    file: Path, reading: Reading, service: Service, load: ClusterLoad | None, watch: Watch = _unwatched
 ) -> tuple[Description, dict[str, Any], list[str]]:
     """The description of a file, its facts (those of the load on a cluster under "load"), what reading noticed."""
     description = Description(service)
@@ -141,11 +147,6 @@ def short_names(files: Sequence[Path]) -> list[str]:
     for ending in (*SUFFIXES, ".tar.gz", ".json"):
         names = [name.removesuffix(ending) or name for name in names]
     return names if len(dict.fromkeys(names)) == len(names) else [str(file) for file in files]
-
-
-def load_on(scenario: Path, settings: Sequence[str], file: Path) -> OfferedLoad:
-    """An account of what a trace asks of this scenario's cluster. Raises SimError."""
-    return OfferedLoad(load_scenario(scenario, settings), str(file))
 
 
 def parse_service(text: str) -> Service:
