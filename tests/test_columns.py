@@ -135,7 +135,7 @@ def test_a_checksum_sees_exchanged_columns_and_rows() -> None:
 
 SPILLING = """
 import os, signal, sys
-from sim.columns import ColumnStore
+from sim.common.column_store import ColumnStore
 store = ColumnStore({"number": "i", "seconds": "d"}, "number", most_rows=1000)
 for low in range(0, 20_000, 500):
     store.add([(number, number * 0.1) for number in range(low, low + 500)])

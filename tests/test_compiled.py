@@ -17,25 +17,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_every_module_of_the_list_exists_and_what_runs_per_event_is_on_it() -> None:
     for name in compiled.MODULES:
-        assert (ROOT / "sim" / f"{name}.py").is_file(), name
+        assert compiled.source(name).is_file(), name
     assert sorted(compiled.MODULES) == list(dict.fromkeys(sorted(compiled.MODULES)))
-    assert {"engine", "serving", "state", "batch", "links", "clock"} <= set(compiled.MODULES)
+    assert {"engine.engine", "core.serving", "core.state.instance", "core.state.leap"} <= set(compiled.MODULES)
 
 
 def test_a_build_of_another_source_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in compiled.MODULES:
-        (tmp_path / f"{name}.py").write_bytes((ROOT / "sim" / f"{name}.py").read_bytes())
+    sources = {name: compiled.source(name).read_bytes() for name in compiled.MODULES}
     monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
+    for name, text in sources.items():
+        compiled.source(name).parent.mkdir(parents=True, exist_ok=True)
+        compiled.source(name).write_bytes(text)
     monkeypatch.delenv("SIM_INTERPRETED", raising=False)
-    search: list[str] = []
-    assert not compiled.use_compiled(search)  # none at all
+    found = list(sys.meta_path)
+    assert not compiled.use_compiled()  # none at all
     fits = compiled.build_folder()
     fits.mkdir(parents=True)
-    (tmp_path / "state.py").write_text("# edited\n", encoding="utf-8")
+    compiled.source("core.state.instance").write_text("# edited\n", encoding="utf-8")
     assert compiled.build_folder() != fits
     (fits / f"{compiled.LIBRARY}.so").write_bytes(b"would crash if it were loaded")
-    assert not compiled.use_compiled(search)
-    assert search == []
+    assert not compiled.use_compiled()
+    assert sys.meta_path == found
 
 
 def test_it_can_be_left_out() -> None:

@@ -250,7 +250,7 @@ def test_what_is_kept_is_the_same_run(seed: int, tmp_path: Path) -> None:
 # Each loses something small, and only where several things come together.
 BREAKS = {
     "a token of a preempted sequence": """
-from sim.state import Instance
+from sim.core.state.instance import Instance
 leave = Instance.leave_decoding
 def broken(instance, request, phase, now_s):
     leave(instance, request, phase, now_s)
@@ -259,7 +259,7 @@ def broken(instance, request, phase, now_s):
 Instance.leave_decoding = broken
 """,
     "a block of saved KV that is dropped": """
-from sim.kv import KvMoves
+from sim.core.kv import KvMoves
 drop = KvMoves.drop
 def broken(moves, request):
     node = request.kv_node
