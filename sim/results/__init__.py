@@ -1,0 +1,1 @@
+"""What is kept of a run: its summary, diagnosis, tables and folder."""
