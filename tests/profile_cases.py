@@ -63,13 +63,11 @@ def weights(row: ModelRow) -> Weights:
 
 
 def steps(points: Sequence[tuple[float, float, float]], total: int, head_first: bool = False) -> Steps:
-    at = np.array(points, dtype=float)
-    return Steps(at[:, 0], (at[:, 0] == total) | (head_first & (at[:, 0] > 0)), at[:, 1], at[:, 2])
+    return Steps.of(np.array(points, dtype=float), total, head_first)
 
 
 def prompts(points: Sequence[tuple[float, float]], total: int) -> Prompts:
-    at = np.array(points, dtype=float)
-    return Prompts(at[:, 0], at[:, 0] == total, at[:, 1])
+    return Prompts.of(np.array(points, dtype=float), total)
 
 
 def measured(plan: Plan = Plan(), truth: Rates = TRUTH, gpu: str = "test-gpu") -> Measured:

@@ -176,7 +176,7 @@ def test_the_order_of_the_head_explains_new_builds(tmp_path: Path) -> None:
         (",tok_s,", ",speed,", "column 'tok_s' is missing"),
         (",12.5,", ",fast,", "column 'tok_s' is 'fast', not a number above 0"),
         (",12.5,", ",-1,", "column 'tok_s' is '-1', not a number above 0"),
-        (",12.5,", ",", "not as many columns as the header"),
+        (",12.5,", ",", "row 3: wrong number of columns"),
         (",40,", ",most,", "'gpu_layers' is 'most', neither a whole number nor all"),
     ],
 )

@@ -18,7 +18,6 @@ from sim.profiling.collect import collect
 from sim.profiling.fill import fill
 from sim.profiling.fitting import fit_rates
 from sim.profiling.grids import Grid, _obeying, table_rows
-from sim.profiling.hybrid import EngineShape, GpuRates, HostRates, Hybrid, ModelShape
 from sim.profiling.physics import Prompts, Rates, decode_s, prefill_s, shape_of, weight_bytes
 from sim.scenario.scenario import load_scenario
 
@@ -94,27 +93,6 @@ def test_the_head_first_rule_is_told_from_the_points(tmp_path: Path) -> None:
     assert "head: first" in header
     exact = decode_s(shape(SMALL), TRUTH, steps([(20, 1, 256)], SMALL.layers, head_first=True), "cpu")[0]
     assert table(into).step_s(20, 1, 256.0) == pytest.approx(exact, rel=0.02)
-
-
-def test_the_laws_are_those_of_the_hybrid_model() -> None:
-    # Two ways to write one physics must agree where both apply: cpu offload, head with the last layer.
-    model = ModelShape("m", "Q8_0", 32, 230_000_000, 560_000_000, 560_000_000, 2.0e8, 5.0e8, 4096, 4096, 4096, 8192)
-    gpu = GpuRates(600.0, 240.0, 48.0, 60.0, 18.0, 80e-6, 20e-6)
-    host = HostRates(60.0, 0.8, 1e9, 15.0)
-    exact = Hybrid(model, gpu, host, EngineShape("e", 2.0, 512))
-    own = replace(shape(SMALL), layer_bytes=230e6, head_bytes=560e6, layer_weights=2.0e8)
-    rates = Rates(
-        gpu_gb_s=600.0, host_gb_s=60.0, kv_share=0.4, host_kv_share=0.4, gpu_intensity=0.08, host_intensity=0.8 / 60,
-        layer_s=80e-6, launch_s=20e-6, hop_s=20e-6, base_s=0.0, sharpness=2.0, prompt_intensity=0.1,
-        host_prompt_intensity=0.8 / 60, stream_gb_s=15.0,
-    )  # fmt: skip
-    places = [(n, b, c) for n in (0, 1, 16, 31, 32) for b in (1, 4, 64) for c in (0, 3000)]
-    guess = decode_s(own, rates, steps(places, 32), "cpu")
-    for place, seconds in zip(places, guess, strict=True):
-        assert seconds == pytest.approx(exact.decode_s(*place), rel=0.03), place
-    for layers in (0, 16, 32):
-        at = Prompts(np.array([layers]), np.array([layers == 32]), np.array([1024.0]))
-        assert prefill_s(own, rates, at, "cpu")[0] == pytest.approx(exact.prefill_s(layers, 1024), rel=0.15)
 
 
 # --- what is written

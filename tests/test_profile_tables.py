@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from sim.profiling.hybrid import (
-    EngineShape,
-    GpuRates,
-    HostRates,
-    Hybrid,
-    ModelShape,
-    Speed,
-    fit_knee,
-    fit_prompt,
-    fit_speeds,
-    smooth_maximum,
-)
+from sim.profiling.fitting import Series
+from sim.profiling.physics import Prompts, Rates, Shape, Steps, prefill_s, rounded_maximum
+from sim.profiling.physics import decode_s as law_s
+from sim.profiling.published.fits import fit_knee, fit_prompt, fit_speeds, misses, worst
+from sim.profiling.published.sources import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
@@ -243,9 +237,8 @@ def test_rebuilding_gives_the_same_tables(tmp_path: Path) -> None:
     published = ROOT.parent / "shared" / "profiles"
     if not published.is_dir():
         pytest.skip("the published measurements (../shared/profiles) are not part of the project")
-    script = ROOT / "scripts" / "build_profiles.py"
-    command = [sys.executable, str(script), "--published", str(published), "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "sim.profiling.published", str(published), "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=ROOT)
     built = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     shipped = [path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()]
     by_hand = {Path("README.md"), Path("architectures.csv")}
@@ -256,54 +249,94 @@ def test_rebuilding_gives_the_same_tables(tmp_path: Path) -> None:
             assert len(built_row) == len(shipped_row), (path, built_row)
 
 
-def tiny() -> Hybrid:
-    model = ModelShape("tiny", "FP16", 4, 1_000_000_000, 500_000_000, 500_000_000, 5e8, 2.5e8, 1024, 1024, 1000, 4096)
-    gpu = GpuRates(1000.0, 100.0, 100.0, 50.0, 10.0)
-    return Hybrid(model, gpu, HostRates(50.0, 1.0, 25.0, 20.0), EngineShape("test", 2.0, 512))
+# --- the laws and the fits behind them
 
 
-def test_hybrid_by_hand() -> None:
-    physics = tiny()
-    assert physics.decode_s(4, 1, 0) == pytest.approx(4.5e-3)
-    assert physics.decode_s(0, 1, 0) == pytest.approx(4.5 / 50)
-    crossing_s = 2 * (10e-6 + 1024 * 4 / 25e9)
-    assert physics.decode_s(3, 1, 0) == pytest.approx(3e-3 + 1.5 / 50 + crossing_s)
-    assert physics.decode_s(4, 2, 1000) - physics.decode_s(4, 2, 0) == pytest.approx(4 * 2 * 1000 * 1000 / 100e9)
-    # A CPU reads KV as far below its weight bandwidth as the GPU does: a tenth of 50 GB/s.
-    assert physics.decode_s(0, 1, 1000) - physics.decode_s(0, 1, 0) == pytest.approx(4 * 1000 * 1000 / 5e9)
+TINY = Shape(4, 1e9, 0.5e9, 1000, 5e8, 2.5e8, 1024)
+RATES = Rates(
+    gpu_gb_s=1000.0, host_gb_s=50.0, kv_share=0.1, host_kv_share=0.1, gpu_intensity=0.1, host_intensity=1 / 50,
+    layer_s=0.0, launch_s=0.0, hop_s=20e-6, hop_sequence_s=3e-7, base_s=0.0, sharpness=2.0, prompt_intensity=0.05,
+    host_prompt_intensity=1 / 50, attention_share=0.2, host_attention_share=1.0, stream_gb_s=20.0,
+)  # fmt: skip
+
+
+def step(layers: int, batch: int, context: int) -> float:
+    return float(law_s(TINY, RATES, Steps.of(np.array([[layers, batch, context]], float), 4), "cpu")[0])
+
+
+def prompt(layers: int, tokens: int, rates: Rates = RATES) -> float:
+    return float(prefill_s(TINY, rates, Prompts.of(np.array([[layers, tokens]], float), 4), "cpu")[0])
+
+
+def test_decode_by_hand() -> None:
+    assert step(4, 1, 0) == pytest.approx(4.5e-3)
+    assert step(0, 1, 0) == pytest.approx(4.5 / 50)
+    assert step(3, 1, 0) == pytest.approx(3e-3 + 1.5 / 50 + 20e-6 + 3e-7)
+    assert step(3, 2, 0) > step(3, 1, 0) + 3e-7
+    assert step(4, 2, 1000) - step(4, 2, 0) == pytest.approx(4 * 2 * 1000 * 1000 / 100e9)
+    # KV is read at a tenth of 50 GB/s by the CPU.
+    assert step(0, 1, 1000) - step(0, 1, 0) == pytest.approx(4 * 1000 * 1000 / 5e9)
     # 101 sequences: 1 ms of weights against 1 ms of compute per layer (and for the head half of both).
-    assert physics.decode_s(4, 101, 0) == pytest.approx(4.5e-3 * 2**0.5)
+    assert step(4, 101, 0) == pytest.approx(4.5e-3 * 2**0.5)
 
 
-def test_hybrid_prefill_by_hand() -> None:
-    physics = tiny()
-    assert physics.prefill_s(4, 0) == pytest.approx(4.5e-3)
-    layer_s = smooth_maximum(1e-3, 4096 * 1e9 / 50e12 + 2 * 1024 * 4096**2 / 10e12, 4.0)
-    assert physics.prefill_s(4, 4096) == pytest.approx(4 * layer_s + 0.5e-3)
+def test_prefill_by_hand() -> None:
+    assert prompt(4, 0) == pytest.approx(4.5e-3)
+    layer_s = float(rounded_maximum(1e-3, 4096 * 1e9 / 50e12 + 2 * 1024 * 4096**2 / 10e12, 4.0))
+    assert prompt(4, 4096) == pytest.approx(4 * layer_s + 0.5e-3)
     # Streaming 1 GB per layer at 20 GB/s in 8 micro-batches is far cheaper than 4.1 s of CPU compute.
-    assert physics.prefill_s(0, 4096) == pytest.approx(4 * (layer_s + 8 / 20) + 0.5 / 50)
+    assert prompt(0, 4096) == pytest.approx(4 * (layer_s + 8 / 20) + 0.5 / 50)
+    assert prompt(0, 4096, replace(RATES, micro_batch_tokens=4096)) == pytest.approx(4 * (layer_s + 1 / 20) + 0.5 / 50)
+    # Without a link worth the name the CPU computes: 1 TFLOP/s, attention at the same rate.
+    host_s = float(rounded_maximum(1 / 50, 4096 * 1e9 / 1e12 + 2 * 1024 * 4096**2 / 1e12, 4.0))
+    assert prompt(0, 4096, replace(RATES, stream_gb_s=0.1)) == pytest.approx(4 * host_s + 0.5 / 50)
+
+
+def series(layers: int, size: float, places: list[tuple[int, int]], truth: Rates) -> Series:
+    """Steps of one sequence at (layers on the GPU, context), as the laws have them."""
+    shape = Shape(layers, size, 3 * size, 2000, 5e8)
+    at = Steps.of(np.array([(n, 1, context) for n, context in places], float), layers)
+    return Series(shape, at, law_s(shape, truth, at, "cpu"), np.full(len(places), 0.01))
 
 
 def test_fits_recover_what_they_are_given() -> None:
-    truth = [(0, 1e9, 10, 0), (0, 4e9, 20, 1e8), (3e9, 1e9, 20, 0), (1e9, 5e9, 30, 2e8), (2e9, 2e9, 40, 5e7)]
-    speeds = [Speed(c, g, n, k, c / 40e9 + g / 800e9 + n * 5e-5 + k / 200e9) for c, g, n, k in truth]
-    fit = fit_speeds(speeds)
-    assert fit.cpu_bandwidth_gb_s == pytest.approx(40)
-    assert fit.bandwidth_gb_s == pytest.approx(800)
-    assert fit.layer_overhead_s == pytest.approx(5e-5)
-    assert fit.kv_bandwidth_gb_s == pytest.approx(200)
-    assert fit.worst_error < 1e-9
-    assert fit_prompt([100, 1000, 8000], [1e-4 * p + 2e-8 * p * p for p in (100, 1000, 8000)]) == pytest.approx(
-        (1e-4, 2e-8)
-    )
+    truth = replace(RATES, host_gb_s=40.0, gpu_gb_s=800.0, layer_s=5e-5, kv_share=0.25, hop_s=0.0, hop_sequence_s=0.0)
+    points = [
+        series(10, 1e8, [(10, 0), (10, 3000)], truth), series(20, 2e8, [(0, 0), (7, 0), (20, 500)], truth),
+    ]  # fmt: skip
+    fit = fit_speeds(points)
+    assert fit.host_gb_s == pytest.approx(40)
+    assert fit.gpu_gb_s == pytest.approx(800)
+    assert fit.layer_s == pytest.approx(5e-5)
+    assert fit.kv_share * fit.gpu_gb_s == pytest.approx(200)
+    lengths = (100, 1000, 8000)
+    compute = fit_prompt(TINY, [(p, 4 * (p * 1e9 / 50e12 + 2 * 1024 * p**2 / 10e12)) for p in lengths])
+    assert (compute.tflops, compute.attention_tflops) == pytest.approx((50, 10))
+    assert compute.error < 1e-9
     batches = [1, 8, 64, 256, 1024]
-    knee = fit_knee(batches, [smooth_maximum(0.01, 1e-4 * (b - 1), 3.0) for b in batches])
+    knee = fit_knee(batches, [float(rounded_maximum(0.01, 1e-4 * (b - 1), 3.0)) for b in batches])
     assert knee.sharpness == pytest.approx(3.0, rel=1e-3)
     assert knee.sequence_s == pytest.approx(1e-4, rel=1e-3)
 
 
 def test_a_fit_of_two_points_leaves_unneeded_terms_out() -> None:
     """scipy's own solver breaks with fewer points than terms; ours must not."""
-    fit = fit_speeds([Speed(0, 1e9, 10, 0, 2e-3), Speed(0, 4e9, 40, 0, 8e-3)])
-    assert fit.worst_error < 1e-9
-    assert fit.cpu_bandwidth_gb_s == float("inf")
+    truth = replace(RATES, gpu_gb_s=500.0)
+    points = [series(10, 1e8, [(10, 0)], truth), series(40, 1e8, [(40, 0)], truth)]
+    fit = fit_speeds(points)
+    assert [fit.gpu_gb_s, fit.layer_s] == pytest.approx([500, 0])
+    assert fit.host_gb_s == float("inf")
+    assert worst(misses(points, fit)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [({}, "gpus.csv is missing; give the folder that holds it"), (dict.fromkeys(FILES, "a,b\n1\n"), "wrong number of")],
+)
+def test_the_maker_refuses_a_folder_that_is_not_whole(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    for name, text in files.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    command = [sys.executable, "-m", "sim.profiling.published", str(tmp_path), "--out", str(tmp_path / "out")]
+    found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (found.returncode, (tmp_path / "out").exists()) == (2, False)
+    assert words in found.stderr

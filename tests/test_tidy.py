@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "clock", "compiled", "disk", "errors", "reading", "watch", "locate", "rng", "statistics", "yamlfile",
-    "profiles", "library", "hybrid", "profiling.points", "profiling.merging", "profiling.measured",
+    "profiles", "library", "profiling.points", "profiling.merging", "profiling.measured",
     "profiling.architectures", "profiling.hardware", "profiling.imports.record", "profiling.imports.files",
     "profiling.imports.llama_bench", "profiling.imports.llama_batched_bench", "profiling.imports.ollama",
     "profiling.imports.vllm_bench", "profiling.imports.formats", "profiling.models", "profiling.settings",
@@ -30,7 +30,9 @@ ORDER = [
     "fairness", "sequencing", "slack", "standing", "swapping", "turns", "feedback", "virtual_queues", "pressure",
     "future", "boxes", "swap_queue", "eviction", "combinations", "policy", "ideal", "catalogue", "breakeven",
     "tables", "catalogue_tables", "profiling.physics", "profiling.fitting", "profiling.collect", "profiling.sweeps",
-    "profiling.grids", "profiling.switching", "profiling.nearest", "profiling.publish", "profiling.fill",
+    "profiling.grids", "profiling.switching", "profiling.nearest", "profiling.publish",
+    "profiling.published.sources", "profiling.published.fits", "profiling.published.tables",
+    "profiling.published.__main__", "profiling.fill",
     "profiling.check", "profiling.check_tables", "profiling.portrait", "measures", "amounts", "choice",
     "traces.blocks", "traces.files", "traces.columns", "traces.trace", "traces.extras", "traces.order",
     "traces.stream", "traces.write", "traces.shape", "traces.models", "traces.overlay", "traces.spread",

@@ -157,7 +157,8 @@ class Library:
         return found
 
 
-def table_rows(path: Path) -> list[dict[str, Any]]:
+def csv_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file, each with `_where` it is. Raises ProfileError: no CSV, nothing in it, or half a row."""
     try:
         text = io.StringIO(plain_bytes(path, MOST_BYTES).decode("utf-8-sig"), newline="")
         reader = csv.DictReader(text, strict=True)
@@ -176,16 +177,21 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
         row["_where"] = f"{path}, row {number}"
         if None in row or any(value is None for value in row.values()):
             raise ProfileError(f"{path}, row {number}: wrong number of columns; is the file cut off?")
+    return rows
+
+
+def table_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of profiles, as `csv_rows`. Raises ProfileError: a column or a name that is missing too."""
+    rows = csv_rows(path)
+    for row in rows:
         missing = [column for column in NAMES.get(path.name, ()) if column not in row]
         if missing:
             raise ProfileError(f"{path}: column '{missing[0]}' is missing; {did_you_mean(missing[0], row)}")
         if row.get("kind", "measured") not in KINDS:
-            raise ProfileError(f"{path}, row {number}: kind {shown(row['kind'])} is none of {', '.join(KINDS)}")
+            raise ProfileError(f"{row['_where']}: kind {shown(row['kind'])} is none of {', '.join(KINDS)}")
         for column in NAMES.get(path.name, ()):
             if column not in ("name", "usd_per_hour", "source") and not (row[column] and row[column].isprintable()):
-                raise ProfileError(
-                    f"{path}, row {number}: column '{column}' is {shown(row[column])}, which names nothing"
-                )
+                raise ProfileError(f"{row['_where']}: column '{column}' is {shown(row[column])}, which names nothing")
     return rows
 
 

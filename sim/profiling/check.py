@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.common.errors import ProfileError
-from sim.profiles.library import Library, table_rows
+from sim.profiles.library import Library, csv_rows, table_rows
 from sim.profiles.profile import Profile
 from sim.profiling.collect import Collected, Point, collect, offloads, row_seconds
 from sim.profiling.fill import Fits, fit_table, gpu_memory_bytes, table_name
@@ -297,18 +297,15 @@ def _published(path: Path, library: Library) -> Report:
 
 def _shapes(folder: Path, library: Library) -> dict[Key, Shape]:
     """Known models, and those of a models.csv beside the file that tells the head's share of what is read."""
-    import csv  # noqa: PLC0415
-
     found = {key: shape_of(each, library.weights) for key, each in library.weights.items()}
     beside = folder / "models.csv"
     if beside.is_file():
-        with beside.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row.get("q4km_bytes_per_layer") and row.get("q4km_output_head_bytes"):
-                    layers, size = int(row["n_layers"]), float(row["q4km_bytes_per_layer"])
-                    kv_bytes = float(row["kv_bytes_per_token_fp16"]) / layers
-                    head = float(row["q4km_output_head_bytes"])
-                    found[row["model"], "Q4_K_M"] = Shape(layers, size, head, kv_bytes, size / weight_bytes("Q4_K_M"))
+        for row in csv_rows(beside):
+            if row.get("q4km_bytes_per_layer") and row.get("q4km_output_head_bytes"):
+                layers, size = int(row["n_layers"]), float(row["q4km_bytes_per_layer"])
+                kv_bytes = float(row["kv_bytes_per_token_fp16"]) / layers
+                head = float(row["q4km_output_head_bytes"])
+                found[row["model"], "Q4_K_M"] = Shape(layers, size, head, kv_bytes, size / weight_bytes("Q4_K_M"))
     return found
 
 

@@ -6,12 +6,12 @@ scripts/profile_gpu.py may use it for the device it runs on.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from sim.common.errors import ProfileError
+from sim.profiles.library import csv_rows
 
 _MAKERS = ("nvidia", "geforce", "amd", "intel", "corporation", "generation", "ati", "tesla", "r", "tm")
 _CPU_WORDS = ("core", "cpu", "processor", "with", "radeon", "graphics", "apu", "platinum", "gold", "silver")
@@ -52,9 +52,8 @@ def host_slug(name: str, known: Mapping[str, str]) -> str:
 
 def known_hosts(path: Path) -> dict[str, str]:
     """slug -> cpu of a nodes.csv that a Library has read. Raises ProfileError: it names no cpu."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and "cpu" not in rows[0]:
+    rows = csv_rows(path)
+    if "cpu" not in rows[0]:
         raise ProfileError(f"{path}: column 'cpu' is missing; it names the host's processor")
     return {row["host"]: row["cpu"] for row in rows}
 

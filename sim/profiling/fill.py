@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from sim.profiling.grids import Known, Maker, Row, table_rows
 from sim.profiling.measured import Measured, merge, read_measured
 from sim.profiling.nearest import expected, library_of
 from sim.profiling.physics import Rates, shape_of
-from sim.profiling.publish import gpu_row, host_row, model_rows, publish
+from sim.profiling.publish import Table, gpu_row, host_row, model_rows, publish
 from sim.profiling.switching import switch_rows
 
 
@@ -55,11 +54,9 @@ class Filled:
 
 @dataclass(frozen=True)
 class Draft:
-    """A table before it is written: its header, rows by file, and the models with their weights."""
+    """A table before it is written, and the models with their weights."""
 
-    table: tuple[str, str, str]
-    header: dict[str, Any]
-    files: dict[str, list[Row]]
+    table: Table
     models: dict[Key, Weights]
     facts: FilledTable
     notices: tuple[str, ...]
@@ -85,7 +82,7 @@ def fill(
     ]
     weights = {key: each for one in drafts for key, each in one.models.items()}
     rows = model_rows(parts, weights, library)
-    written = publish(target, drafts, specifications, rows, replace_tables)
+    written = publish(target, [one.table for one in drafts], specifications, rows, replace_tables)
     notices += [notice for one in drafts for notice in one.notices]
     tables = [replace(one.facts, folder=folder) for one, folder in zip(drafts, written, strict=True)]
     return Filled(target, tuple(tables), tuple(dict.fromkeys(notices)))
@@ -170,13 +167,13 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
     known = library.weights if library is not None else {}
     weights = model_weights(measured, known)
     found = collect(measured, offload, known, gpu_memory_bytes(measured, library))
-    table = table_name(measured, offload)
+    name = table_name(measured, offload)
     if not found.decode_rows:
         why = f" ({found.left_out[0]})" if found.left_out else ""
         raise ProfileError(
             f"{measured.name}: no decode step to fill {offload} tables from{why}; measure or import some"
         )
-    start, costs, alike = expected(library, table)
+    start, costs, alike = expected(library, name)
     fits = fit_table(found, start)
     wanted = dict.fromkeys([*found.keys, *models])
     for key in models:
@@ -195,7 +192,7 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
     kinds = [row["kind"] for rows in files.values() for row in rows]
     files["switch"] = switch_rows(list(wanted), measured.switch, measured.bandwidth, costs)
     facts = FilledTable(
-        *table,
+        *name,
         offload,
         Path(),
         tuple(wanted),
@@ -207,24 +204,14 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
     )
     notices = [f"left out {each}" for each in found.left_out]
     if alike:
-        notices.append(f"{'--'.join(table)}: where nothing was measured, as in {alike}")
-    header = _header(measured, found, files)
-    return Draft(table, header, files, {key: weights[key] for key in wanted}, facts, tuple(notices))
+        notices.append(f"{'--'.join(name)}: where nothing was measured, as in {alike}")
+    text = (
+        f"{measured.facts.get('gpu_name', name[0])} with {measured.facts.get('cpu', name[1])}, {name[2]}: filled from "
+        f"{_count(found.decode_rows)} decode steps and {_count(found.prefill_rows)} prompts."
+    )
+    table = Table.of(name, found.offload, found.head_first, text, files)
+    return Draft(table, {key: weights[key] for key in wanted}, facts, tuple(notices))
 
 
 def _count(rows: Mapping[Key, Sequence[object]]) -> int:
     return sum(len(each) for each in rows.values())
-
-
-def _header(measured: Measured, found: Collected, files: dict[str, list[Row]]) -> dict[str, Any]:
-    gpu, host, engine = table_name(measured, found.offload)
-    sources = sorted({part for rows in files.values() for row in rows for part in row["source"].split("+")})
-    name, cpu = measured.facts.get("gpu_name", gpu), measured.facts.get("cpu", host)
-    header = {"gpu": gpu, "host": host, "engine": engine, "offload": found.offload}
-    if found.head_first:
-        header["head"] = "first"  # for people: from one layer on, the output head is on the GPU
-    return header | {
-        "description": f"{name} with {cpu}, {engine}: filled from {_count(found.decode_rows)} decode steps and "
-        f"{_count(found.prefill_rows)} prompts.",
-        "sources": sources,
-    }

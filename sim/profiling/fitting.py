@@ -65,6 +65,24 @@ class Series:
         return replace(self, at=type(self.at)(**parts), seconds=self.seconds[chosen], noise=self.noise[chosen])
 
 
+def least_relative(design: Array, measured: Array) -> Array:
+    """Coefficients, none below zero, of least squared relative error. `design`: a row for each measured number."""
+    from scipy.optimize import nnls  # noqa: PLC0415
+
+    rows, terms = design.shape
+    # Rows of zeros change nothing; scipy 1.17's nnls corrupts memory when it gets fewer rows than columns.
+    padded, target = np.zeros((max(rows, terms), terms)), np.zeros(max(rows, terms))
+    padded[:rows], target[:rows] = design / measured[:, None], 1.0
+    return np.asarray(nnls(padded, target)[0])
+
+
+def fit_line(positions: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope, neither below zero, of least relative error."""
+    design = np.column_stack([np.ones(len(positions)), np.array(positions)])
+    intercept, slope = least_relative(design, np.array(seconds))
+    return float(intercept), float(slope)
+
+
 def predicted(shape: Shape, rates: Rates, at: Steps | Prompts, offload: str, way: str = "cheaper") -> Array:
     """Seconds of steps or prompts by the laws alone."""
     if isinstance(at, Steps):

@@ -81,6 +81,11 @@ class Grid:
     source: NDArray[np.object_]
 
 
+def places_of(axes: Sequence[Sequence[float]]) -> Array:
+    """Every place of a grid, a row each, the last axis fastest."""
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(float)
+
+
 def knots(kind: str, weights: Weights, rows: Sequence[Point]) -> tuple[tuple[float, ...], ...]:
     """Layers (and batches) and contexts or prompts: those measured, and as many more as keep interpolation close.
 
@@ -113,8 +118,8 @@ class Maker:
         """The full grid of a model, `rows` its measured points. Raises ProfileError: points against a table's law."""
         rows = [row for row in rows if self.found.on_grid(row)]
         axes = knots(self.kind, weights, rows)
-        places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(float)
-        at = self._at(shape, places)
+        places = places_of(axes)
+        at = (Steps if self.kind == "decode" else Prompts).of(places, shape.layers, self.found.head_first)
         seconds, error = self.fit.seconds(key, shape, at)
         partly = places[:, 0] < shape.layers
         many = places[:, 1] > 1
@@ -135,13 +140,6 @@ class Maker:
             np.where(covered, sources, ANALYTIC_SOURCE).astype(object).reshape(form),
         )
         return _obeying(_with_points(grid, rows), rows)
-
-    def _at(self, shape: Shape, places: Array) -> Steps | Prompts:
-        layers = places[:, 0]
-        heads = (layers == shape.layers) | (self.found.head_first & (layers > 0))
-        if self.kind == "decode":
-            return Steps(layers, heads, places[:, 1], places[:, 2])
-        return Prompts(layers, heads, places[:, 1])
 
     def _sources(self) -> str:
         rows = [

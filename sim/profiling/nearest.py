@@ -55,17 +55,12 @@ def _rates_of(library: Library, key: tuple[str, str, str], start: Rates) -> Rate
         batches = tuple(batch for batch in batches if batch in (1, 8, 64))
         places = [(n, b, c) for n in layers[:: max(1, len(layers) // 4)] for b in batches for c in contexts]
         places += [(layers[-1], b, c) for b in batches for c in contexts]
-        at = np.array(places, dtype=float)
-        whole = at[:, 0] == shape.layers
         seconds = np.array([profile.step_s(int(n), int(b), c) for n, b, c in places])
-        decode[model] = Series(shape, Steps(at[:, 0], whole, at[:, 1], at[:, 2]), seconds, _noise(seconds))
+        decode[model] = Series(shape, Steps.of(np.array(places, float), shape.layers), seconds, _noise(seconds))
         prompts = [(n, p) for n in (layers[0], layers[-1]) for p in (512, 2048) if p <= profile.longest_context]
         if prompts:
-            at = np.array(prompts, dtype=float)
             seconds = np.array([profile.prefill_s(int(n), p) for n, p in prompts])
-            prefill[model] = Series(
-                shape, Prompts(at[:, 0], at[:, 0] == shape.layers, at[:, 1]), seconds, _noise(seconds)
-            )
+            prefill[model] = Series(shape, Prompts.of(np.array(prompts, float), shape.layers), seconds, _noise(seconds))
     rates = fit_rates(decode, start, offload).shared if decode else start
     return fit_rates(prefill, rates, offload).shared if prefill else rates
 

@@ -1,8 +1,9 @@
-"""The laws of sim/profiling/hybrid.py for many measured points at once, over no more of a model than models.csv tells.
+"""The physical model of a step and of a prompt: time from bytes, bandwidths and compute rates.
 
-Times are arrays over points; the rates are a `Rates` of plain numbers, fitted by `fitting`. Two additions: the output
-head may be on the GPU before all layers are (new builds of llama.cpp), and layers outside may be streamed. Nothing
-here reads a file or knows a measurement.
+Each layer costs where it lives: reading its weights or computing for the batch, whichever dominates, plus reading its
+share of the KV cache. Times are arrays over points; the rates are a `Rates` of plain numbers, fitted by `fitting` to
+measured points and by `published` to published ones. Nothing here reads a file, and a simulation never calls it: it
+reads the tables that are made with it (profiles/README.md, "The model").
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sim.profiles.profile import Weights
 
 GIGA, TERA = 1e9, 1e12
 Array = NDArray[np.float64]
-PREFILL_SHARPNESS = 4.0  # as in hybrid: a prompt computes or reads weights, with little in between
-MICRO_BATCH_TOKENS = 512  # a prompt streams its layers once per so many tokens, llama.cpp's default
+# A prompt either computes or reads weights, with little in between: published prefill speeds from 512 tokens on are
+# those of pure compute, so the corner of the maximum is sharp.
+PREFILL_SHARPNESS = 4.0
 # Bytes of a weight by the bits in a quantisation's name: blocks carry scales beside the weights.
 _BITS_BEYOND = {"iq": 0.3, "q": 0.6}
 _WHOLE_BITS = {"fp32": 32.0, "f32": 32.0, "fp16": 16.0, "f16": 16.0, "bf16": 16.0, "fp8": 8.0, "int8": 8.0}
@@ -30,23 +32,34 @@ _TIED_BELOW_BYTES = 8e9  # at 16 bits: smaller models share embedding and head, 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step reads of a model. `head_bytes` is the output head alone, `layer_weights` a number of weights."""
+    """What a step reads of a model. `head_bytes` is the output head alone, `layer_weights` a number of weights.
+
+    `head_weights` None: quantised as the layers are. `attention_width` (query heads x head dimension) None: that of an
+    ordinary transformer layer with so many weights (12 width^2).
+    """
 
     layers: int
     layer_bytes: float
     head_bytes: float
     kv_bytes: float  # per token and layer
     layer_weights: float
+    head_weights: float | None = None
+    attention_width: float | None = None
 
     @property
     def read_bytes(self) -> float:
-        """Weight bytes that one token reads."""
+        """Weight bytes that one token reads: all layers and the output head, not the token embedding."""
         return self.layers * self.layer_bytes + self.head_bytes
 
     @property
-    def attention_width(self) -> float:
-        """Query heads x head dimension of an ordinary transformer layer with so many weights (12 width^2)."""
-        return float(np.sqrt(self.layer_weights / 12))
+    def operations(self) -> float:
+        """Floating-point operations of one token in all layers' matrix products."""
+        return 2 * self.layers * self.layer_weights
+
+    def attention_operations(self, tokens: Any) -> Any:
+        """Those of causal attention in one layer: 2 products x 2 operations x half of the token pairs, per channel."""
+        width = self.attention_width
+        return 2 * (float(np.sqrt(self.layer_weights / 12)) if width is None else width) * tokens**2
 
 
 def weight_bytes(quantization: str) -> float:
@@ -94,13 +107,16 @@ class Rates:
     layer_s: float = 80e-6  # added to each layer's weight read, wherever it runs
     launch_s: float = 20e-6  # time to issue a layer, overlaps with running it
     hop_s: float = 50e-6  # a step whose layers lie on both sides
+    hop_sequence_s: float = 0.0  # more of it for each sequence: its activations on the link
     base_s: float = 100e-6  # a step's sampling and bookkeeping
     sharpness: float = 2.0
     overlap: float = 1.5  # of streaming and computing: 1 one after the other, large: at the same time
     prompt_intensity: float = 0.1
     host_prompt_intensity: float = 0.013
     attention_share: float = 0.3  # of the prompt rate, in the products of queries and keys
+    host_attention_share: float | None = None  # None: the same on the host
     stream_gb_s: float = 15.0  # layers copied to the GPU for a prompt
+    micro_batch_tokens: float = 512.0  # a prompt streams its layers once per so many; llama.cpp's default
     head_gb_s: float = 25.0  # a head outside, where layers are streamed: over the link too, or read by the host
     gpu_scale: float = 1.0
     host_scale: float = 1.0
@@ -121,6 +137,11 @@ class Steps:
     batch: Array
     context: Array
 
+    @classmethod
+    def of(cls, places: Array, layers: int, head_first: bool = False) -> Steps:
+        """Rows of (layers, batch, context). The head is there with all `layers`, or `head_first` with the first."""
+        return cls(places[:, 0], _heads(places[:, 0], layers, head_first), places[:, 1], places[:, 2])
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -130,9 +151,18 @@ class Prompts:
     head_on_gpu: NDArray[np.bool_]
     tokens: Array
 
+    @classmethod
+    def of(cls, places: Array, layers: int, head_first: bool = False) -> Prompts:
+        """Rows of (layers, tokens); the head as in `Steps.of`."""
+        return cls(places[:, 0], _heads(places[:, 0], layers, head_first), places[:, 1])
+
+
+def _heads(on_gpu: Array, layers: int, head_first: bool) -> NDArray[np.bool_]:
+    return np.asarray((on_gpu == layers) | (head_first & (on_gpu > 0)))
+
 
 def rounded_maximum(first: Any, second: Any, sharpness: float) -> Array:
-    """(a^p + b^p)^(1/p) element by element, of times that are not negative; as hybrid.smooth_maximum."""
+    """(a^p + b^p)^(1/p) element by element, of times that are not negative."""
     largest = np.maximum(np.maximum(first, second), 1e-30)
     return np.asarray(largest * ((first / largest) ** sharpness + (second / largest) ** sharpness) ** (1 / sharpness))
 
@@ -153,7 +183,7 @@ def decode_s(shape: Shape, rates: Rates, steps: Steps, offload: str) -> Array:
     head_s = np.where(steps.head_on_gpu, gpu_head_s, _head_s(shape, rates, more, on_gpu=False))
     both = ((steps.layers > 0) | steps.head_on_gpu) & ((outside > 0) | ~steps.head_on_gpu)
     seconds = steps.layers * gpu_layer_s + outside * host_layer_s + head_s + kv_s + rates.base_s
-    return np.asarray(seconds + np.where(both, rates.hop_s, 0.0))
+    return np.asarray(seconds + np.where(both, rates.hop_s + steps.batch * rates.hop_sequence_s, 0.0))
 
 
 def prefill_s(shape: Shape, rates: Rates, prompts: Prompts, offload: str, way: str = "cheaper") -> Array:
@@ -164,20 +194,23 @@ def prefill_s(shape: Shape, rates: Rates, prompts: Prompts, offload: str, way: s
     gpu_read_s = _layer_s(shape.layer_bytes, shape.layer_weights, rates, none, on_gpu=True)
     gpu_head_s = _head_s(shape, rates, none, on_gpu=True)
     rate = rates.gpu_gb_s * rates.prompt_intensity * TERA / rates.prompt_scale
-    on_gpu_s = rounded_maximum(gpu_read_s, _prompt_s(shape, prompts.tokens, rate, rates), PREFILL_SHARPNESS)
+    on_gpu_s = rounded_maximum(
+        gpu_read_s, _prompt_s(shape, prompts.tokens, rate, rates.attention_share), PREFILL_SHARPNESS
+    )
     if offload == "stream":
         computing_s = shape.layers * on_gpu_s + np.where(prompts.head_on_gpu, gpu_head_s, 0.0)
         return _streamed_s(shape, rates, computing_s, outside, prompts.head_on_gpu)
     host_read_s = _layer_s(shape.layer_bytes, shape.layer_weights, rates, none, on_gpu=False)
     host_rate = rates.host_gb_s * rates.host_prompt_intensity * TERA / rates.host_prompt_scale
-    on_cpu_s = rounded_maximum(host_read_s, _prompt_s(shape, prompts.tokens, host_rate, rates), PREFILL_SHARPNESS)
-    passes = np.maximum(1.0, np.ceil(prompts.tokens / MICRO_BATCH_TOKENS))
+    share = rates.attention_share if rates.host_attention_share is None else rates.host_attention_share
+    on_cpu_s = rounded_maximum(host_read_s, _prompt_s(shape, prompts.tokens, host_rate, share), PREFILL_SHARPNESS)
+    passes = np.maximum(1.0, np.ceil(prompts.tokens / rates.micro_batch_tokens))
     streamed_s = rates.host_prompt_scale * passes * shape.layer_bytes / (rates.stream_gb_s * GIGA) + on_gpu_s
     outside_s = {"cpu": on_cpu_s, "stream": streamed_s}.get(way, np.minimum(on_cpu_s, streamed_s))
     head_s = np.where(prompts.head_on_gpu, gpu_head_s, _head_s(shape, rates, none, on_gpu=False))
     both = (prompts.layers > 0) & (outside > 0)
     seconds = prompts.layers * on_gpu_s + outside * outside_s + head_s + rates.base_s
-    return np.asarray(seconds + np.where(both, rates.hop_s, 0.0))
+    return np.asarray(seconds + np.where(both, rates.hop_s + rates.hop_sequence_s, 0.0))
 
 
 def _streamed_s(
@@ -199,12 +232,14 @@ def _layer_s(size: float, weights: float, rates: Rates, more: Array, on_gpu: boo
 
 
 def _head_s(shape: Shape, rates: Rates, more: Array, on_gpu: bool) -> Array:
-    weights = shape.layer_weights * shape.head_bytes / shape.layer_bytes
+    weights = shape.head_weights
+    if weights is None:
+        weights = shape.layer_weights * shape.head_bytes / shape.layer_bytes
     bare = replace(rates, layer_s=0.0, launch_s=0.0)
     return _layer_s(shape.head_bytes, weights, bare, more, on_gpu)
 
 
-def _prompt_s(shape: Shape, tokens: Array, rate: float, rates: Rates) -> Array:
-    # Causal attention: 2 products x 2 operations x half of the token pairs, per channel.
-    attention = 2 * shape.attention_width * tokens**2 / (rate * rates.attention_share)
-    return np.asarray(2 * shape.layer_weights * tokens / rate + attention)
+def _prompt_s(shape: Shape, tokens: Array, rate: float, attention_share: float) -> Array:
+    """One layer's operations for so many tokens."""
+    attention_s = shape.attention_operations(tokens) / (rate * attention_share)
+    return np.asarray(2 * shape.layer_weights * tokens / rate + attention_s)

@@ -1,7 +1,7 @@
-"""Writes filled tables and their rows of gpus.csv, nodes.csv and models.csv into a folder of profiles.
+"""Writes tables and their rows of gpus.csv, nodes.csv and models.csv into a folder of profiles.
 
 Everything is checked before the first byte: what exists and disagrees is refused, a table appears whole or not at all.
-`fill` calls it.
+`fill` and `published` call it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -22,9 +23,6 @@ from sim.profiles.profile import Weights
 from sim.profiling.fitting import Key
 from sim.profiling.grids import Row
 from sim.profiling.measured import Measured, write_text
-
-if TYPE_CHECKING:
-    from sim.profiling.fill import Draft
 
 COLUMNS = {
     "gpus.csv": ("gpu", "name", "memory_gib", "h2d_gb_s", "d2h_gb_s", "usd_per_hour", "kind", "source"),
@@ -43,6 +41,26 @@ SAME_MEMORY = 0.15  # a driver keeps some of a GPU's memory for itself
 # What a host or GPU has where nobody says; each row that takes one is `analytic`, and it is said.
 ASSUMED_LINK_GB_S, ASSUMED_CPU_GB_S, ASSUMED_DISK_GB_S, ASSUMED_NETWORK_GB_S = 12.0, 50.0, 2.5, 1.25
 ASSUMED_HOST_GIB, ASSUMED_GPU_GIB = 64.0, 24.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it is written: (gpu, host, engine), its header, and rows by file."""
+
+    name: tuple[str, str, str]
+    header: dict[str, Any]
+    files: dict[str, list[Row]]
+
+    @classmethod
+    def of(
+        cls, name: tuple[str, str, str], offload: str, head_first: bool, text: str, files: dict[str, list[Row]]
+    ) -> Table:
+        """`text`: its description."""
+        header: dict[str, Any] = dict(zip(("gpu", "host", "engine"), name, strict=True)) | {"offload": offload}
+        if head_first:
+            header["head"] = "first"  # for people: from one layer on, the output head is on the GPU
+        sources = sorted({part for rows in files.values() for row in rows for part in row["source"].split("+")})
+        return cls(name, header | {"description": text, "sources": sources}, files)
 
 
 def gpu_row(measured: Measured, library: Library | None, replacing: bool, notices: list[str]) -> tuple[str, Row] | None:
@@ -151,13 +169,13 @@ def _must_weigh_alike(where: str, old: Weights, new: Weights) -> None:
 
 def publish(
     target: Path,
-    drafts: Sequence[Draft],
+    tables: Sequence[Table],
     specifications: Sequence[tuple[str, Row] | None],
     models: Sequence[Row],
     replacing: bool,
 ) -> list[Path]:
     """Write all; the folders of the tables, in order. Raises ProfileError: a table exists (and `replacing` is off)."""
-    folders = [target / "tables" / "--".join(draft.table) for draft in drafts]
+    folders = [target / "tables" / "--".join(table.name) for table in tables]
     for folder in folders:
         if folder.exists() and not replacing:
             raise ProfileError(f"{folder}: is there already; --replace overwrites it, --into FOLDER goes elsewhere")
@@ -172,20 +190,20 @@ def publish(
     for name, text in texts.items():
         if text is not None:
             write_text(target / name, text)
-    for draft, folder in zip(drafts, folders, strict=True):
-        _write_table(draft, folder)
+    for table, folder in zip(tables, folders, strict=True):
+        _write_table(table, folder)
     return folders
 
 
-def _write_table(draft: Draft, folder: Path) -> None:
+def _write_table(table: Table, folder: Path) -> None:
     # Beside `tables`, not in it: nobody who looks for tables finds these, even after a crash.
     part, old = (folder.parent.parent / f".{folder.name}.{word}" for word in ("part", "old"))
     for left_behind in (part, old):
         shutil.rmtree(left_behind, ignore_errors=True)
     part.mkdir()
-    for name, rows in draft.files.items():
+    for name, rows in table.files.items():
         write_text(part / f"{name}.csv", _csv(tuple(rows[0]), rows))
-    header = yaml.safe_dump(draft.header, sort_keys=False, width=100, allow_unicode=True)
+    header = yaml.safe_dump(table.header, sort_keys=False, width=100, allow_unicode=True)
     write_text(part / "table.yaml", header)
     if folder.exists():
         folder.rename(old)

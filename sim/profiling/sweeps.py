@@ -6,7 +6,6 @@ folder, or from a CSV of published speeds with the columns of `published_residen
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.common.errors import ProfileError, did_you_mean
+from sim.profiles.library import csv_rows
 from sim.profiling.collect import Collected
 from sim.profiling.fitting import LEAST_NOISE, Key, Series, fit_rates
 from sim.profiling.physics import Array, Prompts, Rates, Shape, Steps, weight_bytes
@@ -146,18 +146,10 @@ def _only_at(row: Mapping[str, str], infeasible: bool) -> bool:
 
 
 def _published_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ProfileError(f"{path}: cannot read it as CSV ({error}); check the file") from None
+    rows = csv_rows(path)
     for column in _PUBLISHED:
-        if not rows or column not in rows[0]:
-            raise ProfileError(f"{path}: column '{column}' is missing; {did_you_mean(column, rows[0] if rows else [])}")
-    for number, row in enumerate(rows, start=2):
-        if any(value is None for value in row.values()) or None in row:
-            raise ProfileError(f"{path}, row {number}: not as many columns as the header; it may be half written")
-        row["_where"] = f"{path}, row {number}"
+        if column not in rows[0]:
+            raise ProfileError(f"{path}: column '{column}' is missing; {did_you_mean(column, rows[0])}")
     return rows
 
 

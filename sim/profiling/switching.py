@@ -12,9 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from sim.profiling.fitting import Key
+from sim.profiling.fitting import Key, fit_line
 from sim.profiling.grids import ANALYTIC_SOURCE, Row
-from sim.profiling.hybrid import fit_line
 from sim.profiling.points import BandwidthPoint, SwitchPoint
 
 GIGA = 1e9
@@ -69,12 +68,16 @@ def _row(
     # The reload is nearly all of a switch, so the row is known as well as its reload is.
     known = rate.measured
     sources = list(dict.fromkeys(source for cost in timed for source in cost.sources))[:3]
-    row = {"model": key[0], "quantization": key[1]} | {name: f"{costs[name].value:.6g}" for name in COSTS}
-    return row | {
-        "kind": "fitted" if known else "analytic",
-        "source": "+".join(sources) if sources else ANALYTIC_SOURCE,
-        "error": f"{round(rate.error, 4):g}" if known and rate.error is not None else "",
-    }
+    origin = ("fitted" if known else "analytic", "+".join(sources) if sources else ANALYTIC_SOURCE)
+    error = rate.error if known else None
+    return cost_row(key, [costs[name].value for name in COSTS], *origin, error)
+
+
+def cost_row(key: Key, costs: Sequence[float], kind: str, source: str, error: float | None) -> Row:
+    """A row of switch.csv; `costs` as COSTS."""
+    row = {"model": key[0], "quantization": key[1]}
+    row |= {name: f"{cost:.6g}" for name, cost in zip(COSTS, costs, strict=True)}
+    return row | {"kind": kind, "source": source, "error": "" if error is None else f"{round(error, 4):g}"}
 
 
 def _room(key: Key, points: Sequence[SwitchPoint]) -> float:
