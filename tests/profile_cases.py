@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.profiles.library import Library
-from sim.profiles.profile import Profile, Weights
+from sim.profiles.profile import Profile
 from sim.profiling.fill import fill
 from sim.profiling.measured import Measured, write_measured
 from sim.profiling.physics import Prompts, Rates, Shape, Steps, decode_s, prefill_s, shape_of
@@ -52,14 +52,7 @@ class Plan:
 
 
 def shape(row: ModelRow) -> Shape:
-    return shape_of(weights(row), {})
-
-
-def weights(row: ModelRow) -> Weights:
-    return Weights(
-        row.model, row.quantization, row.layers, row.layer_bytes, row.head_bytes, row.kv_bytes_per_token_layer,
-        row.max_context,
-    )  # fmt: skip
+    return shape_of(row.weights, {})
 
 
 def steps(points: Sequence[tuple[float, float, float]], total: int, head_first: bool = False) -> Steps:
@@ -112,7 +105,7 @@ def switches(models: Sequence[ModelRow] = ROWS[:2]) -> tuple[SwitchPoint, ...]:
             "source": "test-run",
         }
         for layers in (row.layers // 2, row.layers):
-            size = weights(row).gpu_bytes(layers)
+            size = row.weights.gpu_bytes(layers)
             rows.append(
                 SwitchPoint(**named, part="reload", path="pinned", layers=layers, bytes=size, seconds=0.5 + size / 20e9)
             )

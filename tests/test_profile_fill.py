@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_cases import ROWS, TRUTH, Plan, filled, folder, measured, rows_of, shape, steps, table, weights, written
+from profile_cases import ROWS, TRUTH, Plan, filled, folder, measured, rows_of, shape, steps, table, written
 
 from sim.cli.main import main
 from sim.profiling.collect import collect
@@ -242,8 +242,8 @@ def test_the_same_points_make_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_heads_are_told_apart_from_embeddings() -> None:
-    untied = replace(weights(ROWS[1]), quantization="FP16", layer_bytes=436_000_000, head_bytes=2_101_000_000)
-    other = replace(weights(ROWS[1]), head_bytes=558_170_112)
+    untied = replace(ROWS[1].weights, quantization="FP16", layer_bytes=436_000_000, head_bytes=2_101_000_000)
+    other = replace(ROWS[1].weights, head_bytes=558_170_112)
     assert shape_of(untied, {("Small-8B", "Q8_0"): other}).head_bytes == pytest.approx(558_170_112 * 64 / 34)
     assert shape_of(untied, {}).head_bytes == pytest.approx(2_101_000_000 / 2)
     assert shape_of(other, {}).head_bytes == 558_170_112

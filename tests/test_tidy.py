@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 ORDER = [
     "clock", "compiled", "disk", "errors", "reading", "watch", "locate", "rng", "statistics", "yamlfile",
-    "profiles", "library", "profiling.points", "profiling.merging", "profiling.measured",
+    "profiles", "library", "profiling.points", "profiling.heads", "profiling.merging", "profiling.measured",
     "profiling.architectures", "profiling.hardware", "profiling.imports.record", "profiling.imports.files",
     "profiling.imports.llama_bench", "profiling.imports.llama_batched_bench", "profiling.imports.ollama",
     "profiling.imports.vllm_bench", "profiling.imports.formats", "profiling.models", "profiling.settings",
-    "profiling.heads", "profiling.importing", "memory", "workloads.fields", "workloads.laws", "workloads.presets",
+    "profiling.importing", "memory", "workloads.fields", "workloads.laws", "workloads.presets",
     "workloads.spec", "faults_spec", "spec", "batch", "links", "ranking", "request", "state", "cluster",
     "estimates", "room", "columns", "series", "timeline", "metrics", "world", "facade", "machine_views",
     "request_view", "views", "actions", "knapsack", "decision", "costs", "keepalive", "replicas", "prices",

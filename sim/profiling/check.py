@@ -16,13 +16,14 @@ import numpy as np
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library, csv_rows, table_rows
 from sim.profiles.profile import Profile
-from sim.profiling.collect import Collected, Point, collect, offloads, row_seconds
+from sim.profiling.collect import Collected, Point, collect, offloads, row_seconds, spread
 from sim.profiling.fill import Fits, fit_table, gpu_memory_bytes, table_name
 from sim.profiling.fitting import Fit, Key, predicted
 from sim.profiling.measured import read_measured
 from sim.profiling.nearest import expected
-from sim.profiling.physics import Rates, Shape, shape_of, weight_bytes
+from sim.profiling.physics import Rates, Shape, shape_of
 from sim.profiling.points import DecodePoint
+from sim.profiling.published.sources import shape_in
 from sim.profiling.sweeps import Ends, Sweep, from_ends, measured_sweeps, published_sweeps
 
 TARGET = 0.10  # mean error of a sweep's interior, predicted from its ends
@@ -158,7 +159,7 @@ def _breaks_along(rows: Sequence[Point], axis: str, found: Collected) -> Iterato
         for less, more in pairwise(line):
             ratio = row_seconds(more) / row_seconds(less)
             off = ratio if more_is_faster else 1 / ratio
-            if off > 1 + DRIFT + SPREADS * (_spread(less) + _spread(more)):
+            if off > 1 + DRIFT + SPREADS * (spread(less) + spread(more)):
                 word = "slower" if more_is_faster else "faster"
                 a, b = (f"{getattr(row, axis):g}" for row in (less, more))
                 yield (
@@ -175,12 +176,6 @@ def _test(row: Point, besides: str) -> str:
     names = ("layers", "batch", "context") if isinstance(row, DecodePoint) else ("layers", "prompt_tokens")
     words = [f"{name.replace('_', ' ')} {getattr(row, name):g}" for name in names if name != besides]
     return ("decode" if isinstance(row, DecodePoint) else "prefill") + ", " + ", ".join(words)
-
-
-def _spread(row: Point) -> float:
-    if row.p10_s is None or row.p90_s is None:
-        return 0.01
-    return float((row.p90_s - row.p10_s) / 2.56 / row_seconds(row) / np.sqrt(row.repeats or 1))
 
 
 def _outliers(found: Collected, fits: Fits) -> Iterator[str]:
@@ -302,10 +297,7 @@ def _shapes(folder: Path, library: Library) -> dict[Key, Shape]:
     if beside.is_file():
         for row in csv_rows(beside):
             if row.get("q4km_bytes_per_layer") and row.get("q4km_output_head_bytes"):
-                layers, size = int(row["n_layers"]), float(row["q4km_bytes_per_layer"])
-                kv_bytes = float(row["kv_bytes_per_token_fp16"]) / layers
-                head = float(row["q4km_output_head_bytes"])
-                found[row["model"], "Q4_K_M"] = Shape(layers, size, head, kv_bytes, size / weight_bytes("Q4_K_M"))
+                found[row["model"], "Q4_K_M"] = shape_in(row, "Q4_K_M")
     return found
 
 

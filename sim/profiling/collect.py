@@ -6,7 +6,7 @@ Points that cannot be what they seem (more weights on the GPU than it has memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -43,10 +43,10 @@ class Collected:
         return list(dict.fromkeys([*self.decode_rows, *self.prefill_rows]))
 
     def decode(self) -> dict[Key, Series]:
-        return {key: decode_series(self.shapes[key], rows) for key, rows in self.decode_rows.items()}
+        return {key: _series(self.shapes[key], rows) for key, rows in self.decode_rows.items()}
 
     def prefill(self) -> dict[Key, Series]:
-        return {key: prefill_series(self.shapes[key], rows) for key, rows in self.prefill_rows.items()}
+        return {key: _series(self.shapes[key], rows) for key, rows in self.prefill_rows.items()}
 
     def head_on_gpu(self, key: Key, layers: int) -> bool:
         """Where the tables of this engine have the head when so many layers are on the GPU."""
@@ -73,19 +73,7 @@ def points_of(measured: Measured) -> list[Point]:
 
 def model_weights(measured: Measured, weights: Mapping[Key, Weights]) -> dict[Key, Weights]:
     """The models of a folder: its own models.csv first, then `weights`."""
-    own = {
-        (row.model, row.quantization): Weights(
-            row.model,
-            row.quantization,
-            row.layers,
-            row.layer_bytes,
-            row.head_bytes,
-            row.kv_bytes_per_token_layer,
-            row.max_context,
-        )
-        for row in measured.models
-    }
-    return {**weights, **own}
+    return {**weights, **{(row.model, row.quantization): row.weights for row in measured.models}}
 
 
 def collect(measured: Measured, offload: str, weights: Mapping[Key, Weights], memory_bytes: float | None) -> Collected:
@@ -166,31 +154,22 @@ def row_seconds(row: Point) -> float:
     return row.step_s if isinstance(row, DecodePoint) else row.prefill_s
 
 
-def _noise(row: Point) -> float:
+def spread(row: Point) -> float:
+    """Relative standard error of a median, by its p10 and p90."""
     if row.p10_s is None or row.p90_s is None:
         return LEAST_NOISE
-    spread = (row.p90_s - row.p10_s) / 2.56 / row_seconds(row) / np.sqrt(row.repeats or 1)
-    return float(min(_MOST_NOISE, max(LEAST_NOISE, spread)))
+    return float((row.p90_s - row.p10_s) / 2.56 / row_seconds(row) / np.sqrt(row.repeats or 1))
 
 
-def _column(rows: Sequence[Point], value: Callable[[Point], float]) -> np.ndarray:
-    return np.array([value(row) for row in rows], dtype=float)
+def _column(rows: Sequence[Point], name: str) -> np.ndarray:
+    return np.array([getattr(row, name) for row in rows], dtype=float)
 
 
-def decode_series(shape: Shape, rows: Sequence[DecodePoint]) -> Series:
-    steps = Steps(
-        np.array([row.layers for row in rows], dtype=float),
-        np.array([row.head_on_gpu(shape.layers) for row in rows]),
-        np.array([row.batch for row in rows], dtype=float),
-        np.array([row.context for row in rows], dtype=float),
-    )
-    return Series(shape, steps, _column(rows, row_seconds), _column(rows, _noise))
-
-
-def prefill_series(shape: Shape, rows: Sequence[PrefillPoint]) -> Series:
-    prompts = Prompts(
-        np.array([row.layers for row in rows], dtype=float),
-        np.array([row.head_on_gpu(shape.layers) for row in rows]),
-        np.array([row.prompt_tokens for row in rows], dtype=float),
-    )
-    return Series(shape, prompts, _column(rows, row_seconds), _column(rows, _noise))
+def _series(shape: Shape, rows: Sequence[Point]) -> Series:
+    layers, heads = _column(rows, "layers"), np.array([row.head_on_gpu(shape.layers) for row in rows])
+    if isinstance(rows[0], DecodePoint):
+        at: Steps | Prompts = Steps(layers, heads, _column(rows, "batch"), _column(rows, "context"))
+    else:
+        at = Prompts(layers, heads, _column(rows, "prompt_tokens"))
+    noise = np.clip([spread(row) for row in rows], LEAST_NOISE, _MOST_NOISE)
+    return Series(shape, at, np.array([row_seconds(row) for row in rows]), noise)

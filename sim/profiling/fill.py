@@ -140,10 +140,8 @@ def fit_table(found: Collected, start: Rates) -> Fits:
     """Decode steps first, then prompts with what steps told of the bandwidths."""
     decode, prefill = found.decode(), found.prefill()
     steps = fit_rates(decode, start, found.offload) if decode else Fit(start, {}, found.offload)
-    if not prefill:
-        bare = Fit(steps.shared, {key: steps.rates(key) for key in found.keys}, found.offload)
-        return Fits(steps, bare, _worst(transfer_errors(decode, start, found.offload)), None)
-    prompts = fit_rates(prefill, steps.shared, found.offload)
+    bare = Fit(steps.shared, {key: steps.rates(key) for key in found.keys}, found.offload)
+    prompts = fit_rates(prefill, steps.shared, found.offload) if prefill else bare
     return Fits(
         steps,
         prompts,

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from sim.profiling.points import ModelRow
 
 _CLEARLY = 0.6  # of the other reading's error: a sweep then tells the two apart
 _FEWEST_PARTIAL = 2
+
+
+# llama.cpp pull request 18148 (December 2025): from about this build on, the output head goes to the GPU first.
+HEAD_FIRST_BUILD = 7560
 
 
 def layers_of(count: int, layers: int, first: bool) -> tuple[int, str]:
@@ -21,6 +27,12 @@ def layers_of(count: int, layers: int, first: bool) -> tuple[int, str]:
     if first:
         return count - 1, "gpu"
     return count, "host" if count == layers else ""
+
+
+def placed(count: int, layers: int, first: bool) -> tuple[int, bool]:
+    """(layers on the GPU, whether the head is there)."""
+    there, head = layers_of(count, layers, first)
+    return there, head == "gpu" or (not head and there == layers)
 
 
 def head_goes_first(sweep: Sequence[tuple[int, float]], model: ModelRow) -> bool | None:
@@ -39,22 +51,13 @@ def _misfit(sweep: Sequence[tuple[int, float]], model: ModelRow, first: bool) ->
     total = model.layers * model.layer_bytes + model.head_bytes
     rows = []
     for count, seconds in sweep:
-        layers, head = layers_of(count, model.layers, first)
-        on_gpu = head == "gpu" or (not head and layers == model.layers)
-        gpu_bytes = layers * model.layer_bytes + (model.head_bytes if on_gpu else 0)
-        rows.append(((total - gpu_bytes) / total / seconds, gpu_bytes / total / seconds))
-    hh = sum(host * host for host, _ in rows)
-    hg = sum(host * gpu for host, gpu in rows)
-    gg = sum(gpu * gpu for _, gpu in rows)
-    h, g = sum(host for host, _ in rows), sum(gpu for _, gpu in rows)
-    determinant = hh * gg - hg * hg
-    if determinant <= 0:
+        layers, on_gpu = placed(count, model.layers, first)
+        share = (layers * model.layer_bytes + on_gpu * model.head_bytes) / total
+        rows.append(((1 - share) / seconds, share / seconds))
+    sides_s, _, rank, _ = np.linalg.lstsq(np.array(rows), np.ones(len(rows)))
+    if rank < 2 or (sides_s < 0).any():
         return float("inf")
-    host_s, gpu_s = (h * gg - g * hg) / determinant, (g * hh - h * hg) / determinant
-    if host_s < 0 or gpu_s < 0:
-        return float("inf")
-    squares = [(host * host_s + gpu * gpu_s - 1) ** 2 for host, gpu in rows]
-    return float((sum(squares) / len(squares)) ** 0.5)
+    return float(np.sqrt(np.mean((np.array(rows) @ sides_s - 1) ** 2)))
 
 
 def fastest_head_s(sweep: Sequence[tuple[int, float]], model: ModelRow) -> float | None:

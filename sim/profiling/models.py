@@ -42,6 +42,7 @@ _FLAGS = {
     "kv_bytes": "--kv-bytes (KV-cache bytes of one token in one layer at FP16: 4 x KV heads x head width)",
     "max_context": "--max-context (tokens)",
 }
+_COLUMNS = {"kv_bytes": "kv_bytes_per_token_layer"}
 
 
 def identify(
@@ -57,17 +58,10 @@ def identify(
     if not quantization:
         raise ProfileError(f"{trial.where}: names no quantization; give it: --quantization Q4_K_M, FP16, ...")
     known = weights.get((name, quantization))
-    given = {"layers": flags.layers, "layer_bytes": flags.layer_bytes, "head_bytes": flags.head_bytes}
-    given |= {"kv_bytes": flags.kv_bytes, "max_context": flags.max_context}
+    given: dict[str, int | None] = {field: getattr(flags, field) for field in _FLAGS}
     found: dict[str, int | None]
     if known is not None:
-        found = {
-            "layers": known.layers,
-            "layer_bytes": known.layer_bytes,
-            "head_bytes": known.head_bytes,
-            "kv_bytes": known.kv_bytes_per_token_layer,
-            "max_context": known.max_context,
-        }
+        found = {field: getattr(known, _COLUMNS.get(field, field)) for field in _FLAGS}
         for field, value in given.items():
             if value is not None and value != found[field]:
                 option = _FLAGS[field].partition(" ")[0]
@@ -85,11 +79,7 @@ def identify(
     row = ModelRow(
         model=name,
         quantization=quantization,
-        layers=found["layers"] or 0,
-        layer_bytes=found["layer_bytes"] or 0,
-        head_bytes=found["head_bytes"] or 0,
-        kv_bytes_per_token_layer=found["kv_bytes"] or 0,
-        max_context=found["max_context"] or 0,
+        **{_COLUMNS.get(field, field): found[field] or 0 for field in _FLAGS},
         kind="analytic",
         source="profiles/models.csv" if known else source,
         where=trial.where,

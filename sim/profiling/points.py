@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from sim.profiles.profile import Weights
+
 OFFLOADS = ("cpu", "stream")
 KINDS = ("measured", "published")
 MODEL_KINDS = ("measured", "published", "analytic")  # what a model weighs may follow from its configuration
@@ -45,6 +47,11 @@ class ModelRow(Row):
     head_bytes: int
     kv_bytes_per_token_layer: int
     max_context: int
+
+    @property
+    def weights(self) -> Weights:
+        sizes = self.layer_bytes, self.head_bytes, self.kv_bytes_per_token_layer
+        return Weights(self.model, self.quantization, self.layers, *sizes, self.max_context)
 
 
 @dataclass(frozen=True, kw_only=True)

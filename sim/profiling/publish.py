@@ -70,11 +70,7 @@ def gpu_row(measured: Measured, library: Library | None, replacing: bool, notice
     known = library.gpus.get(measured.gpu) if library is not None else None
     down, up = _link(measured, "h2d"), _link(measured, "d2h")
     if known is not None:
-        if memory_gib is not None and abs(memory_gib * GIB / known.memory_bytes - 1) > SAME_MEMORY:
-            raise ProfileError(
-                f"gpus.csv: {measured.gpu} has {known.memory_bytes / GIB:g} GiB there, but {memory_gib:g} GiB in "
-                f"{measured.name}'s provenance.yaml; give the GPU another name, or correct one of them"
-            )
+        _must_remember_alike(f"gpus.csv: {measured.gpu}", known.memory_bytes, memory_gib, f"{measured.name}'s", "GPU")
         if not replacing or down is None:
             if down is not None and abs(down * GIGA / known.h2d_bytes_per_s - 1) > 0.1:
                 notices.append(
@@ -109,11 +105,9 @@ def host_row(
     known = library.hosts.get(measured.host) if library is not None else None
     speed, disk = _plain(measured, "cpu"), _plain(measured, "disk")
     if known is not None:
-        if memory_gib is not None and abs(memory_gib * GIB / known.memory_bytes - 1) > SAME_MEMORY:
-            raise ProfileError(
-                f"nodes.csv: {measured.host} has {known.memory_bytes / GIB:g} GiB there, but {memory_gib:g} GiB in "
-                f"{measured.name}'s provenance.yaml; give the host another name, or correct one of them"
-            )
+        _must_remember_alike(
+            f"nodes.csv: {measured.host}", known.memory_bytes, memory_gib, f"{measured.name}'s", "host"
+        )
         if not (replacing and speed):
             return None
         memory_gib = memory_gib or known.memory_bytes / GIB
@@ -138,6 +132,14 @@ def host_row(
         "source": _sources(measured.bandwidth) if speed is not None else "assumption",
     }
     return "nodes.csv", row
+
+
+def _must_remember_alike(row: str, known_bytes: float, memory_gib: float | None, whose: str, what: str) -> None:
+    if memory_gib is not None and abs(memory_gib * GIB / known_bytes - 1) > SAME_MEMORY:
+        raise ProfileError(
+            f"{row} has {known_bytes / GIB:g} GiB there, but {memory_gib:g} GiB in {whose} provenance.yaml; "
+            f"give the {what} another name, or correct one of them"
+        )
 
 
 def model_rows(parts: Sequence[Measured], weights: Mapping[Key, Weights], library: Library | None) -> list[Row]:

@@ -17,10 +17,9 @@ from sim.common.errors import ProfileError, did_you_mean
 from sim.profiles.library import csv_rows
 from sim.profiling.collect import Collected
 from sim.profiling.fitting import LEAST_NOISE, Key, Series, fit_rates
+from sim.profiling.heads import HEAD_FIRST_BUILD, placed
 from sim.profiling.physics import Array, Prompts, Rates, Shape, Steps, weight_bytes
 
-# llama.cpp pull request 18148 (December 2025): from about this build on, the output head goes to the GPU first.
-HEAD_FIRST_BUILD = 7560
 # Where nothing is known of a model: the head of a quantised 7B-14B model weighs about as much as three layers.
 USUAL_HEAD_LAYERS = 3.0
 _KV_BYTES = 4096.0
@@ -205,10 +204,7 @@ def _placed(row: Mapping[str, str], total: int, head_first: bool) -> tuple[int, 
     text = row["gpu_layers"]
     if text != "all" and not text.isdigit():
         raise ProfileError(f"{row['_where']}: column 'gpu_layers' is '{text}', neither a whole number nor all")
-    slots = total + 1 if text == "all" else int(text)
-    if slots > total:
-        return total, True
-    return (max(0, slots - 1), slots > 0) if head_first else (slots, False)
+    return placed(total + 1 if text == "all" else int(text), total, head_first)
 
 
 def _shape(row: Mapping[str, str], total: int, shapes: Mapping[Key, Shape]) -> tuple[Shape, str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 
+from sim.profiling.heads import HEAD_FIRST_BUILD
 from sim.profiling.imports.record import ALL_LAYERS, BadRecord, Record, Timing, Trial, Unused, timing_of
 
 UNDERSTOOD = "llama-bench of llama.cpp, builds b1300 (2023) to b10400 (2026)"
-# llama.cpp pull request 18148 of 2025-12-17: the output head goes to the GPU first, no longer last. b7394 is of
-# 2025-12-14 and b7571 of 2025-12-29; which build of the days between was the first is not recorded.
-_HEAD_LAST_UNTIL, _HEAD_FIRST_FROM, _CHANGED = 7400, 7560, "2025-12-17"
+# HEAD_FIRST_BUILD's change is of 2025-12-17. b7394 is of 2025-12-14 and b7571 of 2025-12-29; which build of the days
+# between was the first is not recorded.
+_HEAD_LAST_UNTIL, _CHANGED = 7400, "2025-12-17"
 _FORKS_BELOW = 1000  # a build number from a shallow clone, or of a fork, says nothing
 # What a test's time depends on besides its point; names of older builds too.
 _ALWAYS = (
@@ -92,7 +93,7 @@ def _gpu_layers(record: Record) -> int:
 
 def _head_first(record: Record) -> bool | None:
     build = record.whole("build_number", 0)
-    if build >= _HEAD_FIRST_FROM:
+    if build >= HEAD_FIRST_BUILD:
         return True
     if "" < record.text("test_time", "")[:10] < _CHANGED or _FORKS_BELOW <= build < _HEAD_LAST_UNTIL:
         return False

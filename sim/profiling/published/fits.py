@@ -161,18 +161,15 @@ class Calibration:
         sweep = self.published.sweep("inventivehq")
         full = [(model, each) for model, each in sweep if each.at.head_on_gpu.all()]
         outside = [(model, each) for model, each in sweep if not each.at.layers.any()]
-        self.consumer_points = [each for model, each in sweep if model == "Qwen2.5-14B" or (model, each) in full]
+        chosen = [each for model, each in sweep if model == "Qwen2.5-14B" or (model, each) in full]
         both_builds = [each for _, each in self.published.sweep("ik255")]
-        self.hosts: dict[str, tuple[float, Origin]] = {}
-        for host, source, points in (
-            ("i7-8700", "inventivehq", self.consumer_points),
-            ("i5-13600k", "ik255", both_builds),
-        ):
+        self.hosts: dict[str, tuple[Rates, Array, Origin]] = {}
+        for host, source, points in (("i7-8700", "inventivehq", chosen), ("i5-13600k", "ik255", both_builds)):
             rates = fit_speeds(points, with_overhead=False)
-            error = worst(misses(points, rates))
-            self.hosts[host] = (rates.host_gb_s, Origin("fitted", source, error))
+            errors = misses(points, rates)
+            self.hosts[host] = (rates, errors, Origin("fitted", source, worst(errors)))
             speeds = f"CPU {rates.host_gb_s:.1f}, GPU {rates.gpu_gb_s:.0f} GB/s"
-            self.note(f"host {host} ({source}): {speeds}, worst {error:.1%}")
+            self.note(f"host {host} ({source}): {speeds}, worst {worst(errors):.1%}")
         self.consumer_full_s = next(float(each.seconds[0]) for model, each in full if model == "Qwen2.5-14B")
         self.host_points = {
             ("i7-8700", (model, "Q4_K_M")): float(each.seconds[0]) for model, each in outside if model in MODELS
@@ -266,10 +263,9 @@ class Calibration:
                 transfers.append(guess_s / fit_line(*zip(*points[large], strict=True))[0] - 1)
             self._keep_fit(gpu, "llama.cpp", points, "xiongjiedai")
         gpu = "rtx-5060-ti-16gb"
-        rates = fit_speeds(self.consumer_points, with_overhead=False)
-        errors = misses(self.consumer_points, rates)
+        rates, errors, origin = self.hosts["i7-8700"]
         rates = replace(rates, kv_share=0.5 * self.published.bandwidth_gb_s(gpu) / rates.gpu_gb_s)
-        self._keep(gpu, "llama.cpp", rates, Origin("fitted", "inventivehq", worst(errors)), errors)
+        self._keep(gpu, "llama.cpp", rates, origin, errors)
         self.anchors[gpu, "llama.cpp"] = {("Qwen2.5-14B", "Q4_K_M"): [(CONSUMER_CONTEXT, self.consumer_full_s)]}
         self.transfer = max(abs(error) for error in transfers)
         self.note("decode of 70B from 8B rows: " + " ".join(f"{error:+.1%}" for error in transfers))

@@ -6,7 +6,7 @@ of, and under which names a source has them, is at the top; profiles/README.md s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,6 +88,20 @@ def lone_step(shape: Shape, layers: int | None = None, context: float = 0.0) -> 
     return Steps.of(np.array([[shape.layers if layers is None else layers, 1.0, context]]), shape.layers)
 
 
+def shape_in(row: Mapping[str, str], quantization: str) -> Shape:
+    """What a step reads of the model in a row of the published models.csv."""
+    layers, table = int(row["n_layers"]), int(row["vocab"]) * int(row["hidden"])
+    weights = (float(row["bytes_fp16"]) / 2 - table * (1 if row["tied_embeddings"] == "True" else 2)) // layers
+    if quantization == "Q4_K_M":
+        layer_bytes, head_bytes = int(row["q4km_bytes_per_layer"]), int(row["q4km_output_head_bytes"])
+    elif quantization == "Q8_0":  # blocks of 32 bytes and a 2-byte scale
+        layer_bytes, head_bytes = int(weights * 34 / 32), table * 34 // 32
+    else:
+        layer_bytes, head_bytes = int(weights * 2), table * 2
+    kv_bytes = int(row["kv_bytes_per_token_fp16"]) // layers
+    return Shape(layers, layer_bytes, head_bytes, kv_bytes, weights, table, int(row["heads"]) * int(row["head_dim"]))
+
+
 class Published:
     """The published measurements of a folder. Raises ProfileError: a file that is no CSV."""
 
@@ -104,18 +118,7 @@ class Published:
             row["quant"] = _SAME_QUANTIZATION.get(row["quant"], row["quant"])
 
     def shape(self, key: Key) -> Shape:
-        row = self._model(key[0])
-        layers, table = int(row["n_layers"]), int(row["vocab"]) * int(row["hidden"])
-        weights = (float(row["bytes_fp16"]) / 2 - table * (1 if row["tied_embeddings"] == "True" else 2)) // layers
-        if key[1] == "Q4_K_M":
-            layer_bytes, head_bytes = int(row["q4km_bytes_per_layer"]), int(row["q4km_output_head_bytes"])
-        elif key[1] == "Q8_0":  # blocks of 32 bytes and a 2-byte scale
-            layer_bytes, head_bytes = int(weights * 34 / 32), table * 34 // 32
-        else:
-            layer_bytes, head_bytes = int(weights * 2), table * 2
-        kv_bytes = int(row["kv_bytes_per_token_fp16"]) // layers
-        width = int(row["heads"]) * int(row["head_dim"])
-        return Shape(layers, layer_bytes, head_bytes, kv_bytes, weights, table, width)
+        return shape_in(self._model(key[0]), key[1])
 
     def weights(self, key: Key) -> Weights:
         """What a full load moves: FP16 counts everything, a GGUF quantisation leaves the embedding on the host."""
@@ -151,10 +154,7 @@ class Published:
 
     def steps(self, points: Points) -> list[Series]:
         """Full-residency steps of one sequence as the fits take them."""
-        return [
-            self._series(self.shape(key), [(context, seconds) for context, seconds in series])
-            for key, series in points.items()
-        ]
+        return [self._series(self.shape(key), series) for key, series in points.items()]
 
     def sweep(self, source: str) -> list[tuple[str, Series]]:
         """Single-sequence decode steps at any residency, each with its model's name; the head is last to move."""

@@ -150,7 +150,8 @@ class Builder:
     def _host(self, host: str) -> tuple[float, Origin]:
         """Effective DRAM bandwidth for CPU layers, and where it is from."""
         peak = PEAK_SHARE * float(self.published.cpus[self._cpu(host)]["peak_bw_gb_s"])
-        return self.fits.hosts.get(host, (peak, ANALYTIC))
+        rates, _, origin = self.fits.hosts.get(host, (None, None, ANALYTIC))
+        return (peak if rates is None else rates.host_gb_s), origin
 
     def _cpu(self, host: str) -> str:
         return next(name for name in self.published.cpus if name.startswith(HOSTS[host].cpu))
