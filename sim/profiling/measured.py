@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -291,12 +291,13 @@ def write_text(path: Path, text: str) -> None:
 def rows_text(rows: Sequence[Row], header: bool = True) -> str:
     """Rows of one kind as CSV text with all columns; numbers read back exactly."""
     columns = COLUMNS[type(rows[0])]
+    cells = [[_cell(getattr(row, column)) for column in columns] for row in rows]
+    return csv_text([columns, *cells] if header else cells)
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(getattr(row, column)) for column in columns])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

@@ -7,7 +7,6 @@ Everything is checked before the first byte: what exists and disagrees is refuse
 from __future__ import annotations
 
 import csv
-import io
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from sim.profiles.library import Library
 from sim.profiles.profile import Weights
 from sim.profiling.fitting import Key
 from sim.profiling.grids import Row
-from sim.profiling.measured import Measured, write_text
+from sim.profiling.measured import Measured, csv_text, write_text
 
 COLUMNS = {
     "gpus.csv": ("gpu", "name", "memory_gib", "h2d_gb_s", "d2h_gb_s", "usd_per_hour", "kind", "source"),
@@ -230,11 +229,7 @@ def _with_rows(path: Path, columns: tuple[str, ...], new: Sequence[Row]) -> str 
 
 
 def _csv(columns: tuple[str, ...], rows: Sequence[Mapping[str, str]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
 def _fact(measured: Measured, name: str) -> float | None:

@@ -159,9 +159,7 @@ class Calibration:
     def _fit_hosts(self) -> None:
         """CPU bandwidths; of the consumer machine also the GPU's rates, and what its models take without the GPU."""
         sweep = self.published.sweep("inventivehq")
-        full = [(model, each) for model, each in sweep if each.at.head_on_gpu.all()]
-        outside = [(model, each) for model, each in sweep if not each.at.layers.any()]
-        chosen = [each for model, each in sweep if model == "Qwen2.5-14B" or (model, each) in full]
+        chosen = [each for model, each in sweep if model == "Qwen2.5-14B" or each.at.head_on_gpu.all()]
         both_builds = [each for _, each in self.published.sweep("ik255")]
         self.hosts: dict[str, tuple[Rates, Array, Origin]] = {}
         for host, source, points in (("i7-8700", "inventivehq", chosen), ("i5-13600k", "ik255", both_builds)):
@@ -170,9 +168,13 @@ class Calibration:
             self.hosts[host] = (rates, errors, Origin("fitted", source, worst(errors)))
             speeds = f"CPU {rates.host_gb_s:.1f}, GPU {rates.gpu_gb_s:.0f} GB/s"
             self.note(f"host {host} ({source}): {speeds}, worst {worst(errors):.1%}")
-        self.consumer_full_s = next(float(each.seconds[0]) for model, each in full if model == "Qwen2.5-14B")
+        self.consumer_full_s = next(
+            float(each.seconds[0]) for model, each in sweep if model == "Qwen2.5-14B" and each.at.head_on_gpu.all()
+        )
         self.host_points = {
-            ("i7-8700", (model, "Q4_K_M")): float(each.seconds[0]) for model, each in outside if model in MODELS
+            ("i7-8700", (model, "Q4_K_M")): float(each.seconds[0])
+            for model, each in sweep
+            if model in MODELS and not each.at.layers.any()
         }
 
     def _fit_knees(self) -> None:
@@ -304,8 +306,8 @@ class Calibration:
             errors[gpu] = misses(series, bare[gpu])
         shapes = [self.published.shape(key) for key in points]
         guess_s = sum(float(predicted(each, bare["A100"], lone_step(each), "cpu")[0]) for each in shapes)
+        # What attention and sampling cost on the A100, as a share.
         missing = abs(guess_s / sum(series[0][1] for series in points.values()) - 1)
-        # `missing`: what attention and sampling cost on the A100, as a share.
         spec = {gpu: self.published.bandwidth_gb_s(gpu) for gpu in SERVERS}
         served = self.rates["a100-80gb", "vllm"][0]
         kv_gb_s = served.kv_share * served.gpu_gb_s * 3350 / spec["a100-80gb"]
