@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from sim.results.metrics import Unit
-from sim.common.statistics import Estimate, Interval
 from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.statistics import Estimate, Interval
+from sim.results.metrics import Unit
 
 
 def amount(unit: Unit, value: float | None) -> str:

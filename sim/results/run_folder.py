@@ -21,11 +21,11 @@ import yaml
 from sim.common.atomic_files import is_partial, partial_of, put, sync, sync_folder, why
 from sim.common.errors import ConfigError
 from sim.core.record.recorder import REQUEST_COLUMNS
+from sim.core.record.series import COLUMNS as SERIES_COLUMNS
+from sim.core.state.instance import STATUSES
 from sim.core.state.request import OUTCOMES
 from sim.results.request_table import RequestTable
-from sim.core.record.series import COLUMNS as SERIES_COLUMNS
 from sim.scenario.scenario import Scenario, is_code, resolved
-from sim.core.state.instance import STATUSES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.common.statistics import mser5
+from sim.core.record.recorder import TokenLatencies
 from sim.core.state.machines import Gpu
+from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
+from sim.engine.ideal_hardware import UNBOUNDED_BYTES
 from sim.results.diagnosis import diagnose
 from sim.results.fault_summary import faults_summary, gpu_faults
-from sim.engine.ideal_hardware import UNBOUNDED_BYTES
-from sim.core.record.recorder import TokenLatencies
-from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
 from sim.results.request_table import Requests, request_table
 from sim.scenario.scenario import Scenario
-from sim.common.statistics import mser5
 
 if TYPE_CHECKING:
     from sim.engine.engine import Outcome
