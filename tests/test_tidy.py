@@ -296,6 +296,7 @@ MARKS = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")
 PLACES = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users|mnt)/(?=\w)|[A-Z]:\\+Users")
 TEXTS = [*OURS, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "pyproject.toml") if (ROOT / name).exists())]
 TEXTS += sorted((ROOT / "notebooks").glob("*.*"))
+TEXTS += [ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS += sorted((ROOT / "profiles").glob("*.*")) + sorted((ROOT / "traces").glob("**/*.yaml"))
 
 
