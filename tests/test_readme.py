@@ -164,25 +164,28 @@ def help_of(*words: str) -> str:
     return result.stdout
 
 
-def looked_up(command: str) -> tuple[str, ...]:
-    """The words of a command whose --help has its options: a script, a module, or a verb with its verb."""
+def looked_up(command: str) -> list[tuple[str, ...]]:
+    """The words of a command whose --help has its options: a script, a module, or a verb with its verbs."""
     words = command.split()[1:]
-    if words[0] != "-m" or words[1] != "sim":
-        return tuple(words[:1] if words[0] != "-m" else words[:2])
-    found = words[:2]
-    for word in words[2:4]:
-        inner = re.findall(r"^  ([a-z-]+)  ", help_of(*found).partition("Commands:")[2], flags=re.MULTILINE)
-        if word.partition("|")[0] in inner:
-            found.append(word.partition("|")[0])
-    return tuple(found)
+    if words[0] != "-m":
+        return [(words[0],)]
+    if words[1] != "sim":
+        return [("-m", words[1])]
+    if len(words) == 2 or words[2].startswith("-"):
+        return [("-m", "sim")]
+    verb = ("-m", "sim", words[2])
+    inner = re.findall(r"^  ([a-z-]+)  ", help_of(*verb).partition("Commands:")[2], flags=re.MULTILINE)
+    further = words[3].split("|") if inner and len(words) > 3 else []
+    if further and (words[2] != "policies" or further[0] in inner):  # `policies NAME` shows one
+        return [(*verb, word) for word in further if word.islower()]
+    return [verb]
 
 
 @named(TEXTS)
 def test_the_options_of_commands_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for command in re.findall(TOOLS, re.sub(r"\n {10,}", " ", text).replace("`\n", "` ")):
-        words = looked_up(command)
-        known = help_of(*words)
+    for command in re.findall(TOOLS, re.sub(r"\n {10,}", " ", text)):
+        known = "".join(help_of(*words) for words in looked_up(command))
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", command):
             assert option in known or option in ("--help", "--version"), f"{page.name}: {command}: {option}"
 
