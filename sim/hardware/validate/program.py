@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from real import experiment  # noqa: PLC0415
 
     from sim.common.errors import SimError  # noqa: PLC0415
-    from sim.policy import load_policy  # noqa: PLC0415
+    from sim.policy.loader import load_policy  # noqa: PLC0415
 
     options = parser(list(experiment.WORKLOADS), experiment.POLICIES).parse_args(arguments)
     options.models = options.models or list(experiment.MODELS[options.device])

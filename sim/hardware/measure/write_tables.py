@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import mean
 
 import yaml
-from rich.table import Table
-
 from profiler import beside
 from profiler.parts import QUANTIZATIONS
 from profiler.session import Session, short
 from profiler.store import Store
+from rich.table import Table
+
 from sim.common.data_files import data_folder
 from sim.common.errors import SimError
 from sim.profiling.fill import Filled, fill

@@ -17,11 +17,11 @@ from typing import Any
 
 import sim.state
 import torch
-
 from real.device import Device
 from real.llm import HostWeights, Instance
 from real.loading import LiveLoading
 from real.serving import LiveServing
+
 from sim.core.record.recorder import Recorder
 from sim.core.state.request import IMPOSSIBLE, TIMED_OUT, Request
 from sim.core.world import Changes, World

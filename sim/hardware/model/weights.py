@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-
 from real.device import Device
+from safetensors.torch import save_file
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent.parent / "profiles" / "architectures.csv"
 _NOISE = 1 << 22  # random numbers that weights repeat; each layer begins elsewhere, so that no two are alike

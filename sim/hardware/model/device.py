@@ -20,7 +20,6 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 import torch
-
 from real.arena import Arena, private_memory
 
 _OWN_MAPPING_FROM = 1 << 22

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from profiler.plan import Grid, Point, device_bytes
+from profiler.store import Store
 from real.device import Device
 from real.llm import HostWeights, Instance, Item, random_tokens
 
-from profiler.plan import Grid, Point, device_bytes
-from profiler.store import Store
 from sim.profiling.points import DecodePoint, MemoryPoint, PrefillPoint, Row, SwitchPoint
 
 QUANTIZATIONS = {torch.bfloat16: "BF16", torch.float16: "FP16"}

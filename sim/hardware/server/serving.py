@@ -10,8 +10,8 @@ from heapq import heappop
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from real.llm import Item
+
 from sim.core.kv import KvMoves
 from sim.core.state.instance import DRAINING, READY, STOPPING, Instance
 from sim.core.state.leap import sequence_blocks

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-
 from real.device import Device
 from real.weights import ARCHITECTURES, Architecture, HostWeights, architectures, views
+from safetensors import safe_open
 
 __all__ = [
     "ARCHITECTURES", "Architecture", "HostWeights", "Instance", "Item", "architectures", "fill_slots", "random_tokens",

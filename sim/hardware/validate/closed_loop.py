@@ -22,14 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 from real.device import Device
 from real.experiment import SPARE_BYTES, Tables, scenario_of
 from real.llm import ARCHITECTURES, HostWeights, architectures
 from real.server import LiveServer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
 from sim.common.errors import ConfigError
 from sim.engine.engine import Outcome, simulate
 from sim.results.request_table import request_table

@@ -19,10 +19,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from profiler.parts import Bench, Timing, forget, repeated, timed
 from real.device import Device
 from real.llm import HostWeights, Instance, Item
 
-from profiler.parts import Bench, Timing, forget, repeated, timed
 from sim.profiling.points import BandwidthPoint, ContentionPoint, SwitchPoint
 
 LAWS = ("proportional", "processor_sharing", "time_slice")

@@ -17,11 +17,6 @@ from time import monotonic
 from typing import Any
 
 import torch
-from real.device import DeviceMemoryError, free_host_bytes
-from real.llm import Architecture, HostWeights, architectures
-from rich.console import Console
-from rich.table import Table
-
 from profiler import beside
 from profiler.facts import GIB, ROOT, clocks, facts, names, open_device
 from profiler.parts import QUANTIZATIONS, Bench, contradictions, save
@@ -42,6 +37,11 @@ from profiler.plan import (
 )
 from profiler.store import Store, default_folder
 from profiler.telling import clock, progress_bar
+from real.device import DeviceMemoryError, free_host_bytes
+from real.llm import Architecture, HostWeights, architectures
+from rich.console import Console
+from rich.table import Table
+
 from sim.common.errors import ConfigError, did_you_mean
 from sim.profiling.points import ContentionPoint, ModelRow
 
