@@ -24,6 +24,7 @@ from sim.cli.terminal import console, mistakes_in_one_line
 from sim.cli.trace import Strict, TraceFormat, trace_app
 from sim.common.time_limit import end_process, set_limit
 from sim.runs.progress import RunProgress, say
+from sim.hardware_cli import validate_app
 
 if TYPE_CHECKING:
     from sim.runs.run_one import RunOptions
@@ -42,6 +43,7 @@ app.command("bounds")(bounds)
 app.command("report")(report)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
+app.add_typer(validate_app)
 
 
 DecisionLimit = Annotated[

@@ -12,10 +12,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def data_folder(name: str) -> Path:
     """The folder `profiles` or `traces` that came with this copy of the project."""
-    beside = _PACKAGE.parent / name
-    if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
-        return beside
-    return _PACKAGE / "data" / name
+    return _PACKAGE.parent / name if is_source_tree() else _PACKAGE / "data" / name
+
+
+def is_source_tree() -> bool:
+    """Whether this copy of the project is its source tree, where folders beside the packages may be written to."""
+    return (_PACKAGE.parent / "pyproject.toml").is_file() and (_PACKAGE.parent / "profiles").is_dir()
 
 
 def scenario_file(name: str) -> Path:

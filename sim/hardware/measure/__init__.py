@@ -1,1 +1,1 @@
-"""The parts of profile_gpu.py: what is measured, in which order, and where it goes."""
+"""The profiler: what is measured, in which order, and the folder that it goes to."""

@@ -1,4 +1,4 @@
-"""The folder that profile_gpu.py measures into: rows are on disk as soon as they are known, and none is measured twice.
+"""The folder that is measured into: rows are on disk as soon as they are known, and none is measured twice.
 
 A row counts once its line has ended. What an interruption left of a line is dropped, with a notice; anything else that
 is wrong with a file is a ProfileError of sim/profiling/measured.py. No measuring here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,12 @@ import yaml
 
 from sim.common.errors import ProfileError
 from sim.profiling.measured import PROVENANCE, read_rows, rows_text, write_text
+from sim.profiling.merging import mean_row
 from sim.profiling.points import COLUMNS, FILES, Row
 
 NAMES = {kind: name for name, kind in FILES.items()}
 # What must be the same when a folder is gone on with, or its rows would not be of one machine.
 SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "link_gb_s", "torch")
-
-
-def _mean_of(old: Any, new: Any) -> Any:
-    """Both measurements of a point as one; the spread is what both saw."""
-    count = old.repeats + new.repeats
-    (name,) = old.values
-    mean = (old.repeats * getattr(old, name) + new.repeats * getattr(new, name)) / count
-    spread = {"p10_s": min(old.p10_s, new.p10_s), "p90_s": max(old.p90_s, new.p90_s)}
-    return replace(old, **{name: mean}, **spread, repeats=count)
 
 
 def default_folder(parent: Path, stem: str, date: str) -> Path:
@@ -53,7 +45,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-class Store:
+class MeasurementFolder:
     """Rows that are measured already, and the way to add more. `facts` says which machine and engine they are of.
 
     Raises ProfileError: a file that cannot be read, or measurements of another machine or torch.
@@ -138,7 +130,7 @@ class Store:
                 old = self.rows[kind][place]
                 new = again[self._key(old)]
                 if old is not new:
-                    self.rows[kind][place] = _mean_of(old, new)
+                    self.rows[kind][place] = mean_row([old, new])
                     changed = True
             if changed:
                 write_text(self.folder / name, rows_text(self.rows[kind]))
