@@ -99,3 +99,18 @@ def test_tables_never_go_into_an_installed_package(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(options, "is_source_tree", lambda: False)
     assert default_profiles() == Path("profiles")
     assert MeasureOptions(into=Path("here")).tables_into == Path("here")
+
+
+def test_validating_leaves_the_compiled_engine_for_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server puts parts of its own where the engine has compiled ones: the same command begins anew without them."""
+    begun: list[tuple[list[str], str]] = []
+
+    def replace_process(_: str, command: list[str], environment: dict[str, str]) -> None:
+        begun.append((command, environment["SIM_INTERPRETED"]))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("sim.common.compiled.runs_compiled", lambda: True)
+    monkeypatch.setattr("os.execve", replace_process)
+    assert invoke("validate", "--device", "cpu").exit_code == 0
+    assert begun == [(sys.orig_argv, "1")]
