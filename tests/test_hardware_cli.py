@@ -102,7 +102,7 @@ def test_tables_never_go_into_an_installed_package(monkeypatch: pytest.MonkeyPat
 
 
 def test_validating_leaves_the_compiled_engine_for_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server puts parts of its own where the engine has compiled ones: the same command begins anew without them."""
+    """The server puts its own parts where the engine has compiled ones: the same command begins anew without them."""
     begun: list[tuple[list[str], str]] = []
 
     def replace_process(_: str, command: list[str], environment: dict[str, str]) -> None:

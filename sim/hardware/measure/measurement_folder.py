@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sim.common.errors import ProfileError
+from sim.common.yaml_files import read_yaml
 from sim.profiling.measured import PROVENANCE, read_rows, rows_text, write_text
 from sim.profiling.merging import mean_row
 from sim.profiling.points import COLUMNS, FILES, Row
@@ -27,19 +28,15 @@ SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "lin
 def default_folder(parent: Path, stem: str, date: str) -> Path:
     """`parent`/`stem`-`date`; or the newest folder of that stem whose measurements were not finished."""
     for folder in sorted(parent.glob(f"{stem}-????-??-??"), reverse=True):
-        if _facts(folder).get("finished") is False:
+        if read_facts(folder).get("finished") is False:
             return folder
     return parent / f"{stem}-{date}"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What its provenance.yaml says; nothing where there is none. Raises ProfileError: it cannot be read."""
     path = folder / PROVENANCE
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(
-            f"{path}: not YAML ({str(error).splitlines()[0]}); mend it, or begin anew with --fresh"
-        ) from None
+    facts = read_yaml(path, ProfileError) if path.is_file() else {}
     if not isinstance(facts, dict):
         raise ProfileError(f"{path}: not a list of `key: value` lines; mend it, or begin anew with --fresh")
     return facts
@@ -58,7 +55,7 @@ class MeasurementFolder:
             folder.rename(folder.with_name(f"{folder.name}.{number}"))
             notice(f"what was in {folder.name} is kept as {folder.name}.{number}")
         folder.mkdir(parents=True, exist_ok=True)
-        before = _facts(folder)
+        before = read_facts(folder)
         for key in SAME:
             if before and before.get(key) != self.facts.get(key):
                 raise ProfileError(

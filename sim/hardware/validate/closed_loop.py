@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import track
 
 from sim.common.errors import ConfigError
 from sim.engine.engine import Outcome, simulate
+from sim.hardware.measure.measurement_folder import read_facts
 from sim.hardware.model.device import Device
 from sim.hardware.model.weights import HostWeights, architectures
 from sim.hardware.server.server import LiveServer
@@ -39,9 +39,7 @@ def profiled(options: ValidateOptions, repeat: int) -> Path:
     if options.profiles is not None:
         return options.profiles
     folder = options.out / "profiles"
-    provenance = options.out / "measured" / "provenance.yaml"
-    told = yaml.safe_load(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {}
-    passes = int(told.get("passes_done", 0))
+    passes = int(read_facts(options.out / "measured").get("passes_done", 0))
     if passes > repeat and (folder / "tables").is_dir():
         return folder
     most, slots = options.max_context, options.slots

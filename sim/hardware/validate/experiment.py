@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from sim.common.errors import ConfigError
+from sim.hardware.measure.measurement_folder import read_facts
 from sim.hardware.options import OFFLOADS, check_above_0, check_known
 from sim.profiles.library import Library
 from sim.profiles.profile import Profile
@@ -104,9 +105,8 @@ class DeviceTables:
     @property
     def contention(self) -> str:
         """The law that two instances at a time were measured to follow most closely; the default where none was."""
-        file = self.folder.parent / "measured" / "provenance.yaml"
-        told = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return str(told.get("contention", {}).get("closer", "proportional"))
+        facts = read_facts(self.folder.parent / "measured")
+        return str(facts.get("contention", {}).get("closer", "proportional"))
 
     def _bytes(self, model: str) -> int:
         weights = self.library.model_weights(model, QUANTIZATION)
