@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.bounds import bounds
+from sim.cli.hardware import validate_app
 from sim.cli.policies import policy_app
 from sim.cli.profile import profile_app
 from sim.cli.report import report
@@ -24,7 +25,6 @@ from sim.cli.terminal import console, mistakes_in_one_line
 from sim.cli.trace import Strict, TraceFormat, trace_app
 from sim.common.time_limit import end_process, set_limit
 from sim.runs.progress import RunProgress, say
-from sim.hardware_cli import validate_app
 
 if TYPE_CHECKING:
     from sim.runs.run_one import RunOptions

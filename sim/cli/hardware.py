@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.profile import profile_app
-from sim.cli.terminal import console, mistakes_in_one_line, say
+from sim.cli.terminal import console, mistakes_in_one_line
+from sim.runs.progress import say
 
 if TYPE_CHECKING:
     from sim.hardware.validate.experiment import ValidateOptions
