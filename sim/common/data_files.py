@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from sim.common.errors import ConfigError, did_you_mean
@@ -26,12 +25,3 @@ def scenario_file(name: str) -> Path:
     if name not in files:
         raise ConfigError(f"no scenario '{name}' comes with the project; {did_you_mean(name, files)}")
     return files[name]
-
-
-def code_digest() -> str:
-    """The hash of the simulator's own source: results of another version are results of another model."""
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
