@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sim.results.run_folder import FILES, SERIES, finished_run  # noqa: E402
+from sim.results.run_folder import FILES, IDENTITY, SERIES, finished_run  # noqa: E402
 
 _PATIENCE_S = 300.0
 # What differs between two runs of the same name: how long they took.
@@ -202,7 +202,7 @@ def _check(command: Command, expected: dict[str, bytes]) -> bool:
 
 def _final(name: str, whole: bool) -> bool:
     """A run that is there is there for good; tables of runs grow with them."""
-    return whole if "/" not in name and name not in (*FILES, SERIES) else True
+    return whole if "/" not in name and name not in (*FILES, IDENTITY, SERIES) else True
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -1,9 +1,8 @@
-"""The small real server of scripts/validate.py: real tensors, so what comes out can be compared token by token."""
+"""The small real server of `validate`: real tensors, so what comes out can be compared token by token."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from sim.scenario.scenario import parse_scenario
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install '.[profile]')")
 pytest.importorskip("safetensors", reason="safetensors is not installed (pip install '.[profile]')")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
-from real.device import Device, DeviceMemoryError  # noqa: E402
-from real.llm import Architecture, HostWeights, Instance, Item  # noqa: E402
+from sim.hardware.model.device import Device, DeviceMemoryError  # noqa: E402
+from sim.hardware.model.transformer import Item, Transformer  # noqa: E402
+from sim.hardware.model.weights import DecoderShape, HostWeights  # noqa: E402
 
-SHAPE = Architecture("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256)
-UNTIED = Architecture("untied", 3, 32, 2, 1, 16, 64, 128, False, 256)
+SHAPE = DecoderShape("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256)
+UNTIED = DecoderShape("untied", 3, 32, 2, 1, 16, 64, 128, False, 256)
 CONTEXT, SLOTS = 96, 3
 
 
@@ -35,7 +33,7 @@ def device() -> Any:
 
 def answer(weights: HostWeights, device: Device, prompt: list[int], tokens: int, **how: Any) -> list[int]:
     """The tokens that follow a prompt, computed alone; how: layers, offload."""
-    instance = Instance(weights, device, how["layers"], SLOTS, CONTEXT, how["offload"])
+    instance = Transformer(weights, device, how["layers"], SLOTS, CONTEXT, how["offload"])
     instance.load()
     text = [*prompt, *instance.forward([Item(0, prompt, 0)])]
     while len(text) < len(prompt) + tokens:
@@ -45,7 +43,7 @@ def answer(weights: HostWeights, device: Device, prompt: list[int], tokens: int,
 
 
 @pytest.mark.parametrize("shape", [SHAPE, UNTIED])
-def test_where_the_layers_are_does_not_change_what_comes_out(device: Device, shape: Architecture) -> None:
+def test_where_the_layers_are_does_not_change_what_comes_out(device: Device, shape: DecoderShape) -> None:
     weights = HostWeights(shape, device, torch.float32)
     prompt = [7, 3, 99, 12, 55, 4, 31]
     whole = answer(weights, device, prompt, 12, layers=shape.layers, offload="cpu")
@@ -60,7 +58,7 @@ def test_chunks_batches_and_saved_kv_continue_where_they_were(device: Device) ->
     weights = HostWeights(SHAPE, device, torch.float32)
     prompt = list(range(10, 40))
     alone = answer(weights, device, prompt, 8, layers=4, offload="cpu")
-    instance = Instance(weights, device, 2, SLOTS, CONTEXT)
+    instance = Transformer(weights, device, 2, SLOTS, CONTEXT)
     instance.load()
     other = [5, 6, 7, *instance.forward([Item(1, [5, 6, 7], 0)])]
     instance.forward([Item(0, prompt[:13], 0)])
@@ -70,7 +68,7 @@ def test_chunks_batches_and_saved_kv_continue_where_they_were(device: Device) ->
     buffer = instance.kv_buffer(31)
     instance.save_kv(0, 31, buffer)
     instance.free()
-    another = Instance(weights, device, 3, SLOTS, CONTEXT, "stream")
+    another = Transformer(weights, device, 3, SLOTS, CONTEXT, "stream")
     another.load()
     another.restore_kv(2, 31, buffer)
     while len(text) < 38:
@@ -81,7 +79,7 @@ def test_chunks_batches_and_saved_kv_continue_where_they_were(device: Device) ->
 
 def test_the_budget_holds(device: Device) -> None:
     device.budget_bytes = 200_000
-    instance = Instance(HostWeights(SHAPE, device, torch.float32), device, 4, SLOTS, CONTEXT)
+    instance = Transformer(HostWeights(SHAPE, device, torch.float32), device, 4, SLOTS, CONTEXT)
     with pytest.raises(DeviceMemoryError, match=r"0.00 of 0.00 GB are used"):
         instance.load()
 
@@ -127,9 +125,9 @@ def write_profiles(folder: Path, memory_bytes: int) -> str:
 
 
 SHAPES = [
-    Architecture("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256),
-    Architecture("wide", 5, 96, 4, 4, 16, 160, 256, True, 256),
-    Architecture("untied", 3, 64, 2, 1, 16, 64, 256, False, 256),
+    DecoderShape("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256),
+    DecoderShape("wide", 5, 96, 4, 4, 16, 160, 256, True, 256),
+    DecoderShape("untied", 3, 64, 2, 1, 16, 64, 256, False, 256),
 ]
 
 
@@ -176,7 +174,7 @@ def scenario(profiles: str, policy: dict[str, Any] | str, **engine: Any) -> Any:
     )
 
 
-RANDOM = {"name": str(ROOT / "tests" / "random_policy.py"), "calm_s": 2.0}
+RANDOM = {"name": str(Path(__file__).parent / "random_policy.py"), "calm_s": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +199,7 @@ def test_swapped_preempted_and_restored_everybody_gets_the_tokens_that_they_get_
     ]
     budget = int(max(sizes) * 1.5)
     device.budget_bytes = budget
-    from real.server import LiveServer  # noqa: PLC0415  # needs the sources of the engine, not its compiled form
+    from sim.hardware.server.server import LiveServer  # noqa: PLC0415  # needs the sources of the engine, not its compiled form
 
     server = LiveServer(
         scenario(write_profiles(tmp_path, budget), policy, **engine), device, weights, "cpu", True, True

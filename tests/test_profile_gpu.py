@@ -1,6 +1,6 @@
-"""scripts/profile_gpu.py: the whole chain on the CPU with tiny models, stopped and gone on with; mistakes; its laws.
+"""The verb `profile measure`: the whole chain on the CPU with tiny models, stopped and gone on with; mistakes; laws.
 
-Runs that bind threads to cores are processes of their own. Without torch (an extra, `.[profile]`) all are skipped.
+Runs that bind threads to cores are processes of their own. Without torch (the extra `profile`) all are skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,18 @@ pytest.importorskip("torch", reason="torch is not installed: pip install '.[prof
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "profile_gpu.py"
-sys.path.insert(0, str(SCRIPT.parent))
 
-import profile_gpu  # noqa: E402
-import profiler.beside as profile_beside  # noqa: E402
-import profiler.parts as profile_parts  # noqa: E402
-import profiler.plan as profile_plan  # noqa: E402
-import profiler.session as profile_session  # noqa: E402
-import profiler.store as profile_store  # noqa: E402
 import torch  # noqa: E402
 
+from sim.cli.main import main  # noqa: E402
+from sim.common.errors import ProfileError  # noqa: E402
+from sim.hardware.measure import measurement_run  # noqa: E402
+from sim.hardware.measure.contention import _slow_down, closest_law  # noqa: E402
+from sim.hardware.measure.contradictions import contradictions  # noqa: E402
+from sim.hardware.measure.measurement_folder import MeasurementFolder  # noqa: E402
+from sim.hardware.measure.plan import GRIDS, PAPER, affordable, decode_points  # noqa: E402
+from sim.hardware.measure.timing import RepeatedTiming, repeated  # noqa: E402
+from sim.hardware.model.weights import architectures  # noqa: E402
 from sim.profiles.library import Library  # noqa: E402
 from sim.profiling.measured import PROVENANCE, read_measured  # noqa: E402
 from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, SwitchPoint  # noqa: E402
@@ -53,14 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(folder: Path, *more: str) -> list[str]:
     return [
-        "--device", "cpu", "--quick", "--models", "small", "large", "--architectures",
+        "--device", "cpu", "--quick", "--models", "small,large", "--architectures",
         str(folder / "architectures.csv"), "--out", str(folder / "out"), "--into", str(folder / "profiles"),
         "--budget-gib", str(BUDGET_GIB), "--limit-s", "0.05", *more,
     ]  # fmt: skip
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), *arguments(folder, *more)]
+    command = [sys.executable, "-m", "sim", "profile", "measure", *arguments(folder, *more)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
@@ -102,7 +104,7 @@ def test_a_stopped_run_keeps_what_it_measured_and_says_how_to_go_on(
 ) -> None:
     status, text, files = stopped
     assert status == 130, text
-    assert "go on with: python scripts/profile_gpu.py --device cpu --quick" in text
+    assert "go on with: python -m sim profile measure --device cpu --quick" in text
     assert files["decode.csv"].endswith(b"\n")
     assert not (folder / "out" / ".weights").exists()
 
@@ -141,7 +143,7 @@ def test_everything_is_measured(whole: str, folder: Path) -> None:
             *((part, path) for part in ("kv_save", "kv_restore") for path in ("pinned", "pageable")),
             *(("reload", path) for path in ("pinned", "pageable", "disk")),
         }  # fmt: skip
-    shape = profile_session.architectures(folder / "architectures.csv")["small"]
+    shape = architectures(folder / "architectures.csv")["small"]
     reloads = {row.bytes for row in measured.switch if row.model == "small" and row.part == "reload"}
     assert {shape.weight_bytes(4), shape.weight_bytes(2)} <= reloads
     assert {row.direction for row in measured.bandwidth} == {"h2d", "d2h", "both", "cpu", "disk"}
@@ -178,7 +180,9 @@ def _threads() -> Iterator[None]:
 
 def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
     """The one line that a mistake is answered with."""
-    assert profile_gpu.main(given) == 2
+    with pytest.raises(SystemExit) as stopped:
+        main(["profile", "measure", *given])
+    assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
@@ -188,7 +192,7 @@ def test_without_torch_one_line_says_how_to_get_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install '.[profile]'" in refused(capsys, "--quick")
+    assert "profile measure needs torch: pip install 'residency-sim[profile]'" in refused(capsys, "--quick")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -204,15 +208,15 @@ def test_mistakes_are_told_before_anything_is_written(
     assert "did you mean 'small'?" in refused(capsys, *base, "--models", "smal")
     assert "are free" in refused(capsys, *base, "--budget-gib", "1e6")
     assert "one layer with the KV of 512 tokens needs" in refused(capsys, *base, "--budget-gib", "0.0001")
-    monkeypatch.setattr(profile_session, "free_host_bytes", lambda: 10**8)
+    monkeypatch.setattr(measurement_run, "free_host_bytes", lambda: 10**8)
     assert "GB of host memory, 0.1 GB are free" in refused(capsys, *base)
     assert not out.exists()
 
 
-def store(folder: Path, fresh: bool = False, **facts: object) -> tuple[profile_store.Store, list[str]]:
+def store(folder: Path, fresh: bool = False, **facts: object) -> tuple[MeasurementFolder, list[str]]:
     said: list[str] = []
     known = {"gpu": "g", "host": "h", "engine": "torch"} | facts
-    return profile_store.Store(folder, known, fresh, said.append), said
+    return MeasurementFolder(folder, known, fresh, said.append), said
 
 
 def row(tokens: int, seconds: float = 1.0) -> DecodePoint:
@@ -226,11 +230,11 @@ def test_a_folder_of_another_machine_or_with_a_wrong_row_is_refused(tmp_path: Pa
     first, _ = store(tmp_path, gpu_name="A")
     first.add([row(1), row(2)])
     first.save(1.0, False)
-    with pytest.raises(profile_store.ProfileError, match=r"gpu_name was A, now it is B.*--out"):
+    with pytest.raises(ProfileError, match=r"gpu_name was A, now it is B.*--out"):
         store(tmp_path, gpu_name="B")
     path = tmp_path / "decode.csv"
     path.write_text(path.read_text().replace("1,1,1", "1,x,1", 1).replace(",1,,1,", ",1,,none,", 1))
-    with pytest.raises(profile_store.ProfileError, match=r"decode.csv, row 2"):
+    with pytest.raises(ProfileError, match=r"decode.csv, row 2"):
         store(tmp_path, gpu_name="A")
     again, said = store(tmp_path, fresh=True, gpu_name="B")
     assert not again.rows[DecodePoint]
@@ -266,8 +270,8 @@ def test_a_store_knows_bandwidths_and_switches(tmp_path: Path) -> None:
 
 def test_what_is_measured_again_becomes_a_mean(tmp_path: Path) -> None:
     kept, _ = store(tmp_path)
-    kept.blend([profile_plan.replace(row(1, 1.0), p10_s=0.9, p90_s=1.1, repeats=1), row(2, 5.0)])
-    kept.blend([profile_plan.replace(row(1, 2.0), p10_s=1.5, p90_s=2.5, repeats=3)])
+    kept.blend([replace(row(1, 1.0), p10_s=0.9, p90_s=1.1, repeats=1), row(2, 5.0)])
+    kept.blend([replace(row(1, 2.0), p10_s=1.5, p90_s=2.5, repeats=3)])
     again, said = store(tmp_path)
     assert not said
     mean, other = again.rows[DecodePoint]
@@ -279,49 +283,46 @@ def test_what_is_measured_again_becomes_a_mean(tmp_path: Path) -> None:
 
 
 def test_repeats_end_when_they_are_steady_or_time_is_up() -> None:
-    assert profile_parts.repeated(lambda: 1.0, 10.0, 20).repeats == 5
+    assert repeated(lambda: 1.0, 10.0, 20).repeats == 5
     noisy = iter([1.0, 2.0] * 20)
-    assert profile_parts.repeated(lambda: next(noisy), 10.0, 12).repeats == 12
-    slow = profile_parts.repeated(lambda: time.sleep(0.02) or 1.0, 0.001, 20)
+    assert repeated(lambda: next(noisy), 10.0, 12).repeats == 12
+    slow = repeated(lambda: time.sleep(0.02) or 1.0, 0.001, 20)
     assert slow.repeats == 2
-    timing = profile_parts.Timing.of([3.0, 1.0, 2.0])
+    timing = RepeatedTiming.of([3.0, 1.0, 2.0])
     assert timing.median_s == 2.0
     assert timing.p10_s < 2.0 < timing.p90_s
 
 
 def test_steps_that_cannot_both_be_right_are_found_and_measured_again(tmp_path: Path) -> None:
     first, _ = store(tmp_path)
-    good = [profile_plan.replace(row(1, seconds), layers=layers) for layers, seconds in ((0, 0.1), (2, 0.5), (4, 1.0))]
-    bad = [profile_plan.replace(row(2, seconds), layers=layers) for layers, seconds in ((2, 0.46), (3, 0.9), (4, 1.0))]
+    good = [replace(row(1, seconds), layers=layers) for layers, seconds in ((0, 0.1), (2, 0.5), (4, 1.0))]
+    bad = [replace(row(2, seconds), layers=layers) for layers, seconds in ((2, 0.46), (3, 0.9), (4, 1.0))]
     first.add([*good, *bad])
-    wrong = profile_parts.contradictions(first, {"m": 4}, "BF16")
+    wrong = contradictions(first, {"m": 4}, "BF16")
     assert [(each.layers, each.context) for each in wrong] == [(2, 2.0), (4, 2.0)]  # type: ignore[attr-defined]
     first.drop(wrong)
     again, said = store(tmp_path)
     assert [(each.layers, each.context) for each in again.rows[DecodePoint]] == [(0, 1), (2, 1), (4, 1), (3, 2)]
     assert not said
-    assert not profile_parts.contradictions(again, {"m": 4}, "BF16")
+    assert not contradictions(again, {"m": 4}, "BF16")
 
 
 def test_a_larger_batch_that_took_clearly_less_is_measured_again(tmp_path: Path) -> None:
     kept, _ = store(tmp_path)
     one = row(1, 0.1)
     steps_s = {1: 0.1, 2: 0.2, 3: 0.15}
-    kept.add([profile_plan.replace(one, batch=batch, step_s=seconds) for batch, seconds in steps_s.items()])
-    wrong = profile_parts.contradictions(kept, {"m": 4}, "BF16")
+    kept.add([replace(one, batch=batch, step_s=seconds) for batch, seconds in steps_s.items()])
+    wrong = contradictions(kept, {"m": 4}, "BF16")
     assert sorted(each.batch for each in wrong) == [2, 3]  # type: ignore[attr-defined]
 
 
 def test_less_time_leaves_out_the_least_important_first() -> None:
-    shape = profile_session.architectures(ROOT / "profiles" / "architectures.csv")["Qwen3-8B"]
-    grid = profile_plan.GRIDS["cuda", True]
-    points = [
-        profile_plan.replace(point, seconds=1.0)
-        for point in profile_plan.decode_points(shape, grid, "cpu", shape.layers)
-    ]
+    shape = architectures()["Qwen3-8B"]
+    grid = GRIDS["cuda", True]
+    points = [replace(point, seconds=1.0) for point in decode_points(shape, grid, "cpu", shape.layers)]
     layers = {point.layers for point in points}
-    assert {0, 18, 36} | {round(36 * share) for share in profile_plan.PAPER} == layers
-    chosen = [profile_plan.affordable(points, lambda group, pool: 2.0, left_s) for left_s in (0, 15, 30, 1e9)]
+    assert {0, 18, 36} | {round(36 * share) for share in PAPER} == layers
+    chosen = [affordable(points, lambda group, pool: 2.0, left_s) for left_s in (0, 15, 30, 1e9)]
     assert [len(each) for each in chosen] == sorted(len(each) for each in chosen)
     assert {point.rank for point in chosen[0]} == {0}
     assert {(point.layers, point.batch) for point in chosen[0]} == {(0, 1), (36, 1), (0, 16), (36, 16)}
@@ -338,7 +339,7 @@ def test_slow_downs_tell_the_contention_model(law: str, offload: str) -> None:
     for mine, theirs in ((8, 8), (8, 4), (4, 8), (4, 4), (0, 0)):
         # Streamed layers are computed by the GPU too.
         shares = [(each / 8 if offload == "cpu" else 1) / step_s[each] for each in (mine, theirs)]
-        slow = profile_beside._slow_down(law, *shares)
+        slow = _slow_down(law, *shares)
         rows.append(
             ContentionPoint(
                 what="decode" if mine else "cpu_decode", model="m", quantization="BF16", offload=offload, layers=mine,
@@ -347,8 +348,8 @@ def test_slow_downs_tell_the_contention_model(law: str, offload: str) -> None:
                 beside_s=step_s[mine] * slow, slow_down=slow, kind="measured", source="here",
             )
         )  # fmt: skip
-    found = profile_beside.conclusion(rows)
+    found = closest_law(rows)
     assert found is not None
     assert found["closer"] == law
     assert found[f"{law}_error"] == pytest.approx(0, abs=1e-9)
-    assert profile_beside.conclusion([]) is None
+    assert closest_law([]) is None

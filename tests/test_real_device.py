@@ -1,4 +1,4 @@
-"""scripts/real/device.py and arena.py: memory that is there from the start, and a link no quicker than told."""
+"""sim/hardware/model: memory that is there from the start (resident_pages, device), and a link no quicker than told."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytest.importorskip("torch", reason="torch is not installed: pip install '.[prof
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 import torch  # noqa: E402
-from real.arena import Arena  # noqa: E402
-from real.device import Device, DeviceMemoryError, Link  # noqa: E402
+
+from sim.hardware.model.device import Device, DeviceMemoryError, PacedLink  # noqa: E402
+from sim.hardware.model.resident_pages import ResidentPages  # noqa: E402
 
 MB = 1 << 20
 
@@ -27,35 +27,35 @@ MB = 1 << 20
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_never_overlap_and_holes_are_used_again(seed: int) -> None:
     rng = random.Random(seed)
-    arena = Arena(64 * MB)
-    arena.warm()
+    pages = ResidentPages(64 * MB)
+    pages.warm()
     held: list[tuple[torch.Tensor, int]] = []
     for number in range(300):
         if held and rng.random() < 0.5:
             block, mark = held.pop(rng.randrange(len(held)))
             assert bool((block == mark).all()), "somebody else wrote there"
-            arena.give_back(block)
+            pages.give_back(block)
         elif sum(-(-len(block) // (2 * MB)) for block, _ in held) < 12:
-            block, mark = arena.take(rng.randint(1, 8 * MB)), number % 251
+            block, mark = pages.take(rng.randint(1, 8 * MB)), number % 251
             block.fill_(mark)
             held.append((block, mark))
     for block, mark in held:
         assert bool((block == mark).all())
-        arena.give_back(block)
-    assert all(segment.free for segment in arena._segments), "all holes are one again"
-    assert sum(segment.size for segment in arena._segments) == 64 * MB, "half of the arena was ever held"
+        pages.give_back(block)
+    assert all(segment.free for segment in pages._segments), "all holes are one again"
+    assert sum(segment.size for segment in pages._segments) == 64 * MB, "half of the pages was ever held"
 
 
 def test_a_segment_that_nobody_needs_goes_before_there_are_too_many() -> None:
-    arena = Arena(8 * MB)
-    small = arena.take(6 * MB)
-    arena.give_back(small)
-    large = arena.take(8 * MB)
-    assert [segment.size for segment in arena._segments] == [8 * MB]
-    more = arena.take(2 * MB)  # the budget is somebody else's to count: what is asked for is there
-    assert [segment.size for segment in arena._segments] == [8 * MB, 2 * MB]
-    arena.give_back(large)
-    arena.give_back(more)
+    pages = ResidentPages(8 * MB)
+    small = pages.take(6 * MB)
+    pages.give_back(small)
+    large = pages.take(8 * MB)
+    assert [segment.size for segment in pages._segments] == [8 * MB]
+    more = pages.take(2 * MB)  # the budget is somebody else's to count: what is asked for is there
+    assert [segment.size for segment in pages._segments] == [8 * MB, 2 * MB]
+    pages.give_back(large)
+    pages.give_back(more)
 
 
 def test_the_budget_counts_what_is_held() -> None:
@@ -73,7 +73,7 @@ def test_the_budget_counts_what_is_held() -> None:
 
 
 def test_a_link_is_never_quicker_than_it_is_told_and_copies_all() -> None:
-    link = Link(40e6)
+    link = PacedLink(40e6)
     source = torch.arange(3_000_000, dtype=torch.int32)  # 12 MB: 0.3 s, in turns of 4 MB
     target = torch.zeros_like(source)
     begin_s = time.perf_counter()
@@ -89,8 +89,8 @@ def test_a_link_is_never_quicker_than_it_is_told_and_copies_all() -> None:
 def test_nothing_keeps_cores_awake_when_its_process_is_gone() -> None:
     """Even when that was killed."""
     code = (
-        "import sys, time; sys.path.insert(0, 'scripts')\n"
-        "from real.device import Device\n"
+        "import time\n"
+        "from sim.hardware.model.device import Device\n"
         "device = Device('cpu', 1 << 21)\n"
         "with device.awake():\n"
         "    import subprocess\n"

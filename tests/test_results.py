@@ -22,7 +22,7 @@ from sim.common.errors import ConfigError
 from sim.core.record import recorder
 from sim.engine.engine import Outcome, identify, simulate
 from sim.results import run_folder
-from sim.results.run_folder import FILES, SERIES, check_target, finished_run, write_run
+from sim.results.run_folder import FILES, IDENTITY, SERIES, check_target, finished_run, write_run
 from sim.results.summary import summarize
 from sim.runs.run_one import RunOptions, compose, run
 from sim.scenario.scenario import load_scenario, parse_scenario
@@ -47,7 +47,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_folder_has_everything(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:
     target = tmp_path / "new" / "run"
     write_run(target, outcome, summary)
-    assert leftovers(target) == sorted(FILES)
+    assert leftovers(target) == sorted([*FILES, IDENTITY])
     assert leftovers(target.parent) == ["run"]
     assert json.loads((target / "summary.json").read_text()) == summary == finished_run(target)
 
@@ -159,7 +159,7 @@ def test_a_second_run_with_the_same_id_replaces_the_first(tmp_path: Path) -> Non
     before = (tmp_path / "run" / "summary.json").stat().st_ino
     run(options)
     assert (tmp_path / "run" / "summary.json").stat().st_ino != before
-    assert leftovers(tmp_path / "run") == sorted((*FILES, SERIES))
+    assert leftovers(tmp_path / "run") == sorted((*FILES, IDENTITY, SERIES))
 
 
 def test_another_run_is_refused_before_it_starts(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_half_a_run_is_made_whole_or_refused(
     write_run(target, outcome, summary)
     assert (target / file).read_bytes() == whole
     assert finished_run(target) == summary
-    assert leftovers(target) == sorted(FILES)
+    assert leftovers(target) == sorted([*FILES, IDENTITY])
 
 
 def test_half_a_run_with_something_else_is_foreign(tmp_path: Path, outcome: Outcome, summary: dict[str, Any]) -> None:

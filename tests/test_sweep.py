@@ -17,7 +17,7 @@ from sweep_cases import contents, tasks_of, write_grid, write_policy
 
 from sim.common.errors import ConfigError
 from sim.engine.engine import identify, simulate
-from sim.results.run_folder import FILES, SERIES
+from sim.results.run_folder import FILES, IDENTITY, SERIES
 from sim.results.summary import summarize
 from sim.runs import execute, identity, worker
 from sim.runs.collect import flat, frame
@@ -59,7 +59,7 @@ def test_results_are_those_of_single_runs(done: tuple[Store, list[Result]]) -> N
         assert flat(result.summary) == flat(summarize(outcome))
         assert json.loads((store.folder_of(result.run_id) / "summary.json").read_text()) == result.summary
         there = [path.name for path in store.folder_of(result.run_id).iterdir()]
-        assert sorted(there) == sorted([*FILES, SERIES])
+        assert sorted(there) == sorted([*FILES, IDENTITY, SERIES])
 
 
 def test_the_same_on_any_number_of_processes(done: tuple[Store, list[Result]], tmp_path: Path) -> None:
@@ -297,9 +297,10 @@ def test_summaries_alone_and_then_all(done: tuple[Store, list[Result]], tmp_path
     small = Store(tmp_path / "store", keep="summary")
     play(tasks_of(), small, Machines(1))
     for run_id in small.run_ids():
-        assert sorted(path.name for path in small.folder_of(run_id).iterdir()) == ["scenario.yaml", "summary.json"]
-        full = done[0].folder_of(run_id) / "scenario.yaml"
-        assert (small.folder_of(run_id) / "scenario.yaml").read_bytes() == full.read_bytes()
+        kept = ["identity.json", "scenario.yaml", "summary.json"]
+        assert sorted(path.name for path in small.folder_of(run_id).iterdir()) == kept
+        for name in kept[:2]:
+            assert (small.folder_of(run_id) / name).read_bytes() == (done[0].folder_of(run_id) / name).read_bytes()
     assert (small.folder / "runs.csv").read_bytes() == (done[0].folder / "runs.csv").read_bytes()
     assert len(Store(small.folder).run_ids()) == 4  # there, though without tables
     play(tasks_of(), Store(small.folder), HERE)
@@ -310,13 +311,8 @@ def test_another_version_of_the_simulator_makes_other_runs(
     done: tuple[Store, list[Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = copy_of(done[0], tmp_path / "store")
-    for module in ("sim.engine.engine", "sim.runs.execute", "sim.runs.worker"):
-        monkeypatch.setattr(f"{module}.code_digest", lambda: "newer")
-    worker._version.cache_clear()
-    try:
-        results = play(tasks_of(("lru-swap",)), store, HERE)
-    finally:
-        worker._version.cache_clear()
+    monkeypatch.setattr("sim.engine.engine.code_digests", lambda: (("sim/core/kv.py", "newer"),))
+    results = play(tasks_of(("lru-swap",)), store, HERE)
     assert len(store.run_ids()) == 6
     assert [result.run_id for result in store.results()] == [result.run_id for result in results]
     assert len(store.results(every=True)) == 6
@@ -324,6 +320,6 @@ def test_another_version_of_the_simulator_makes_other_runs(
 
 
 def test_an_old_worker_is_told_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_version", lambda: "older")
+    monkeypatch.setattr(worker, "version", lambda: "older")
     with pytest.raises(ConfigError, match="another version of the simulator than the driver"):
         play(tasks_of(("lru-swap",), 1), None, HERE)

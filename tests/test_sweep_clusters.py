@@ -18,12 +18,11 @@ import pytest
 from cli_cases import invoke, scenario_data
 from sweep_cases import ROOT, contents, tasks_of, write_grid, write_policy
 
-from sim.common.data_files import code_digest
 from sim.common.errors import ConfigError
 from sim.runs.execute import identified, play
 from sim.runs.store import Store
 from sim.runs.task import Machines, Progress
-from sim.runs.worker import Job, job_of, play_one
+from sim.runs.worker import Job, job_of, play_one, version
 from sim.studies.grid import read_grid
 
 has_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra dask")
@@ -246,7 +245,7 @@ def job(tmp_path: Path, **changes: object) -> Job:
     path = write_policy(tmp_path, "mine", "if False:\n    raise ValueError")
     (one,) = identified(tasks_of((str(path),), 1, **changes))
     assert one.error is None
-    made: Job = pickle.loads(pickle.dumps(job_of(one.run_id, one.task.scenario, code_digest(), None, True)))
+    made: Job = pickle.loads(pickle.dumps(job_of(one.run_id, one.task.scenario, version(), None, True)))
     return made
 
 
@@ -267,7 +266,7 @@ def test_a_policy_by_path_travels_as_its_source(tmp_path: Path) -> None:
 def test_an_error_names_the_users_own_file(tmp_path: Path) -> None:
     path = write_policy(tmp_path, "bad", "raise ValueError('no idea')")
     (one,) = identified(tasks_of((str(path),), 1))
-    made = job_of(one.run_id, one.task.scenario, code_digest(), None, True)
+    made = job_of(one.run_id, one.task.scenario, version(), None, True)
     there = play_one(made)
     path.unlink()
     assert play_one(made).error == there.error

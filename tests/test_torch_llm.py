@@ -1,15 +1,13 @@
-"""scripts/real/llm.py: attention as in textbooks, and tokens that do not depend on where a layer or a KV is.
+"""sim/hardware/model/transformer.py: textbook attention; tokens do not depend on where a layer or a KV is.
 
-Without torch (an extra, `.[profile]`) all are skipped.
+Without torch (the extra `profile`) all are skipped.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +15,11 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: pip install '.[profile]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import real.llm as torch_llm
 import torch
-from real.device import Device
+
+from sim.hardware.model import transformer
+from sim.hardware.model.device import Device
+from sim.hardware.model.weights import DecoderShape, HostWeights
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +31,12 @@ def cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def shape_of(**changes: Any) -> torch_llm.Architecture:
+def shape_of(**changes: Any) -> DecoderShape:
     sizes = {"layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96, "vocab": 300}
-    return torch_llm.Architecture("random", **(sizes | {"tied": False, "max_context": 128} | changes))
+    return DecoderShape("random", **(sizes | {"tied": False, "max_context": 128} | changes))
 
 
-def plain_attention(q: torch.Tensor, kv: torch.Tensor, items: list[torch_llm.Item]) -> torch.Tensor:
+def plain_attention(q: torch.Tensor, kv: torch.Tensor, items: list[transformer.Item]) -> torch.Tensor:
     """Softmax attention token by token, as it is written in textbooks."""
     rows, groups = [], q.shape[1] // kv.shape[2]
     queries = iter(q)
@@ -59,13 +57,13 @@ def test_attention_is_what_textbooks_say(padded: bool, tokens: tuple[int, ...], 
         pytest.skip("only decoding is padded")
     generator = torch.Generator().manual_seed(3)
     slots = (2, 0, 3)
-    items = [torch_llm.Item(slots[i], [1] * n, starts[i]) for i, n in enumerate(tokens)]
+    items = [transformer.Item(slots[i], [1] * n, starts[i]) for i, n in enumerate(tokens)]
     q, k, v = (torch.randn(sum(tokens), heads, 16, generator=generator) for heads in (4, 2, 2))
     kv = torch.randn(2, 4, 2, 64, 16, generator=generator)
     positions = torch.tensor([item.start + i for item in items for i in range(len(item.tokens))])
-    batch = torch_llm._Batch(items, positions, torch.device("cpu"))
+    batch = transformer._Batch(items, positions, torch.device("cpu"))
     batch.mask = batch.padding(positions) if padded else None
-    found = torch_llm._attend(q, k, v, kv, batch)
+    found = transformer._attend(q, k, v, kv, batch)
     assert torch.allclose(found, plain_attention(q, kv, items), atol=1e-5)
 
 
@@ -74,20 +72,20 @@ def test_attention_is_what_textbooks_say(padded: bool, tokens: tuple[int, ...], 
 def test_where_layers_are_and_how_a_prompt_is_cut_changes_no_token(offload: str, layers: int) -> None:
     shape = shape_of()
     device = Device("cpu", 1 << 28)
-    weights = torch_llm.HostWeights(shape, device, torch.float32)
-    prompt, seen = torch_llm.random_tokens(shape, 40, 1), []
+    weights = HostWeights(shape, device, torch.float32)
+    prompt, seen = transformer.random_tokens(shape, 40, 1), []
     for place, cuts in ((3, [40]), (layers, [16, 24])):
-        instance = torch_llm.Instance(weights, device, place, 2, 64, offload)
+        instance = transformer.Transformer(weights, device, place, 2, 64, offload)
         instance.load()
         instance.recut(1, 128)
         instance.recut(2, 60)
         start, token = 0, -1
         for cut in cuts:
-            (token,) = instance.forward([torch_llm.Item(1, prompt[start : start + cut], start)])
+            (token,) = instance.forward([transformer.Item(1, prompt[start : start + cut], start)])
             start += cut
         tokens = [token]
         for step in range(6):
-            tokens += instance.forward([torch_llm.Item(1, tokens[-1:], 40 + step)])
+            tokens += instance.forward([transformer.Item(1, tokens[-1:], 40 + step)])
             if step == 2 and place:
                 buffer = instance.kv_buffer(43)
                 instance.save_kv(1, 43, buffer)
@@ -101,6 +99,6 @@ def test_where_layers_are_and_how_a_prompt_is_cut_changes_no_token(offload: str,
 
 
 def test_weights_are_random_and_no_two_layers_are_alike() -> None:
-    weights = torch_llm.HostWeights(shape_of(), Device("cpu", 1 << 28), torch.bfloat16)
+    weights = HostWeights(shape_of(), Device("cpu", 1 << 28), torch.bfloat16)
     assert not (weights.layers[0] == 0).any()
     assert not torch.equal(weights.layers[0], weights.layers[1])

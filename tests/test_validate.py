@@ -1,12 +1,11 @@
-"""scripts/validate.py: the closed loop from profile to table of errors, on tiny models, as its user runs it."""
+"""The verb `validate`: the closed loop from profile to table of errors, on tiny models, as its user runs it."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +17,11 @@ pytest.importorskip("torch", reason="torch is not installed: pip install '.[prof
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from real.closed_loop import compare, orders, pace_of, paced  # noqa: E402
-from real.experiment import SETTINGS, keep_settings  # noqa: E402
 
 from sim.common.errors import ConfigError  # noqa: E402
+from sim.hardware.validate.closed_loop import compare, pace_of, paced  # noqa: E402
+from sim.hardware.validate.error_table import orders  # noqa: E402
+from sim.hardware.validate.experiment import ValidateOptions, keep_settings  # noqa: E402
 from sim.profiles.library import Library  # noqa: E402
 from sim.profiles.profile import Profile  # noqa: E402
 
@@ -34,8 +32,8 @@ Large,8,256,4,2,64,768,900,no,512
 
 
 def validate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "validate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ})
+    command = [sys.executable, "-m", "sim", "validate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
 
 
 def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
@@ -43,8 +41,8 @@ def test_from_a_profile_to_a_table_of_errors(tmp_path: Path) -> None:
     shapes = tmp_path / "architectures.csv"
     shapes.write_text(ARCHITECTURES)
     out = tmp_path / "out"
-    arguments = ["--device", "cpu", "--architectures", str(shapes), "--models", "Small", "Large", "--out", str(out)]
-    arguments += ["--workloads", "steady", "--policies", "lru-swap", "exclusive-swap", "--repeats", "2"]
+    arguments = ["--device", "cpu", "--architectures", str(shapes), "--models", "Small,Large", "--out", str(out)]
+    arguments += ["--workloads", "steady", "--policies", "lru-swap,exclusive-swap", "--repeats", "2"]
     arguments += ["--slots", "2", "--max-context", "128", "--profile-minutes", "0.3"]
     done = validate(*arguments, "--duration", "2")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -150,15 +148,15 @@ def test_the_pace_of_a_run_is_that_of_its_steps() -> None:
 
 
 def test_an_experiment_is_not_mixed_with_another(tmp_path: Path) -> None:
-    options = Namespace(**dict.fromkeys(SETTINGS, 1), out=tmp_path / "v")
+    options = ValidateOptions(out=tmp_path / "v", slots=1)
     settings, runs = tmp_path / "v" / "settings.json", tmp_path / "v" / "runs"
     keep_settings(options)
-    options.slots = 3
+    options = replace(options, slots=3)
     keep_settings(options)  # nothing was played yet: a mistake may be mended
     runs.mkdir()
     (runs / "live-steady-lru-swap-0.csv").touch()
     keep_settings(options)
-    options.slots = 2
+    options = replace(options, slots=2)
     with pytest.raises(ConfigError, match="begun with slots 3, now it is 2"):
         keep_settings(options)
     settings.write_text("[1")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sim.cli.bounds import bounds
+from sim.cli.hardware import validate_app
 from sim.cli.policies import policy_app
 from sim.cli.profile import profile_app
 from sim.cli.report import report
@@ -42,6 +43,7 @@ app.command("bounds")(bounds)
 app.command("report")(report)
 app.add_typer(study_app)
 app.add_typer(sweep_app)
+app.add_typer(validate_app)
 
 
 DecisionLimit = Annotated[

@@ -75,3 +75,8 @@ def use_compiled() -> bool:
     spec.loader.exec_module(sys.modules[LIBRARY])
     sys.meta_path.insert(0, _CompiledFinder(folder))
     return True
+
+
+def runs_compiled() -> bool:
+    """Whether this process has the compiled engine."""
+    return LIBRARY in sys.modules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from sim.common.errors import ConfigError, did_you_mean
@@ -12,10 +11,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def data_folder(name: str) -> Path:
     """The folder `profiles` or `traces` that came with this copy of the project."""
-    beside = _PACKAGE.parent / name
-    if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
-        return beside
-    return _PACKAGE / "data" / name
+    return _PACKAGE.parent / name if is_source_tree() else _PACKAGE / "data" / name
+
+
+def is_source_tree() -> bool:
+    """Whether this copy of the project is its source tree, where folders beside the packages may be written to."""
+    return (_PACKAGE.parent / "pyproject.toml").is_file() and (_PACKAGE.parent / "profiles").is_dir()
 
 
 def scenario_file(name: str) -> Path:
@@ -24,12 +25,3 @@ def scenario_file(name: str) -> Path:
     if name not in files:
         raise ConfigError(f"no scenario '{name}' comes with the project; {did_you_mean(name, files)}")
     return files[name]
-
-
-def code_digest() -> str:
-    """The hash of the simulator's own source: results of another version are results of another model."""
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -14,7 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sim.common.data_files import code_digest
 from sim.common.errors import PolicyError
 from sim.common.time_limit import not_for_ever
 from sim.core.clock import SimClock
@@ -31,6 +30,7 @@ from sim.engine.ask_policy import Asking
 from sim.engine.build_cluster import build_cluster
 from sim.engine.faults import make_faults
 from sim.engine.ideal_hardware import in_its_world, marks
+from sim.engine.run_code import code_digests
 from sim.engine.stall_guard import Progress
 from sim.engine.validate_action import Gate
 from sim.policy.interface.estimates import Estimates
@@ -63,6 +63,7 @@ class Outcome:
     events: int
     end_s: float
     wall_s: float
+    ingredients: tuple[tuple[str, str], ...] = ()  # (name, hash) of all that names the run beside the scenario
 
 
 class Engine:
@@ -326,14 +327,16 @@ def prepare(
     library = library or Library(Path(scenario.profiles) if scenario.profiles else None)
     policy, digest = chosen or load_policy(scenario.policy.name, scenario.policy.parameters)
     cluster = build_cluster(in_its_world(scenario, policy), library)
-    profiles = [profile for model in cluster.models for profile in model.profiles.values()]
-    parts = [("policy", part) for part in (digest, *policy.parts())]
-    return policy, cluster, [*parts, ("sim", code_digest()), *library.digests(profiles)]
+    nodes, gpus = (node.kind for node in cluster.nodes), (gpu.kind for gpu in cluster.gpus)
+    profiles = (profile for model in cluster.models for profile in model.profiles.values())
+    parts = [(f"policy part {number}", part) for number, part in enumerate(policy.parts(), 1)]
+    tables = library.digests([*nodes, *gpus, *profiles])
+    return policy, cluster, [("policy", digest), *parts, *tables, *code_digests()]
 
 
 def identify(scenario: Scenario, workload: Workload, chosen: tuple[Policy, str] | None = None) -> str:
-    """The name of the run that this would be: a hash of the scenario, the trace, the policy's file, the tables and the
-    simulator's source. Reads the whole trace if nobody has yet. Raises SimError."""
+    """The name of the run that this would be: a hash of the scenario, the trace, the policy's file, the tables that it
+    uses and the source that plays it. Reads the whole trace if nobody has yet. Raises SimError."""
     policy, _, ingredients = prepare(scenario, None, chosen)
     return run_id(in_its_world(scenario, policy), [("trace", workload.digest()), *ingredients])
 
@@ -355,7 +358,7 @@ def simulate(
     for `prepare`. Raises SimError for what the user can mend.
     """
     workload = workload if workload is not None else open_workload(scenario)
-    policy, cluster, ingredients = prepare(scenario, None, chosen)
+    policy, cluster, parts = prepare(scenario, None, chosen)
     scenario = in_its_world(scenario, policy)
     signs = Signs()
 
@@ -371,9 +374,10 @@ def simulate(
         engine.run()
     wall_s = perf_counter() - begin_s
     played = isinstance(scenario.workload, TraceWorkload)
+    ingredients = (("trace", workload.digest()), *parts)
     return Outcome(
         scenario=scenario,
-        run_id=run_id(scenario, [("trace", workload.digest()), *ingredients]),
+        run_id=run_id(scenario, ingredients),
         policy_name=scenario.policy.name,
         oracle=marks(scenario, policy),
         notices=(*workload.notices, *(signs.remarks() if played else ())),
@@ -383,4 +387,5 @@ def simulate(
         events=engine.clock.events,
         end_s=engine.clock.now_s,
         wall_s=wall_s,
+        ingredients=ingredients,
     )

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sim.scenario.scenario import is_code
 
 _MOST_BYTES = 16 << 20  # of a policy's file
 _PART_IMPORT = re.compile(rb"^\s*(?:from|import) policies\._parts\.(\w+)", re.MULTILINE)
+_FACE_IMPORT = re.compile(rb"^\s*from sim\.policy import (\([^)]*\)|.*)", re.MULTILINE)  # it forwards names of parts
+_DEFINED = re.compile(rb"^(?:class |def )?(\w+)(?: = |\(|:)", re.MULTILINE)
 
 
 def policies_folder() -> Path:
@@ -65,23 +68,32 @@ def policy_class(name: str) -> tuple[type[Policy], str]:
 
 def part_files(source: bytes) -> list[Path]:
     """The files of `policies._parts` that a policy's source imports, and those that they import, in order of name."""
-    folder = policies_folder() / "_parts"
+    texts, homes = _parts(policies_folder() / "_parts")
     found: dict[Path, None] = {}
     sources = [source]
     while sources:
-        for name in _PART_IMPORT.findall(sources.pop()):
-            path = folder / f"{name.decode()}.py"
-            if path not in found and path.is_file():
+        source = sources.pop()
+        named = [word for names in _FACE_IMPORT.findall(source) for word in re.findall(rb"\w+", names)]
+        for path in (homes[name] for name in (*_PART_IMPORT.findall(source), *named) if name in homes):
+            if path not in found:
                 found[path] = None
-                sources.append(path.read_bytes())
+                sources.append(texts[path])
     return sorted(found)
+
+
+@cache
+def _parts(folder: Path) -> tuple[dict[Path, bytes], dict[bytes, Path]]:
+    """The parts' sources, and the file of each name in them; read once, since this process imports them once."""
+    texts = {path: path.read_bytes() for path in sorted(folder.glob("*.py"))}
+    return texts, {name: path for path, text in texts.items() for name in (path.stem.encode(), *_DEFINED.findall(text))}
 
 
 def _digest(source: bytes) -> str:
     """The hash of all that a policy is made of: its file, and its parts beside the shipped policies."""
     digest = hashlib.sha256(source)
+    texts, _ = _parts(policies_folder() / "_parts")
     for path in part_files(source):
-        digest.update(path.read_bytes())
+        digest.update(texts[path])
     return digest.hexdigest()
 
 

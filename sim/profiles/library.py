@@ -148,13 +148,17 @@ class Library:
             raise ProfileError(f"no profile tables for {label}; {path.name} there has: {have}")
         return self._rows_of[path][key]
 
-    def digests(self, profiles: Iterable[Profile]) -> list[tuple[str, str]]:
-        """(label, hash of all its numbers) of each profile, for the identity of a run."""
-        found = []
-        for profile in profiles:
-            text = repr((profile.weights, profile.switch, profile.offload, profile._decode, profile._prefill))
-            found.append((profile.label, hashlib.sha256(text.encode()).hexdigest()))
-        return found
+    def digests(self, used: Iterable[Profile | GpuKind | HostKind]) -> list[tuple[str, str]]:
+        """(name, hash of all its numbers) of each different thing that a run takes from tables, for its identity."""
+        found: dict[str, str] = {}
+        for part in used:
+            if isinstance(part, Profile):
+                name: str = part.label
+                text = repr((part.weights, part.switch, part.offload, part._decode, part._prefill))
+            else:
+                name, text = f"gpu {part.gpu}" if isinstance(part, GpuKind) else f"host {part.host}", repr(part)
+            found[name] = hashlib.sha256(text.encode()).hexdigest()
+        return list(found.items())
 
 
 def csv_rows(path: Path) -> list[dict[str, Any]]:

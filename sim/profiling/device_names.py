@@ -1,7 +1,7 @@
 """What profiles call the GPU or the processor that a benchmark record names.
 
 A name that profiles/gpus.csv or nodes.csv knows becomes its slug; of another a slug is made. Used by the importers;
-scripts/profile_gpu.py may use it for the device it runs on.
+sim/hardware uses it for the device it runs on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Completes tables from measured points and writes them into a folder of profiles, where a scenario finds them.
 
-`fill` is the one way in, for the command line and scripts/profile_gpu.py. It fits (fitting), makes full grids (grids)
+`fill` is the one way in, for the command line and sim/hardware. It fits (fitting), makes full grids (grids)
 and switch costs (switching), and writes each table at once (publish). It measures nothing and runs no simulation.
 """
 

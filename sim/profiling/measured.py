@@ -1,7 +1,7 @@
 """Folders of raw measurements, read, checked, merged and written: one `Measured` is one GPU, host and engine.
 
 Nothing that cannot be right gets in: a ProfileError names file, row and column and how to mend it. Importers and
-scripts/profile_gpu.py make such folders; filling, checking and plotting read them. Here is no model of hardware.
+sim/hardware make such folders; filling, checking and plotting read them. Here is no model of hardware.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _merged(group: list[R]) -> R:
         known = [row for row in group if getattr(row, column) is not None]
         if known:
             _must_be_close(known, column)
-    return _mean_row([row for row in group if row.kind == "measured"] or group)
+    return mean_row([row for row in group if row.kind == "measured"] or group)
 
 
 def _must_be_equal(first: Row, other: Row) -> None:
@@ -71,7 +71,8 @@ def _must_be_close(group: Sequence[Row], column: str) -> None:
         )
 
 
-def _mean_row(group: list[R]) -> R:
+def mean_row(group: list[R]) -> R:
+    """Measurements of one point as one, each with its repeats for a weight; the spread is what all of them saw."""
     first = group[0]
     rows = list(dict.fromkeys(group))
     repeats = [getattr(row, "repeats", None) for row in rows]

@@ -1,7 +1,7 @@
 """What a folder of raw measurements holds: one frozen class per CSV file, its columns in order, and how a cell is read.
 
 A cell is checked here for itself, a row for whether its cells go together; what rows mean to each other is
-`measured`'s business. Seconds, bytes, GB/s of 1e9. Importers and scripts/profile_gpu.py make these, filling reads them.
+`measured`'s business. Seconds, bytes, GB/s of 1e9. Importers and sim/hardware make these, filling reads them.
 """
 
 from __future__ import annotations

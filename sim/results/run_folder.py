@@ -1,9 +1,9 @@
 """Run folders: what is kept of a run on disk, whole or not at all.
 
 A folder has summary.json, requests.parquet (a row a request), gpus.parquet, switches.parquet (a row a load, stop,
-resize or KV copy) and scenario.yaml (with every default filled in); of a run that was followed also series.parquet
-(what was on the GPUs over time). All is written to a hidden `.partial` folder, synced, and then moved; summary.json
-comes last and marks a whole run.
+resize or KV copy), scenario.yaml (with every default filled in) and identity.json (what else names the run); of a run
+that was followed also series.parquet (what was on the GPUs over time). All is written to a hidden `.partial` folder,
+synced, and then moved; summary.json comes last and marks a whole run.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.json"
 FILES = ("scenario.yaml", "requests.parquet", "gpus.parquet", "switches.parquet", SUMMARY)
+IDENTITY = "identity.json"  # not in folders of versions before it
 SERIES = "series.parquet"  # only of a run that was followed
 TRACE = "trace.parquet"  # only of requests that were in no file
 _PROBE_BYTES = 1 << 16
@@ -46,6 +47,12 @@ _DERIVED = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "attained")
 def summary_text(summary: dict[str, Any]) -> str:
     """The summary as JSON, the same bytes for the same numbers, with a line end."""
     return json.dumps(summary, indent=2, allow_nan=False) + "\n"
+
+
+def identity_text(run_id: str, ingredients: Iterable[tuple[str, str]]) -> str:
+    """What names a run beside its scenario, as JSON: the hash of its requests, of its policy, and of each table and
+    each file of the simulator that it uses."""
+    return json.dumps({"run_id": run_id, "ingredients": dict(sorted(ingredients))}, indent=1) + "\n"
 
 
 def finished_run(folder: Path) -> dict[str, Any] | None:
@@ -127,7 +134,7 @@ def _half_run(folder: Path) -> str | None:
 
     scenario.yaml is the first file to come, and names the run.
     """
-    if any(path.name not in (*FILES, SERIES, TRACE) and not is_partial(path) for path in folder.iterdir()):
+    if any(path.name not in (*FILES, IDENTITY, SERIES, TRACE) and not is_partial(path) for path in folder.iterdir()):
         return None
     try:
         first = (folder / FILES[0]).read_text(encoding="utf-8").partition("\n")[0]
@@ -179,6 +186,7 @@ def put_run(folder: Path, outcome: Outcome, summary: dict[str, Any], trace: Path
             moved = {"workload": scenario.workload.model_copy(update={"file": TRACE})}
             scenario = scenario.model_copy(update=moved)
         put(partial / FILES[0], scenario_text(scenario, outcome.run_id).encode())
+        put(partial / IDENTITY, identity_text(outcome.run_id, outcome.ingredients).encode())
         for name, blocks in _tables(outcome, summary).items():
             _write_parquet(partial / f"{name}.parquet", blocks())
         put(partial / SUMMARY, summary_text(summary).encode())
@@ -213,7 +221,7 @@ def table_frame(outcome: Outcome, summary: dict[str, Any], name: str) -> pd.Data
 def _move(partial: Path, folder: Path) -> None:
     if folder.is_dir():
         # Empty, or a run of the same run_id, whose files are the same but for the wall time in the summary.
-        for name in (FILES[0], SERIES, TRACE, *FILES[1:]):
+        for name in (FILES[0], IDENTITY, SERIES, TRACE, *FILES[1:]):
             if (partial / name).exists():
                 os.replace(partial / name, folder / name)
         sync_folder(folder)

@@ -11,13 +11,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sim.common.data_files import code_digest
 from sim.common.errors import ConfigError
 from sim.runs.choose_executor import crew_of
 from sim.runs.identity import Identified, Registry
 from sim.runs.store import Point, Store
 from sim.runs.task import Machines, Progress, Result, Task
-from sim.runs.worker import Played, job_of
+from sim.runs.worker import Played, job_of, version
 
 OnProgress = Callable[[Progress], None]
 _TABLE_EVERY = 0.1  # runs.csv is written again whenever there are so many more runs in it
@@ -111,8 +110,7 @@ class _Playing:
             desk = Path(folder) if crew.desk else None
             tables = self._store is not None and self._store.keep == "all"
             try:
-                version = code_digest()
-                jobs = [job_of(one.run_id, one.task.scenario, version, desk, tables) for one in waiting]
+                jobs = [job_of(one.run_id, one.task.scenario, version(), desk, tables) for one in waiting]
                 for played in crew.play(jobs):
                     self._take(played, desk)
                 ended = True
@@ -128,7 +126,7 @@ class _Playing:
         else:
             assert played.summary is not None, played
             if store is not None and store.keep == "summary":
-                store.add_summary(one.run_id, one.task.scenario, played.summary)
+                store.add_summary(one.run_id, one.task.scenario, played.summary, one.ingredients)
             elif store is not None and desk is not None:
                 store.add_folder(one.run_id, desk / one.run_id)
             elif store is not None:

@@ -29,6 +29,7 @@ class Identified:
     task: Task
     run_id: str
     error: str | None = None
+    ingredients: tuple[tuple[str, str], ...] = ()  # as in Outcome
 
 
 class Registry:
@@ -45,10 +46,11 @@ class Registry:
         try:
             digest = self._digest(scenario)
             policy, ingredients = self._prepared(scenario)
-            name = run_id(in_its_world(scenario, policy), [("trace", digest), *ingredients])
+            ingredients = [("trace", digest), *ingredients]
+            name = run_id(in_its_world(scenario, policy), ingredients)
         except SimError as error:
             return Identified(task, run_id(scenario, [("unidentified", "")]), " ".join(str(error).split()))
-        return Identified(task, name)
+        return Identified(task, name, ingredients=tuple(ingredients))
 
     def _digest(self, scenario: Scenario) -> str:
         key = workload_key(scenario)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.common.errors import ConfigError
-from sim.results.run_folder import FILES, SUMMARY
+from sim.results.run_folder import FILES, IDENTITY, SUMMARY
 from sim.runs.collect import CLOCKS
 from sim.runs.store import SCENARIO, Point, Store
 
@@ -30,7 +30,7 @@ def merge(source: Path, target: Store) -> int:
         if there is None or (fuller and target.keep == "all"):
             names = sorted(path.name for path in origin.folder_of(run_id).iterdir())
             if target.keep == "summary":
-                names = [SCENARIO, SUMMARY]
+                names = [name for name in names if name in (SCENARIO, IDENTITY, SUMMARY)]
             target.add_files(run_id, {name: (origin.folder_of(run_id) / name).read_bytes() for name in names})
             added += there is None
     for run_id in origin.error_ids():

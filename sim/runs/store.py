@@ -19,7 +19,7 @@ import yaml
 
 from sim.common.atomic_files import put, sync_folder, why
 from sim.common.errors import ConfigError
-from sim.results.run_folder import SUMMARY, missing_file, scenario_text, summary_text
+from sim.results.run_folder import IDENTITY, SUMMARY, identity_text, missing_file, scenario_text, summary_text
 from sim.runs.collect import Cell, csv_text, rows, timing
 from sim.runs.task import Label, Result, Task
 from sim.scenario.scenario import Scenario, parse_scenario, resolved
@@ -38,7 +38,7 @@ class Point:
 
 
 class Store:
-    """The runs in `folder`. keep `all`: whole run folders; `summary`: only summary.json and scenario.yaml of each.
+    """The runs in `folder`. keep `all`: whole run folders; `summary`: no tables, only the other files.
 
     Raises ConfigError, here or later, naming the folder: it holds something else, or cannot be written.
     """
@@ -172,9 +172,12 @@ class Store:
             sync_folder(made)
         self.add_folder(run_id, made)
 
-    def add_summary(self, run_id: str, scenario: Scenario, summary: dict[str, Any]) -> None:
+    def add_summary(
+        self, run_id: str, scenario: Scenario, summary: dict[str, Any], ingredients: Iterable[tuple[str, str]]
+    ) -> None:
         """Keep a run without its tables."""
-        texts = {SCENARIO: scenario_text(scenario, run_id), SUMMARY: summary_text(summary)}
+        texts = {SCENARIO: scenario_text(scenario, run_id), IDENTITY: identity_text(run_id, ingredients)}
+        texts[SUMMARY] = summary_text(summary)
         self.add_files(run_id, {name: text.encode() for name, text in texts.items()})
 
     def add_error(self, run_id: str, error: str, traceback: str, scenario: Scenario) -> None:

@@ -6,6 +6,7 @@ travels as source, results travel as bytes unless both share a folder. Sent ther
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from sim.common.atomic_files import why
-from sim.common.data_files import code_digest
 from sim.common.errors import ConfigError, MachineError, PolicyError, SimError, out_of_memory
 from sim.common.time_limit import end_process
 from sim.core.record.recorder import Recorder
 from sim.core.record.series import Series
 from sim.engine.engine import Outcome, simulate
+from sim.engine.run_code import code_digests
 from sim.policy.loader import policy_class
 from sim.results.run_folder import put_run
 from sim.results.summary import summarize
@@ -42,7 +43,7 @@ from sim.workload.requests import Workload, open_workload
 class Job:
     """A run to be played. desk: a folder that driver and worker share, "" if none. tables: are files wanted?
 
-    policy_source: of a policy that is given by path. version: the hash of the simulator that named the run.
+    policy_source: of a policy that is given by path. version: that of the driver.
     """
 
     run_id: str
@@ -134,7 +135,7 @@ def _temporary() -> str:
 
 
 def _play(job: Job) -> Played:
-    if job.version != _version():
+    if job.version != version():
         raise _Fault("the worker has another version of the simulator than the driver; install the same on both")
     if not job.desk:
         _look_for_files(job.scenario)
@@ -197,9 +198,9 @@ def _same_file(path: Path, content: bytes) -> bool:
 
 
 @cache
-def _version() -> str:
-    """Of the source that this process has loaded: asked once, early."""
-    return code_digest()
+def version() -> str:
+    """Of the source that this process has loaded: what plays runs, and how they travel (this file)."""
+    return hashlib.sha256(repr(code_digests()).encode() + Path(__file__).read_bytes()).hexdigest()
 
 
 _open: dict[str, Workload] = {}

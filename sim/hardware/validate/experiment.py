@@ -5,9 +5,8 @@ A scenario is fixed when it is first needed, and kept as a file: what is measure
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 import yaml
 
 from sim.common.errors import ConfigError
+from sim.hardware.measure.measurement_folder import read_facts
+from sim.hardware.options import OFFLOADS, check_above_0, check_known
 from sim.profiles.library import Library
 from sim.profiles.profile import Profile
 from sim.scenario.scenario import GIB, Scenario, parse_scenario
@@ -43,16 +44,53 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 
 
-class Tables:
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What to serve and to simulate, and where what is measured is kept. Empty and None: what suits the device."""
+
+    device: str = "cuda"
+    out: Path = Path("validation")
+    models: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
+    policies: tuple[str, ...] = POLICIES
+    duration: float = 90.0
+    repeats: int = 3
+    offload: str = "stream"
+    slots: int = 4
+    max_context: int = 512
+    seed: int = 1
+    profiles: Path | None = None
+    profile_minutes: float = 18.0
+    link_gb_s: float | None = None
+    architectures: Path | None = None
+
+    def complete(self) -> ValidateOptions:
+        """With what suits the device. Raises ConfigError: a value that cannot be."""
+        check_known("--device", (self.device,), MODELS)
+        check_known("--offload", (self.offload,), OFFLOADS)
+        check_known("--workloads", self.workloads, WORKLOADS)
+        check_above_0(duration=self.duration, profile_minutes=self.profile_minutes)
+        # Half of the context is the most of a prompt and of an answer: usual ones fit.
+        least = max(2 * max(WORKLOADS[name]["prompt"], WORKLOADS[name]["output"]) for name in self.workloads)
+        if self.max_context < least:
+            raise ConfigError(f"--max-context: give {least} tokens or more for these workloads")
+        link = self.link_gb_s
+        if link is not None and (self.device != "cpu" or not 0 < link < float("inf")):
+            raise ConfigError("--link-gb-s: give a number above 0, with --device cpu; a GPU has a link of its own")
+        models = self.models or MODELS[self.device]
+        return replace(self, models=models, link_gb_s=LINK_GB_S[self.device] if link is None else link)
+
+
+class DeviceTables:
     """A folder of filled profiles with the tables of one device: what the simulation believes of it."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, options: ValidateOptions) -> None:
         offload = options.offload
         self.folder = folder
         self.library = Library(folder)
         found = [key for key in self.library.table_keys() if key[2].endswith("-stream") == (offload == "stream")]
         if len(found) != 1:
-            raise ConfigError(f"{folder}: {len(found)} tables with offload {offload}; validate.py needs exactly one")
+            raise ConfigError(f"{folder}: {len(found)} tables with offload {offload}; validating needs exactly one")
         self.gpu, self.host, self.engine = found[0]
         self.max_context, self.slots = options.max_context, options.slots
         whole = sum(self._bytes(model) for model in options.models)
@@ -67,9 +105,8 @@ class Tables:
     @property
     def contention(self) -> str:
         """The law that two instances at a time were measured to follow most closely; the default where none was."""
-        file = self.folder.parent / "measured" / "provenance.yaml"
-        told = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return str(told.get("contention", {}).get("closer", "proportional"))
+        facts = read_facts(self.folder.parent / "measured")
+        return str(facts.get("contention", {}).get("closer", "proportional"))
 
     def _bytes(self, model: str) -> int:
         weights = self.library.model_weights(model, QUANTIZATION)
@@ -93,7 +130,7 @@ SETTINGS = (
 )
 
 
-def keep_settings(options: argparse.Namespace) -> None:
+def keep_settings(options: ValidateOptions) -> None:
     """Write down what the experiment in `options.out` is made of. Raises ConfigError: it holds runs of another."""
     file = options.out / "settings.json"
     said = {name: getattr(options, name) for name in SETTINGS}
@@ -118,13 +155,13 @@ def keep_settings(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.out}: {how}; say it as before, or choose another --out")
 
 
-def least_context(workloads: Sequence[str]) -> int:
-    """Tokens of context that hold a usual prompt, and a usual answer, twice: half of it is the most of either."""
-    return max(2 * max(WORKLOADS[name]["prompt"], WORKLOADS[name]["output"]) for name in workloads)
-
-
 def scenario_of(
-    options: argparse.Namespace, tables: Tables, workload: str, policy: str, repeat: int, profiles: Path | None = None
+    options: ValidateOptions,
+    tables: DeviceTables,
+    workload: str,
+    policy: str,
+    repeat: int,
+    profiles: Path | None = None,
 ) -> Scenario:
     """What both worlds play: in each repeat other requests of the same kind. `profiles`: to simulate with these.
 
@@ -134,7 +171,7 @@ def scenario_of(
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(_content(options, tables, workload), sort_keys=False, width=120)
-        file.write_text(f"# What validate.py serves for real, and simulates.\n{text}", encoding="utf-8")
+        file.write_text(f"# What `validate` serves for real, and simulates.\n{text}", encoding="utf-8")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     content["cluster"]["gpu_reserve_gib"] = tables.reserve_gib  # of the device as it is measured by now
     content["sharing"]["contention"] = tables.contention
@@ -142,7 +179,7 @@ def scenario_of(
     return parse_scenario(content, content["name"])
 
 
-def _content(options: argparse.Namespace, tables: Tables, workload: str) -> dict[str, Any]:
+def _content(options: ValidateOptions, tables: DeviceTables, workload: str) -> dict[str, Any]:
     """The experiment as a scenario file holds it, under the first policy."""
     shape = WORKLOADS[workload]
     shares = np.array(shape["shares"][: len(options.models)], dtype=float)

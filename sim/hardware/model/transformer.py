@@ -8,7 +8,7 @@ prompts and decoding sequences together. It has no tokeniser and no sampling: th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from real.device import Device
-from real.weights import ARCHITECTURES, Architecture, HostWeights, architectures, views
-
-__all__ = [
-    "ARCHITECTURES", "Architecture", "HostWeights", "Instance", "Item", "architectures", "fill_slots", "random_tokens",
-]  # fmt: skip
+from sim.common.rng import stream
+from sim.hardware.model.device import Device
+from sim.hardware.model.weights import DecoderShape, HostWeights, random_numbers, views
 
 _EPSILON = 1e-6
 
@@ -96,7 +93,7 @@ class Streamer:
         self.device.give_back(blocks)
 
 
-class Instance:
+class Transformer:
     """A model with `layers` of its layers on the device and KV slots for `slots` sequences of `max_context` tokens.
 
     A layer's KV lies where the layer is computed. Raises DeviceMemoryError when device memory does not hold it.
@@ -112,7 +109,6 @@ class Instance:
         self._blocks: list[torch.Tensor] = []
         self._streamer: Streamer | None = None
         self._rotations: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.loaded = False
 
     # --- load and free
 
@@ -131,7 +127,7 @@ class Instance:
         self._host_kv.zero_()
         self._host_layers = self.shape.layers - on_device
         angles = _angles(shape, self.max_context)
-        for kind in {"cpu", self.device.kind}:
+        for kind in dict.fromkeys(("cpu", self.device.kind)):
             table = angles.to(self.weights.dtype).to(self.device.torch if kind == self.device.kind else "cpu")
             self._rotations[kind] = (table[0], table[1])
         if self.first and self.offload == "stream":
@@ -146,7 +142,7 @@ class Instance:
     def copy_weights(self, source: Path | None = None) -> None:
         """Bring the device's part of the weights there, from host memory or from a safetensors file."""
         moving = [*self.weights.layers[self.first :], *([self.weights.head] if self.full else [])]
-        targets = self._flat.split([tensor.numel() for tensor in moving]) if moving else ()
+        targets: Sequence[torch.Tensor] = self._flat.split([tensor.numel() for tensor in moving]) if moving else ()
         if source is None:
             for target, tensor in zip(targets, moving, strict=True):
                 self.device.copy(target, tensor)
@@ -160,7 +156,6 @@ class Instance:
         here = dict(zip(range(self.first, self.shape.layers), targets, strict=False))
         self._layers = [views(here.get(n, self.weights.layers[n]), shapes) for n in range(self.shape.layers)]
         self._head = views(targets[-1] if self.full else self.weights.head, self.shape.head_shapes)
-        self.loaded = True
 
     def load(self) -> None:
         """Reserve memory and copy the weights from host memory."""
@@ -169,7 +164,6 @@ class Instance:
 
     def free(self) -> None:
         """Give all memory back."""
-        self.loaded = False
         self._layers, self._head, self._rotations = [], {}, {}
         self._flat = self._device_kv = self._host_kv = torch.empty(0)
         if self._streamer is not None:
@@ -178,6 +172,15 @@ class Instance:
         self.device.give_back(self._blocks)
 
     # --- KV
+
+    def fill_kv(self, seed: int) -> None:
+        """Random numbers in all KV; their period is odd, so that no two layers are alike."""
+        noise = random_numbers((1 << 20) - 1, seed, "kv").to(self.weights.dtype)
+        for kv in (self._device_kv, self._host_kv):
+            flat, there = kv.view(-1), noise.to(kv.device)
+            for start in range(0, flat.numel(), noise.numel()):
+                part = flat[start : start + noise.numel()]
+                part.copy_(there[: part.numel()])
 
     def recut(self, slots: int, max_context: int) -> None:
         """The same KV memory as `slots` of `max_context` tokens; what was in it means nothing any more."""
@@ -223,9 +226,12 @@ class Instance:
 
     # --- computing
 
-    @torch.inference_mode()
     def forward(self, items: list[Item]) -> list[int]:
         """One iteration; the next token of each item, in order."""
+        with torch.inference_mode():
+            return self._forward(items)
+
+    def _forward(self, items: list[Item]) -> list[int]:
         shape, device = self.shape, self.device
         lengths = [len(item.tokens) for item in items]
         ids = torch.tensor([token for item in items for token in item.tokens])
@@ -283,7 +289,7 @@ def _norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, weight.shape, weight, _EPSILON)
 
 
-def _angles(shape: Architecture, positions: int) -> torch.Tensor:
+def _angles(shape: DecoderShape, positions: int) -> torch.Tensor:
     """(cos or sin, position, dimension)."""
     frequencies = 1e-4 ** (torch.arange(0, shape.head_dim, 2) / shape.head_dim)
     angles = torch.outer(torch.arange(positions), frequencies)
@@ -341,18 +347,7 @@ def _grouped(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: to
     return out.reshape(count, keys.shape[1], groups, tokens, width).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def random_tokens(shape: Architecture, count: int, seed: int) -> list[int]:
+def random_tokens(shape: DecoderShape, count: int, seed: int) -> list[int]:
     """Prompt tokens for measurements."""
-    return torch.randint(shape.vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def fill_slots(instance: Instance, contexts: Iterable[int], seed: int = 0) -> list[Item]:
-    """Random KV of these lengths in slots 0, 1, ...; the items of the decode step that follows."""
-    generator = torch.Generator().manual_seed(seed)
-    items = []
-    for slot, context in enumerate(contexts):
-        for kv in (instance._device_kv, instance._host_kv):
-            part = kv[:, :, slot, :, :context]
-            part.copy_(torch.randn(part.shape[2:], generator=generator))
-        items.append(Item(slot, random_tokens(instance.shape, 1, seed + slot), context))
-    return items
+    tokens: list[int] = stream(seed, "prompt").integers(shape.vocab, size=count).tolist()
+    return tokens

@@ -1,13 +1,11 @@
 """Predicted against measured: the same scenarios in real time on the live server, and in the simulator.
 
-validate.py calls it, with tables that were measured on the device itself. What was played is stored run by run.
+The tables were measured on the device itself. What was played is stored run by run. program.py calls it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,46 +13,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import strftime
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from real.device import Device
-from real.experiment import SPARE_BYTES, Tables, scenario_of
-from real.llm import ARCHITECTURES, HostWeights, architectures
-from real.server import LiveServer
 from sim.common.errors import ConfigError
 from sim.engine.engine import Outcome, simulate
+from sim.hardware.measure.measurement_folder import read_facts
+from sim.hardware.model.device import Device
+from sim.hardware.model.weights import HostWeights, architectures
+from sim.hardware.server.server import LiveServer
+from sim.hardware.validate.experiment import SPARE_BYTES, DeviceTables, ValidateOptions, scenario_of
 from sim.results.request_table import request_table
 
-console = Console(highlight=False)
-_SCRIPTS = Path(__file__).resolve().parent.parent
 _POINT_S = 0.7  # of a profile's pass for one point
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
-def profiled(options: argparse.Namespace, repeat: int) -> Path:
-    """The folder of tables of this device. Measured by profile_gpu.py, once more for each repeat."""
+def profiled(options: ValidateOptions, repeat: int) -> Path:
+    """The folder of tables of this device. Measured by `profile measure`, once more for each repeat."""
     if options.profiles is not None:
-        return Path(options.profiles)
-    folder: Path = options.out / "profiles"
-    provenance = options.out / "measured" / "provenance.yaml"
-    told = yaml.safe_load(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {}
-    passes = int(told.get("passes_done", 0))
+        return options.profiles
+    folder = options.out / "profiles"
+    passes = int(read_facts(options.out / "measured").get("passes_done", 0))
     if passes > repeat and (folder / "tables").is_dir():
         return folder
     most, slots = options.max_context, options.slots
-    command = [sys.executable, str(_SCRIPTS / "profile_gpu.py"), "--device", options.device]
-    command += ["--models", *map(str, options.models), "--offload", options.offload]
-    command += ["--batches", *map(str, sorted({1, min(2, slots), slots})), "--contexts", str(most // 8), str(most)]
-    command += ["--prompts", *(str(most // part) for part in (32, 8, 4, 2, 1)), "--pools", str(most * slots)]
+    command = [sys.executable, "-m", "sim", "profile", "measure", "--device", options.device]
+    command += ["--models", ",".join(options.models), "--offload", options.offload]
+    command += ["--batches", ",".join(map(str, sorted({1, min(2, slots), slots})))]
+    command += ["--contexts", f"{most // 8},{most}", "--pools", str(most * slots)]
+    command += ["--prompts", ",".join(str(most // part) for part in (32, 8, 4, 2, 1))]
     command += ["--max-minutes", str(options.profile_minutes / options.repeats), "--limit-s", str(_POINT_S)]
     command += ["--passes", "1", *(["--again"] if passes else [])]
     command += ["--out", str(options.out / "measured"), "--into", str(folder)]
@@ -65,9 +58,7 @@ def profiled(options: argparse.Namespace, repeat: int) -> Path:
     if subprocess.run(command, check=False).returncode:
         raise ConfigError("the profiler failed; see above")
     for path in folder.glob("tables/*/switch.csv"):  # its instances are threads: it starts no process
-        rows = pd.read_csv(path)
-        rows.start_s = 0.0
-        rows.to_csv(path, index=False)
+        pd.read_csv(path).assign(start_s=0.0).to_csv(path, index=False)
     return folder
 
 
@@ -91,7 +82,7 @@ def reloads_of(outcome: Outcome) -> dict[str, float]:
     }
 
 
-class Store:
+class MeasuredRuns:
     """What was measured so far, in files of one name a run: an interrupted validation goes on."""
 
     def __init__(self, folder: Path) -> None:
@@ -129,14 +120,16 @@ def compare(live: pd.DataFrame, simulated: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def measure(options: argparse.Namespace, tables: Tables, repeat: int, store: Store) -> None:
+def measure_runs(
+    options: ValidateOptions, tables: DeviceTables, repeat: int, store: MeasuredRuns, console: Console
+) -> None:
     """Play every workload under every policy once, in real time; what is stored already is not played again."""
     wanted = {(w, p): _name(w, p, repeat) for w in options.workloads for p in options.policies}
     todo = [pair for pair, name in wanted.items() if not store.has(name)]
     if not todo:
         return
     device = Device(options.device, tables.budget_bytes + SPARE_BYTES, (options.link_gb_s or 0) * 1e9 or None)
-    shapes = architectures(options.architectures or ARCHITECTURES)
+    shapes = architectures(options.architectures)
     served = {model.lower(): HostWeights(shapes[model], device, torch.bfloat16) for model in options.models}
     for workload, policy in track(todo, f"serving, {repeat + 1} of {options.repeats}", console=console):
         scenario = scenario_of(options, tables, workload, policy, repeat)
@@ -152,7 +145,7 @@ def _name(workload: str, policy: str, repeat: int) -> str:
     return f"live-{workload}-{policy}-{repeat}"
 
 
-def predict(options: argparse.Namespace, tables: Tables, store: Store) -> pd.DataFrame:
+def predict(options: ValidateOptions, tables: DeviceTables, store: MeasuredRuns) -> pd.DataFrame:
     """One row a (workload, policy): what was measured in all its repeats, and what the simulation says of it."""
     rows = []
     for workload in options.workloads:
@@ -186,7 +179,7 @@ def _together(runs: list[dict[str, float]]) -> dict[str, float]:
     return {**sums, "reload_s": reload_s / sums["loads"] if sums["loads"] else float("nan")}
 
 
-def pace_of(steps: pd.DataFrame, tables: Tables) -> float:
+def pace_of(steps: pd.DataFrame, tables: DeviceTables) -> float:
     """How long decode steps with the device to themselves took in a run, over what the tables say of them."""
     if steps.empty:
         return 1.0
@@ -206,111 +199,3 @@ def paced(folder: Path, ratio: float) -> Iterator[Path]:
                 rows[column] *= ratio
                 rows.to_csv(path, index=False)
         yield copy
-
-
-def order_of(rows: pd.DataFrame, column: str) -> str:
-    """The policies of one workload from best to worst, and how much longer each takes than the one before."""
-    means = rows.set_index("policy")[column].sort_values()
-    more = (means / means.shift() - 1.0).map("{:.0%}".format)
-    return " < ".join([means.index[0], *(f"{name} (+{more[name]})" for name in means.index[1:])])
-
-
-def orders(found: pd.DataFrame) -> pd.DataFrame:
-    """The order of policies by mean end-to-end time in each workload, measured and predicted."""
-    rows = []
-    for workload, group in found.groupby("workload", sort=False):
-        columns = {side: f"e2e_s.mean.{side}" for side in ("measured", "predicted")}
-        ranks = [group.sort_values(column).policy.tolist() for column in columns.values()]
-        told = {side: order_of(group, column) for side, column in columns.items()}
-        rows.append({"workload": workload, **told, "same": ranks[0] == ranks[1]})
-    return pd.DataFrame(rows)
-
-
-SHOWN = {
-    "ttft_s.mean": "TTFT mean, s",
-    "tpot_s.mean": "TPOT mean, s",
-    "e2e_s.mean": "E2E mean, s",
-    "e2e_s.p50": "E2E p50, s",
-    "e2e_s.p90": "E2E p90, s",
-}
-
-
-def _shown(found: pd.DataFrame, errors: dict[str, float], title: str) -> Table:
-    """What fits on a terminal: the errors, and of the end-to-end times the values."""
-    columns = {"e2e_s.mean": "E2E", "e2e_s.p90": "p90", "ttft_s.mean": "TTFT", "tpot_s.mean": "TPOT"}
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("workload", "policy"):
-        table.add_column(name, no_wrap=True)
-    for name in ("n", "loads", "E2E, s", *columns.values(), "steps", "paced"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for _, row in found.iterrows():
-        loads, e2e = (
-            f"{row[f'{name}.measured']:.3g}/{row[f'{name}.predicted']:.3g}" for name in ("loads", "e2e_s.mean")
-        )
-        relative = (*(row[f"{name}.error"] for name in columns), row["pace"] - 1, row["paced.e2e_s.mean.error"])
-        shown = (f"{each:+.0%}" for each in relative)
-        table.add_row(row["workload"], row["policy"], f"{row['requests']:.0f}", loads, e2e, *shown)
-    means = (*(errors[name] for name in columns), errors["pace"], errors["paced.e2e_s.mean"])
-    table.add_row("|error|", *[""] * 4, *(f"{each:.0%}" for each in means))
-    return table
-
-
-def report(found: pd.DataFrame, folder: Path, facts: dict[str, Any]) -> None:
-    """Print the table of errors and write it as validation.md and validation.json. "Steps took": so much longer than
-    the tables say; "so paced": the error where the simulator is told so."""
-    header = ["workload", "policy", "requests", "loads", "a reload, s", *SHOWN.values(), "steps took", "E2E, so paced"]
-    lines = []
-    for _, row in found.iterrows():
-        cells = [f"{row[f'{n}.measured']:.3g} / {row[f'{n}.predicted']:.3g} ({row[f'{n}.error']:+.0%})" for n in SHOWN]
-        switches = (f"{row[f'{n}.measured']:.3g} / {row[f'{n}.predicted']:.3g}" for n in ("loads", "reload_s"))
-        machine = (f"{row['pace'] - 1:+.0%}", f"{row['paced.e2e_s.mean.error']:+.0%}")
-        lines.append([row["workload"], row["policy"], f"{row['requests']:.0f}", *switches, *cells, *machine])
-    errors = {name: float(found[f"{name}.error"].abs().mean()) for name in (*SHOWN, "paced.e2e_s.mean")}
-    errors["pace"] = float((found["pace"] - 1).abs().mean())
-    shown = [f"{errors[name]:.1%}" for name in SHOWN]
-    lines.append(
-        ["mean of the errors", "", "", "", "", *shown, f"{errors['pace']:.1%}", f"{errors['paced.e2e_s.mean']:.1%}"]
-    )
-    console.print(_shown(found, errors, f"Measured / predicted, {facts['device']}"))
-    order = orders(found)
-    told = [
-        f"{row['workload']}: measured {row['measured']}; predicted {row['predicted']}: "
-        + ("the same order" if row["same"] else "another order")
-        for _, row in order.iterrows()
-    ]
-    for line in told:
-        console.print(line, soft_wrap=True)
-    text = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    text += ["| " + " | ".join(line) + " |" for line in lines]
-    text += ["", *(f"- {line}" for line in told)]
-    (folder / "validation.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    data = {"facts": facts, "errors": errors, "orders": order.to_dict("records"), "rows": found.to_dict("records")}
-    (folder / "validation.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-    console.print(
-        "E2E: mean end-to-end time, measured/predicted, and its error; p90 of the same; TTFT and TPOT of means.\n"
-        "steps: how much longer decode steps took than the tables say; paced: the error of E2E where the simulator is "
-        "told so.",
-        soft_wrap=True,
-    )
-    console.print(f"written: {folder / 'validation.md'} and {folder / 'validation.json'}")
-
-
-def facts(options: argparse.Namespace, tables: Tables) -> dict[str, Any]:
-    """What the numbers came from."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    return {
-        "device": f"{tables.gpu} in {tables.host}",
-        "date": strftime("%Y-%m-%d"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else "",
-        **{
-            name: getattr(options, name)
-            for name in ("models", "duration", "repeats", "offload", "slots", "seed", "link_gb_s")
-        },
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []

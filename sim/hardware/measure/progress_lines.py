@@ -1,4 +1,4 @@
-"""How a run of profile_gpu.py shows where it is."""
+"""How a run of the profiler shows where it is."""
 
 from __future__ import annotations
 

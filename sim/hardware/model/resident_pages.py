@@ -33,14 +33,14 @@ class _Segment:
 
     @property
     def size(self) -> int:
-        return self.bytes.numel()
+        return int(self.bytes.numel())
 
     @property
     def free(self) -> bool:
         return self.holes == [(0, self.size)]
 
 
-class Arena:
+class ResidentPages:
     """Touched memory in segments, given out by best fit; whole free segments go when all would be above `most`."""
 
     def __init__(self, most: int) -> None:
@@ -74,7 +74,7 @@ class Arena:
         return block
 
     def give_back(self, block: torch.Tensor) -> None:
-        """The block may be given to somebody else; the caller has dropped what looks into it."""
+        """The block may be handed out again; the caller holds no view of it any more."""
         segment, begin, end = self._taken.pop(block.data_ptr())
         joined: list[tuple[int, int]] = []
         for low, high in sorted([*segment.holes, (begin, end)]):

@@ -1,6 +1,6 @@
 """Continuous batching of server.py: who enters a batch, what one iteration computes, what came out of it.
 
-Its own code and not the simulator's serving, so that validate.py compares two things. Calls are made in the control
+Its own code and not the simulator's serving, so that `validate` compares two things. Calls are made in the control
 thread; the work is done by the instance's threads. Records and their accounts are those of sim/core/state/instance.py.
 """
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from real.llm import Item
 from sim.core.kv import KvMoves
 from sim.core.state.instance import DRAINING, READY, STOPPING, Instance
 from sim.core.state.leap import sequence_blocks
 from sim.core.state.request import COMPLETED, KV_TRANSFER, PREEMPTED, PREFILL, QUEUED, RECOMPUTE, Request
+from sim.hardware.model.transformer import Item
 
 if TYPE_CHECKING:
-    from real.server import LiveServer, Side
+    from sim.hardware.server.server import LiveInstance, LiveServer
 
 
 class SavedKv(KvMoves):
@@ -87,7 +87,7 @@ class LiveServing:
             self._admit(instance, side)
         self._iterate(instance, side)
 
-    def _admit(self, instance: Instance, side: Side) -> None:
+    def _admit(self, instance: Instance, side: LiveInstance) -> None:
         """Waiting sequences enter in their order while there is a slot, KV memory and room in the iteration."""
         chunked = self.options.prefill == "chunked"
         budget = self.options.prefill_tokens - (len(instance.decoding) if chunked else 0)
@@ -125,7 +125,7 @@ class LiveServing:
                 left -= tokens
         return chunks
 
-    def _iterate(self, instance: Instance, side: Side) -> None:
+    def _iterate(self, instance: Instance, side: LiveInstance) -> None:
         chunks = self._chunks(instance)
         decoding = [] if chunks and self.options.prefill == "first" else list(instance.decoding.values())
         if not chunks and not decoding:
@@ -134,8 +134,8 @@ class LiveServing:
         texts = self.server.texts
         items = []
         for request, tokens in chunks:
-            done = request.computed_tokens
-            items.append(Item(side.slots[request.index], texts[request.index][done : done + tokens], done))
+            begin = request.computed_tokens
+            items.append(Item(side.slots[request.index], texts[request.index][begin : begin + tokens], begin))
         for request in decoding:
             text = texts[request.index]
             items.append(Item(side.slots[request.index], text[-1:], len(text) - 1))
@@ -155,7 +155,7 @@ class LiveServing:
     def _done(
         self,
         instance: Instance,
-        side: Side,
+        side: LiveInstance,
         chunks: list[tuple[Request, int]],
         decoding: list[Request],
         tokens: list[int],
@@ -186,7 +186,7 @@ class LiveServing:
                 self._first_token(instance, side, request, token)
         self.world.touch(instance)
 
-    def _first_token(self, instance: Instance, side: Side, request: Request, token: int) -> None:
+    def _first_token(self, instance: Instance, side: LiveInstance, request: Request, token: int) -> None:
         now_s = self.clock.now_s
         self.server.texts[request.index].append(token)
         instance.release(request.context)
@@ -206,7 +206,7 @@ class LiveServing:
         else:
             instance.start_decoding(request, now_s)
 
-    def _complete(self, instance: Instance, side: Side, request: Request) -> None:
+    def _complete(self, instance: Instance, side: LiveInstance, request: Request) -> None:
         instance.release(request.context)
         instance.sequences -= 1
         side.drop_slot(request)
@@ -247,7 +247,7 @@ class LiveServing:
 
     # --- KV moves
 
-    def _preempt_as_asked(self, instance: Instance, side: Side) -> None:
+    def _preempt_as_asked(self, instance: Instance, side: LiveInstance) -> None:
         """Take out the sequences that the policy wants out; they wait in the cluster's queue."""
         asked, instance.preempt_next = instance.preempt_next, {}
         found = [request for request in (*instance.decoding.values(), *instance.prefilling) if request.index in asked]
@@ -303,7 +303,7 @@ class LiveServing:
 
         side.mover.do(copy, done)
 
-    def _restore(self, instance: Instance, side: Side, request: Request, slot: int) -> None:
+    def _restore(self, instance: Instance, side: LiveInstance, request: Request, slot: int) -> None:
         request.enter(KV_TRANSFER, self.clock.now_s)
         instance.restoring[request.index] = request
         buffer = self.kv.buffers[request.index]

@@ -24,7 +24,7 @@ from sim.core.state.machines import Gpu
 from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
 
 if TYPE_CHECKING:
-    from real.server import LiveServer
+    from sim.hardware.server.server import LiveServer
 
 
 class LiveLoading:

@@ -1,6 +1,6 @@
 """The shapes of models and their weights in host memory: random, one flat tensor a layer and one for the head.
 
-Shapes are those of profiles/architectures.csv. Used by llm.py, which computes with them.
+Shapes are those of profiles/architectures.csv. transformer.py computes with them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from real.device import Device
+from sim.common.data_files import data_folder
+from sim.common.rng import stream
+from sim.hardware.model.device import Device
 
-ARCHITECTURES = Path(__file__).resolve().parent.parent.parent / "profiles" / "architectures.csv"
 _NOISE = 1 << 22  # random numbers that weights repeat; each layer begins elsewhere, so that no two are alike
 
 
 @dataclass(frozen=True)
-class Architecture:
+class DecoderShape:
     """The shape of a model, from profiles/architectures.csv."""
 
     model: str
@@ -65,19 +66,18 @@ class Architecture:
         return layers * self.layer_bytes(itemsize) + (self.head_bytes(itemsize) if layers == self.layers else 0)
 
 
-_NUMBERS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
+_NUMBERS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_context")
 
 
-def architectures(path: Path = ARCHITECTURES) -> dict[str, Architecture]:
-    """All shapes that are known, by model."""
-    with path.open(newline="", encoding="utf-8") as file:
+def architectures(path: Path | None = None) -> dict[str, DecoderShape]:
+    """All shapes of a CSV file, by model; of profiles/architectures.csv by default."""
+    with (path or data_folder("profiles") / "architectures.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
-        row["model"]: Architecture(
-            row["model"],
-            *(int(row[name]) for name in _NUMBERS),
+        row["model"]: DecoderShape(
+            model=row["model"],
             tied=row["tied"] == "yes",
-            max_context=int(row["max_context"]),
+            **{name: int(row[name]) for name in _NUMBERS},
         )
         for row in rows
     }
@@ -96,12 +96,11 @@ def views(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
 class HostWeights:
     """A model's weights in host memory, one flat tensor a layer (and one for the head): random, never zero."""
 
-    def __init__(self, shape: Architecture, device: Device, dtype: torch.dtype, pinned: bool = True) -> None:
+    def __init__(self, shape: DecoderShape, device: Device, dtype: torch.dtype, pinned: bool = True) -> None:
         self.shape = shape
         self.dtype = dtype
         item = dtype.itemsize
-        generator = torch.Generator().manual_seed(sum(shape.model.encode()))
-        noise = (torch.randn(_NOISE - 1, generator=generator) * shape.hidden**-0.5).to(dtype)
+        noise = (random_numbers(_NOISE - 1, 0, shape.model) * shape.hidden**-0.5).to(dtype)
         self.layers = [
             _random(device.host_empty(shape.layer_bytes(item), pinned).view(dtype), noise, shape.layer_shapes, number)
             for number in range(shape.layers)
@@ -113,6 +112,11 @@ class HostWeights:
         """Write all weights as one safetensors file."""
         tensors = {f"layer.{number}": layer for number, layer in enumerate(self.layers)}
         save_file({**tensors, "head": self.head}, path)
+
+
+def random_numbers(count: int, seed: int, name: str) -> torch.Tensor:
+    """So many of a standard normal distribution, from the stream `name` of `seed`."""
+    return torch.from_numpy(stream(seed, name).standard_normal(count)).float()
 
 
 def _random(flat: torch.Tensor, noise: torch.Tensor, shapes: dict[str, tuple[int, ...]], number: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""A small real server of many models on one device, under a policy of `policies/`: what validate.py measures.
+"""A small real server of many models on one device, under a policy of `policies/`: what `validate` measures.
 
-Threads run real tensors (llm.py): continuous batching, partial residency, loads and unloads within a memory
+Threads run real tensors (transformer.py): continuous batching, partial residency, loads and unloads within a memory
 budget, KV saved and restored. The policy sees the same views and acts through the same gate as in the simulator; so
 requests, instances and accounts are the simulator's plain records. Nothing here takes a time from a profile: every
 clock is real. One thread decides, each instance has a thread that computes and one that moves bytes.
@@ -11,23 +11,28 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
-import sim.state
 import torch
 
-from real.device import Device
-from real.llm import HostWeights, Instance
-from real.loading import LiveLoading
-from real.serving import LiveServing
+from sim.core.clock import SimClock
+from sim.core.loading import Loading
 from sim.core.record.recorder import Recorder
+from sim.core.serving import Serving
+from sim.core.state.instance import Instance
 from sim.core.state.request import IMPOSSIBLE, TIMED_OUT, Request
 from sim.core.world import Changes, World
 from sim.engine.ask_policy import Asking
 from sim.engine.engine import Outcome, prepare
 from sim.engine.validate_action import Gate
+from sim.hardware.model.device import Device
+from sim.hardware.model.transformer import Transformer
+from sim.hardware.model.weights import HostWeights
+from sim.hardware.server.loading import LiveLoading
+from sim.hardware.server.serving import LiveServing
 from sim.policy.interface.estimates import Estimates
 from sim.policy.interface.models import Views
 from sim.scenario.scenario import Scenario
@@ -70,7 +75,7 @@ class LiveClock:
         return self._timers[0][0] if self._timers else None
 
 
-class Worker:
+class WorkerThread:
     """A thread with a queue of jobs, bound to the device's core or to the host's; results go to the control thread."""
 
     def __init__(self, server: LiveServer, name: str, on_host: bool) -> None:
@@ -102,7 +107,7 @@ class Worker:
                     self.server.post(_raiser(error))
                     return
                 seconds = perf_counter() - begin_s
-                self.server.post(lambda then=then, result=result, seconds=seconds: then(result, seconds))
+                self.server.post(partial(then, result, seconds))
 
 
 def _raiser(error: BaseException) -> Callable[[], None]:
@@ -112,18 +117,18 @@ def _raiser(error: BaseException) -> Callable[[], None]:
     return fail
 
 
-class Side:
+class LiveInstance:
     """The real side of an instance: its tensors, its threads, and which sequence has which KV slot."""
 
-    def __init__(self, server: LiveServer, instance: sim.core.state.instance.Instance) -> None:
+    def __init__(self, server: LiveServer, instance: Instance) -> None:
         model = instance.model
         kv_tokens = instance.kv_blocks * instance.block_tokens
         slots = min(instance.max_sequences, kv_tokens // model.max_context)
-        self.real = Instance(
+        self.real = Transformer(
             server.weights[model.name], server.device, instance.layers, slots, model.max_context, server.offload
         )
-        self.compute = Worker(server, f"computes {instance.number}", on_host=False)
-        self.mover = Worker(server, f"moves {instance.number}", on_host=True)
+        self.compute = WorkerThread(server, f"computes {instance.number}", on_host=False)
+        self.mover = WorkerThread(server, f"moves {instance.number}", on_host=True)
         self.free_slots = list(range(slots))
         self.slots: dict[int, int] = {}  # by request
         self.busy = False
@@ -160,15 +165,16 @@ class LiveServer:
         self.check, self.keep = check, keep
         self.answers: dict[int, list[int]] = {}
         self.policy, self.cluster, _ = prepare(scenario)
-        self.clock: Any = LiveClock()
-        self.world = World(self.clock, self.cluster, scenario.engine, scenario.sharing, Recorder())
-        self.sides: dict[int, Side] = {}
+        # World and Gate name the engine's classes; the server's own do what those are asked for.
+        self.clock = LiveClock()
+        self.world = World(cast(SimClock, self.clock), self.cluster, scenario.engine, scenario.sharing, Recorder())
+        self.sides: dict[int, LiveInstance] = {}
         self.texts: dict[int, list[int]] = {}  # token ids of each request in flight: its prompt, then its answer
-        self.serving: Any = LiveServing(self)
-        self.loading: Any = LiveLoading(self)
+        self.serving, self.loading = LiveServing(self), LiveLoading(self)
         self.estimates = Estimates(scenario.predictor, scenario.seed, len(self.cluster.models))
         views = Views(self.world, self.estimates)
-        gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
+        parts = cast(Serving, self.serving), cast(Loading, self.loading)
+        gate = Gate(self.world, *parts, scenario.policy.name, self._wake_at)
         self.asking = Asking(self.world, views, gate, scenario.policy.name)
         self._posts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._in_flight: dict[int, Request] = {}
@@ -177,13 +183,13 @@ class LiveServer:
         """From any thread: have the control thread make this call."""
         self._posts.put(call)
 
-    def side(self, instance: sim.core.state.instance.Instance) -> Side:
+    def side(self, instance: Instance) -> LiveInstance:
         """The real side of an instance, made with its threads when it is first asked for."""
         if instance.number not in self.sides:
-            self.sides[instance.number] = Side(self, instance)
+            self.sides[instance.number] = LiveInstance(self, instance)
         return self.sides[instance.number]
 
-    def forget(self, instance: sim.core.state.instance.Instance) -> None:
+    def forget(self, instance: Instance) -> None:
         """The instance's memory is given back: nothing real is left of it."""
         self.sides.pop(instance.number).close()
 

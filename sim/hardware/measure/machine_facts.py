@@ -1,4 +1,4 @@
-"""The device that profile_gpu.py measures, and what it says of the machine: CPU, memory, PCIe, versions, clocks.
+"""The device that is measured, and what the machine says of itself: CPU, memory, PCIe, versions, clocks.
 
 Looks, never sets. Where a fact cannot be had (no nvidia-smi, no /proc) it is left out.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real.device import Device, free_bytes
 
+from sim.common.data_files import data_folder, is_source_tree
 from sim.common.errors import ConfigError
+from sim.hardware.model.device import Device, free_bytes
 from sim.profiles.library import Library
 from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
+from sim.scenario.scenario import GIB
 
-GIB = 2**30
-ROOT = Path(__file__).resolve().parent.parent.parent
 _WORKSPACE_BYTES = 3 * GIB // 2  # of a GPU, for what computing itself needs
 _CPU_BUDGET_GIB = 3.0
 _SAME_MEMORY = 0.1  # a driver keeps some memory for itself
@@ -88,15 +89,12 @@ def clocks(device: Device) -> dict[str, str]:
 
 
 def _commit() -> str:
+    """Of the source tree; a package that is installed has none."""
+    if not is_source_tree():
+        return ""
+    command, root = ["git", "describe", "--always", "--dirty"], data_folder("profiles").parent
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=20,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
@@ -105,14 +103,14 @@ def _commit() -> str:
 def memory_gib(device: Device) -> float:
     """All of a GPU's memory; of the CPU in its place what it may take."""
     if device.is_cuda:
-        return round(torch.cuda.get_device_properties(device.torch).total_memory / GIB, 2)
+        return float(round(torch.cuda.get_device_properties(device.torch).total_memory / GIB, 2))
     return round(device.budget_bytes / GIB, 2)
 
 
 def names(device: Device, gpu: str | None, host: str | None) -> tuple[str, str]:
     """(gpu, host): as asked for, or as profiles/ calls them; one that is there with other memory gets another name."""
-    library = Library(ROOT / "profiles")
-    hosts = known_hosts(ROOT / "profiles" / "nodes.csv")
+    library = Library()
+    hosts = known_hosts(library.folder / "nodes.csv")
     host = host or _told_apart(
         host_slug(cpu_name(), hosts), {k: v.memory_bytes for k, v in library.hosts.items()}, all_host_bytes()
     )
@@ -125,6 +123,11 @@ def names(device: Device, gpu: str | None, host: str | None) -> tuple[str, str]:
 def _told_apart(slug: str, known: Mapping[str, float], memory_bytes: float) -> str:
     same = slug not in known or abs(memory_bytes / known[slug] - 1) <= _SAME_MEMORY
     return slug if same else f"{slug}-{round(memory_bytes / GIB)}gb"
+
+
+def command(*without: str) -> str:
+    """How this program was started, but for some options."""
+    return shlex.join(["python", "-m", "sim", *(each for each in sys.argv[1:] if each not in without)])
 
 
 def facts(device: Device, gpu: str, host: str) -> dict[str, Any]:
@@ -151,6 +154,6 @@ def facts(device: Device, gpu: str, host: str) -> dict[str, Any]:
         },
         "pcie": query(device, _PCIE),
         "threads": torch.get_num_threads(),
-        "command": " ".join(["python", "scripts/profile_gpu.py", *sys.argv[1:]]),
+        "command": command(),
         "commit": _commit(),
     }

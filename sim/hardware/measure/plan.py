@@ -1,6 +1,6 @@
-"""What profile_gpu.py measures, what of it matters most, and how long it will take on this device.
+"""What is measured, what of it matters most, and how long it will take on this device.
 
-Every point has a rank: 0 is needed for any table, higher ranks add detail. `Pace` times a slice of a model, two layers
+Every point has a rank: 0 is needed for any table, higher ranks add detail. `pace` times a slice of a model, two layers
 of it, so that the cost of everything is known before anything large is loaded; ranks are left out from the top until
 the rest ends in time. Nothing here writes.
 """
@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
-from real.device import Device
-from real.llm import Architecture, HostWeights, Instance, Item, random_tokens
+
+from sim.hardware.model.device import Device
+from sim.hardware.model.transformer import Item, Transformer, random_tokens
+from sim.hardware.model.weights import DecoderShape, HostWeights
 
 _MOST_TOKENS = 1 << 16  # of a batch: more KV tells nothing new
 PAPER = (0.92, 0.94, 0.96, 0.98)  # residencies at which published curves bend
 
 
 @dataclass(frozen=True)
-class Grid:
+class MeasurementGrid:
     """Knots. `limit_s`: how long one point may be repeated, `most`: how often."""
 
     shares: tuple[float, ...]
@@ -38,19 +40,19 @@ class Grid:
 
 _TENTHS = tuple(step / 10 for step in range(11))
 GRIDS = {
-    ("cuda", True): Grid(
+    ("cuda", True): MeasurementGrid(
         (0.0, 0.5, *PAPER, 1.0), (1, 4, 16), (128, 2048), (64, 512, 2048), (512,), (512, 2048, 4096), (4096,),
         0.8, 12, 256 << 20, 1 << 30,
     ),
-    ("cuda", False): Grid(
+    ("cuda", False): MeasurementGrid(
         (*_TENTHS, *PAPER), (1, 2, 4, 8, 16, 32), (128, 1024, 4096, 8192), (32, 128, 512, 2048, 4096, 8192),
         (256, 512, 2048), (256, 1024, 4096, 8192), (4096, 32768), 3.0, 30, 1 << 30, 4 << 30,
     ),
-    ("cpu", True): Grid(
+    ("cpu", True): MeasurementGrid(
         (0.0, 0.5, *PAPER, 1.0), (1, 4), (64, 512), (32, 128, 384), (128,), (128, 512, 1024), (1024,),
         0.8, 8, 64 << 20, 256 << 20,
     ),
-    ("cpu", False): Grid(
+    ("cpu", False): MeasurementGrid(
         (*_TENTHS, *PAPER), (1, 2, 4, 8), (64, 256, 1024), (32, 128, 512, 1024), (64, 256), (128, 512, 2048),
         (1024, 4096), 2.0, 20, 256 << 20, 1 << 30,
     ),
@@ -61,7 +63,7 @@ Group = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
-class Point:
+class PlannedPoint:
     """One thing to measure. `tokens`: context, prompt, or KV tokens; `seconds`: about how long measuring takes."""
 
     part: str  # decode, prefill, cycle (reserve, reload, free), kv
@@ -95,7 +97,9 @@ def knots(layers: int, shares: Sequence[float], most: int) -> list[int]:
     return sorted({min(each, most) for each in found if each >= 0})
 
 
-def decode_points(shape: Architecture, grid: Grid, offload: str, most: int, whole: bool = True) -> Iterator[Point]:
+def decode_points(
+    shape: DecoderShape, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
+) -> Iterator[PlannedPoint]:
     """`whole`: with all layers on the device too, where it is the same however the others would run."""
     contexts = [each for each in grid.contexts if each <= shape.max_context]
     middle = min(round(shape.layers / 2), most)
@@ -119,10 +123,12 @@ def decode_points(shape: Architecture, grid: Grid, offload: str, most: int, whol
                     rank = 1
                 if edge and corner:
                     rank = 0
-                yield Point("decode", shape.model, offload, layers, rank, batch, context)
+                yield PlannedPoint("decode", shape.model, offload, layers, rank, batch, context)
 
 
-def prefill_points(shape: Architecture, grid: Grid, offload: str, most: int, whole: bool = True) -> Iterator[Point]:
+def prefill_points(
+    shape: DecoderShape, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
+) -> Iterator[PlannedPoint]:
     """`whole`: with all layers on the device too, where it is the same however the others would run."""
     prompts = [each for each in grid.prompts if each <= shape.max_context]
     middle = min(round(shape.layers / 2), most)
@@ -132,50 +138,50 @@ def prefill_points(shape: Architecture, grid: Grid, offload: str, most: int, who
         for place, tokens in enumerate(prompts):
             central = place == len(prompts) // 2
             rank = {0: 1, most: 1, middle: 2}.get(layers, 5) - (1 if central and layers in (0, most) else 0)
-            yield Point("prefill", shape.model, offload, layers, rank, tokens=tokens)
+            yield PlannedPoint("prefill", shape.model, offload, layers, rank, tokens=tokens)
             for chunk in grid.chunks:
                 if chunk < tokens and layers in (0, middle, most) and tokens == prompts[-1]:
                     chunk_rank = {most: 1, 0: 3}.get(layers, 5)
-                    yield Point("prefill", shape.model, offload, layers, chunk_rank, tokens=tokens, chunk=chunk)
+                    yield PlannedPoint("prefill", shape.model, offload, layers, chunk_rank, tokens=tokens, chunk=chunk)
 
 
-def switch_points(shape: Architecture, grid: Grid, most: int, smallest: bool) -> Iterator[Point]:
+def switch_points(shape: DecoderShape, grid: MeasurementGrid, most: int, smallest: bool) -> Iterator[PlannedPoint]:
     places = {most: 0, round(most / 2): 0, round(most / 4): 2, round(most * 3 / 4): 3}
     for layers, rank in places.items():
         if layers:
-            yield Point("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="pinned")
-            yield Point("cycle", shape.model, "cpu", layers, rank + 1, tokens=grid.pools[0], path="pageable")
+            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="pinned")
+            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank + 1, tokens=grid.pools[0], path="pageable")
     for pool in grid.pools[1:]:
-        yield Point("cycle", shape.model, "cpu", most, 2, tokens=pool, path="pinned")
+        yield PlannedPoint("cycle", shape.model, "cpu", most, 2, tokens=pool, path="pinned")
     for layers in (most, round(most / 2)):
         if layers:
             rank = 1 if smallest else 3
-            yield Point("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="disk")
+            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="disk")
     for tokens in grid.kv_tokens:
         if tokens <= shape.max_context:
-            yield Point(
+            yield PlannedPoint(
                 "kv", shape.model, "cpu", most, 0 if tokens > grid.kv_tokens[0] else 1, 1, tokens, None, "pinned"
             )
-            yield Point("kv", shape.model, "cpu", most, 2, tokens=tokens, path="pageable")
+            yield PlannedPoint("kv", shape.model, "cpu", most, 2, tokens=tokens, path="pageable")
 
 
 # --- memory
 
 
-def device_bytes(shape: Architecture, layers: int, offload: str, pool: int, item: int = 2) -> int:
+def device_bytes(shape: DecoderShape, layers: int, offload: str, pool: int, item: int = 2) -> int:
     """Device memory of an instance with KV for `pool` tokens."""
     on_device = shape.layers if offload == "stream" else layers
     staging = 2 * shape.layer_bytes(item) if offload == "stream" and layers < shape.layers else 0
     return shape.weight_bytes(layers, item) + staging + on_device * pool * shape.kv_bytes_per_token_layer(item)
 
 
-def most_layers(shape: Architecture, budget_bytes: int, pool: int) -> int | None:
+def most_layers(shape: DecoderShape, budget_bytes: int, pool: int) -> int | None:
     """The most layers that fit beside KV for `pool` tokens; None: not even none of them."""
     fitting = [n for n in range(shape.layers + 1) if device_bytes(shape, n, "cpu", pool) <= budget_bytes]
     return max(fitting) if fitting else None
 
 
-def host_bytes(shape: Architecture, point: Point, on_device: int, cuda: bool, item: int = 2) -> int:
+def host_bytes(shape: DecoderShape, point: PlannedPoint, on_device: int, cuda: bool, item: int = 2) -> int:
     """Host memory for measuring a point: weights, KV of host layers or a saved KV; on the CPU the device's too."""
     outside = shape.layers - point.layers if point.offload == "cpu" else 0
     layers = max(outside, 2 * point.layers if point.part == "kv" else 0)  # torch rounds pinned memory up
@@ -187,7 +193,7 @@ def host_bytes(shape: Architecture, point: Point, on_device: int, cuda: bool, it
 
 
 @dataclass(frozen=True)
-class Side:
+class LayerPace:
     """Seconds of one layer on the device or the host."""
 
     one_s: float
@@ -202,17 +208,17 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Pace:
+class ModelPace:
     """How quick a model's layers are on this machine. GB/s are bytes per second here."""
 
-    shape: Architecture
-    device: Side
-    host: Side
+    shape: DecoderShape
+    device: LayerPace
+    host: LayerPace
     link_bytes_per_s: float
     disk_bytes_per_s: float
     load_bytes_per_s: float  # into memory that was just reserved, freeing included
 
-    def seconds(self, point: Point, grid: Grid) -> float:
+    def seconds(self, point: PlannedPoint, grid: MeasurementGrid) -> float:
         """About how long it takes to measure a point, warm-up and repeats included."""
         shape, layers = self.shape, point.layers
         if point.part == "cycle":
@@ -226,7 +232,7 @@ class Pace:
         once_s = self._once_s(point)
         return once_s * (1.3 + min(max(grid.limit_s / once_s, 2.5), grid.most / 2))
 
-    def _once_s(self, point: Point) -> float:
+    def _once_s(self, point: PlannedPoint) -> float:
         shape, outside = self.shape, self.shape.layers - point.layers
         if point.part == "decode":
             mine, theirs = (side.step_s(point.batch, point.tokens) for side in (self.device, self.host))
@@ -245,20 +251,24 @@ class Pace:
         return 0.05 + 1.5 * size / self.load_bytes_per_s
 
 
-def pace(shape: Architecture, device: Device, dtype: torch.dtype, grid: Grid, rates: tuple[float, float]) -> Pace:
+def pace(
+    shape: DecoderShape, device: Device, dtype: torch.dtype, grid: MeasurementGrid, rates: tuple[float, float]
+) -> ModelPace:
     """Time two layers of the model on the device and on the host. `rates`: link and disk, bytes per second."""
     slice_ = replace(shape, layers=2, vocab=256, tied=True)
     weights = HostWeights(slice_, device, dtype)
     context = min(grid.contexts[-1], shape.max_context, max(grid.contexts[0], _MOST_TOKENS // grid.batches[-1]))
     (mine, load_s), (theirs, _) = (_side(weights, device, layers, grid, context) for layers in (2, 0))
     loaded = device_bytes(slice_, 2, "cpu", grid.batches[-1] * context, dtype.itemsize)
-    return Pace(shape, mine, theirs, *rates, loaded / load_s)
+    return ModelPace(shape, mine, theirs, *rates, loaded / load_s)
 
 
-def _side(weights: HostWeights, device: Device, layers: int, grid: Grid, context: int) -> tuple[Side, float]:
+def _side(
+    weights: HostWeights, device: Device, layers: int, grid: MeasurementGrid, context: int
+) -> tuple[LayerPace, float]:
     """The pace of a side, and the seconds of loading and freeing."""
     many, few = grid.batches[-1], grid.contexts[0]
-    instance, load_s = Instance(weights, device, layers, many, context), 0.0
+    instance, load_s = Transformer(weights, device, layers, many, context), 0.0
     try:
         device.bind(to_host=True)
         begin_s = perf_counter()
@@ -277,7 +287,7 @@ def _side(weights: HostWeights, device: Device, layers: int, grid: Grid, context
         instance.free()
         load_s += perf_counter() - begin_s
     kv_token_s = max(0.0, deep_s - many_s) / (many * max(1, context - few))
-    return Side(one_s, max(one_s, many_s), kv_token_s, prompt_s / len(prompt), many), load_s
+    return LayerPace(one_s, max(one_s, many_s), kv_token_s, prompt_s / len(prompt), many), load_s
 
 
 def _quick_s(action: Callable[[], object]) -> float:
@@ -287,16 +297,18 @@ def _quick_s(action: Callable[[], object]) -> float:
     return perf_counter() - begin_s
 
 
-def affordable(points: Sequence[Point], setup_s: Callable[[Group, int], float], left_s: float) -> list[Point]:
+def affordable(
+    points: Sequence[PlannedPoint], setup_s: Callable[[Group, int], float], left_s: float
+) -> list[PlannedPoint]:
     """What ends within `left_s`, the most important first; all of rank 0 whatever it takes.
 
     `setup_s`(group, KV tokens): what an instance costs beside its points.
     """
-    buckets: dict[tuple[int, Group], list[Point]] = {}
+    buckets: dict[tuple[int, Group], list[PlannedPoint]] = {}
     for point in points:
         buckets.setdefault((point.rank, point.group), []).append(point)
     pools: dict[Group, int] = {}
-    chosen: list[Point] = []
+    chosen: list[PlannedPoint] = []
     for (rank, group), members in sorted(buckets.items(), key=lambda each: each[0][0]):
         before_s = setup_s(group, pools[group]) if group in pools else 0.0
         pool = max(pools.get(group, 0), *(point.pool for point in members))

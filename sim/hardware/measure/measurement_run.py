@@ -1,4 +1,4 @@
-"""One run of profile_gpu.py: checks what fits, plans, measures in order of importance, and keeps all that is measured.
+"""One run of the profiler: checks what fits, plans, measures in order of importance, and keeps all that is measured.
 
 Time: what is estimated beforehand is compared with what it took, and before each instance the least important ranks
 are left out until the rest ends in time. Raises SimError for a user's mistake; what was measured is never lost.
@@ -6,7 +6,6 @@ are left out until the rest ends in time. Raises SimError for a user's mistake; 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,20 +16,22 @@ from time import monotonic
 from typing import Any
 
 import torch
-from real.device import DeviceMemoryError, free_host_bytes
-from real.llm import Architecture, HostWeights, architectures
 from rich.console import Console
 from rich.table import Table
 
-from profiler import beside
-from profiler.facts import GIB, ROOT, clocks, facts, names, open_device
-from profiler.parts import QUANTIZATIONS, Bench, contradictions, save
-from profiler.plan import (
+from sim.common.errors import ConfigError, did_you_mean
+from sim.hardware.measure.contention import ContentionPairs, closest_law, pairs_to_measure
+from sim.hardware.measure.contradictions import contradictions
+from sim.hardware.measure.machine_bandwidths import bandwidths, engine_start, rate
+from sim.hardware.measure.machine_facts import clocks, facts, names, open_device
+from sim.hardware.measure.measurement_folder import MeasurementFolder, default_folder
+from sim.hardware.measure.model_measurements import QUANTIZATIONS, Bench, save
+from sim.hardware.measure.plan import (
     GRIDS,
-    Grid,
     Group,
-    Pace,
-    Point,
+    MeasurementGrid,
+    ModelPace,
+    PlannedPoint,
     affordable,
     decode_points,
     device_bytes,
@@ -40,10 +41,12 @@ from profiler.plan import (
     prefill_points,
     switch_points,
 )
-from profiler.store import Store, default_folder
-from profiler.telling import clock, progress_bar
-from sim.common.errors import ConfigError, did_you_mean
+from sim.hardware.measure.progress_lines import clock, progress_bar
+from sim.hardware.model.device import DeviceMemoryError, free_host_bytes
+from sim.hardware.model.weights import DecoderShape, HostWeights, architectures
+from sim.hardware.options import MeasureOptions
 from sim.profiling.points import ContentionPoint, ModelRow
+from sim.scenario.scenario import GIB
 
 DEFAULT_MODELS = {
     ("cuda", True): ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
@@ -53,24 +56,24 @@ DEFAULT_MODELS = {
 }
 QUICK_MINUTES = {"cuda": 7.0, "cpu": 5.0}
 PASSES = {"cuda": 1, "cpu": 3}  # a core that is shared with others is quicker at one time than at another
-_TELLING = 4  # of the pairs that run beside one another, those that are always measured
+_ALWAYS_PAIRS = 4  # of the pairs that run beside one another, those that are measured whatever time is left
 
 
-class Session:
+class MeasurementRun:
     """A device, the models to measure on it, and the folder that they are measured into."""
 
-    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+    def __init__(self, options: MeasureOptions, console: Console) -> None:
         self.options, self.console = options, console
         self.begin_s = monotonic()
         kind = options.device
         self.device = open_device(kind, options.budget_gib, options.link_gb_s)
         self.passes = options.passes or PASSES[kind]
-        asked = {
+        asked: dict[str, Any] = {
             name: tuple(sorted({*knots}))
             for name in ("batches", "contexts", "prompts", "pools")
             if (knots := getattr(options, name))
         }
-        self.grid: Grid = replace(GRIDS[kind, options.quick], **asked)
+        self.grid: MeasurementGrid = replace(GRIDS[kind, options.quick], **asked)
         limit_s = (options.limit_s or self.grid.limit_s) / self.passes
         self.grid = replace(self.grid, limit_s=limit_s, most=max(3, self.grid.most // self.passes))
         if kind == "cuda" and options.dtype == "bfloat16" and torch.cuda.get_device_capability(0)[0] < 8:
@@ -90,23 +93,23 @@ class Session:
             "date": date.today().isoformat(),
             "dtype": options.dtype,
             "seed": options.seed,
-            "offload": options.offload,
+            "offload": list(options.offload),
         }
         stem = f"{gpu}-{host}-torch"
-        folder = options.out or default_folder(options.into / "measured", stem, date.today().isoformat())
-        self.store = Store(folder, self.known, options.fresh, self.say)
+        folder = options.out or default_folder(options.tables_into / "measured", stem, date.today().isoformat())
+        self.store = MeasurementFolder(folder, self.known, options.fresh, self.say)
         if self.store.seconds:
             self.known["date"] = self.store.facts.get("date", self.known["date"])
         self.first = int(self.store.facts.get("passes_done", 0)) if options.again else 0
         self.last = self.first + self.passes  # the first pass that is not made
         self.bench = Bench(self.device, self.store, self.grid, self.dtype, options.seed)
-        self.points: dict[str, list[Point]] = {}
-        self.left, self.done_before = list[Point](), set[Point]()
-        self.paces: dict[str, Pace] = {}
+        self.points: dict[str, list[PlannedPoint]] = {}
+        self.left, self.done_before = list[PlannedPoint](), set[PlannedPoint]()
+        self.paces: dict[str, ModelPace] = {}
         self.estimated_s = self.taken_s = self.later_s = 0.0  # the last: of the passes after this one
         self.pass_end_s = self.begin_s + (self.end_s - self.begin_s) / self.passes
         # For engine starts, and pairs that must be measured; both are there when all is measured again.
-        self.kept_s = 0 if self.first else 15 + _TELLING * (6 * self.grid.limit_s + 1)
+        self.kept_s = 0 if self.first else 15 + _ALWAYS_PAIRS * (6 * self.grid.limit_s + 1)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -118,16 +121,14 @@ class Session:
 
     # --- before the run
 
-    def _chosen(self, wanted: Sequence[str]) -> dict[str, Architecture]:
+    def _chosen(self, wanted: Sequence[str]) -> dict[str, DecoderShape]:
         known = architectures(self.options.architectures)
         for name in wanted:
             if name not in known:
-                raise ConfigError(
-                    f"--models {name}: not in {self.options.architectures.name}; {did_you_mean(name, known)}"
-                )
+                raise ConfigError(f"--models {name}: no shape of it is known; {did_you_mean(name, known)}")
         return {name: known[name] for name in dict.fromkeys(wanted)}
 
-    def _most(self, shape: Architecture) -> int:
+    def _most(self, shape: DecoderShape) -> int:
         """The most layers that fit beside the KV of one long context."""
         pool = min(self.grid.contexts[-1], shape.max_context)
         most = most_layers(shape, self.device.budget_bytes, pool)
@@ -141,17 +142,17 @@ class Session:
 
     def _check_host_memory(self) -> None:
         for name, shape in self.shapes.items():
-            least = Point("decode", name, "cpu", 0, 0, tokens=min(self.grid.contexts[-1], shape.max_context))
+            least = PlannedPoint("decode", name, "cpu", 0, 0, tokens=min(self.grid.contexts[-1], shape.max_context))
             needs = self._host_bytes(least)
             if needs > self.host_bytes:
                 how = "choose smaller --models" + ("" if self.device.is_cuda else ", or a smaller --budget-gib")
                 lacks = f"needs {needs / 1e9:.1f} GB of host memory, {self.host_bytes / 1e9:.1f} GB are free"
                 raise ConfigError(f"{name}: measuring it {lacks}; {how}")
 
-    def _host_bytes(self, point: Point) -> int:
+    def _host_bytes(self, point: PlannedPoint) -> int:
         return host_bytes(self.shapes[point.model], point, self.device.budget_bytes, self.device.is_cuda)
 
-    def _candidates(self, shape: Architecture) -> list[Point]:
+    def _candidates(self, shape: DecoderShape) -> list[PlannedPoint]:
         """All points of a model that fit."""
         most = self.most[shape.model]
         smallest = min(self.shapes.values(), key=lambda each: each.weight_bytes(each.layers)) is shape
@@ -175,8 +176,8 @@ class Session:
                 has = f"{self.device.budget_bytes / GIB:.1f} GiB"
                 self.note(f"{name}: {self.most[name]} of {shape.layers} layers fit in {has}; no more are measured")
         self.say("bandwidths, and how quick the models' layers are")
-        beside.bandwidths(self.bench, self.store.folder)
-        rates = (beside.rate(self.bench, "h2d"), beside.rate(self.bench, "disk"))
+        bandwidths(self.bench, self.store.folder)
+        rates = (rate(self.bench, "h2d"), rate(self.bench, "disk"))
         for name, shape in self.shapes.items():
             model = self.paces[name] = pace(shape, self.device, self.dtype, self.grid, rates)
             self.points[name] = [replace(p, seconds=model.seconds(p, self.grid)) for p in self._candidates(shape)]
@@ -203,13 +204,13 @@ class Session:
 
     # --- time
 
-    def _setup_s(self, points: Sequence[Point]) -> float:
+    def _setup_s(self, points: Sequence[PlannedPoint]) -> float:
         pools: dict[Group, int] = {}
         for point in points:
             pools[point.group] = max(pools.get(point.group, 0), point.pool)
         return sum(self.paces[key[0]].setup_s(key, pool) for key, pool in pools.items())
 
-    def _cost(self, points: Sequence[Point]) -> float:
+    def _cost(self, points: Sequence[PlannedPoint]) -> float:
         return self._ratio * (sum(point.seconds for point in points) + self._setup_s(points))
 
     @property
@@ -217,7 +218,7 @@ class Session:
         """How much longer things take than was estimated."""
         return min(4.0, max(0.4, (self.taken_s + 5) / (self.estimated_s + 5)))
 
-    def _affordable(self, points: Sequence[Point]) -> list[Point]:
+    def _affordable(self, points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
         left_s = (self.pass_end_s - monotonic() - self.kept_s) / self._ratio
         return affordable(points, lambda group, pool: self.paces[group[0]].setup_s(group, pool), left_s)
 
@@ -226,7 +227,7 @@ class Session:
     def measure(self) -> None:
         """All that there is time for."""
         self.say("engine starts")
-        beside.engine_start(self.bench, list(self.shapes), 3 if self.options.quick else 5)
+        engine_start(self.bench, list(self.shapes), 3 if self.options.quick else 5)
         self.kept_s = max(0, self.kept_s - 15)
         item = self.dtype.itemsize
         rows = [
@@ -316,10 +317,10 @@ class Session:
         if contradictions(self.store, layers, QUANTIZATIONS[self.dtype]):
             self.note(f"{name}: some points still contradict each other; run this again when nothing else runs here")
 
-    def _instance(self, weights: HostWeights, points: list[Point]) -> Iterator[Point]:
+    def _instance(self, weights: HostWeights, points: list[PlannedPoint]) -> Iterator[PlannedPoint]:
         yield from self.bench.run(weights, points, self.bench.free_bytes())
 
-    def _cycles(self, weights: HostWeights, points: list[Point]) -> Iterator[Point]:
+    def _cycles(self, weights: HostWeights, points: list[PlannedPoint]) -> Iterator[PlannedPoint]:
         scratch = self.store.folder / ".weights"
         size = weights.shape.weight_bytes(weights.shape.layers)
         try:
@@ -352,12 +353,12 @@ class Session:
             self.note("no measured model fits twice on the device: how instances slow each other down is not measured")
             return
         shape = fitting[0]
-        todo = beside.pairs(shape.layers, self.options.offload[0])
+        todo = pairs_to_measure(shape.layers, self.options.offload[0])
         weights = HostWeights(shape, self.device, self.dtype)
-        pairs = beside.Pairs(self.bench, weights, self.options.offload[0])
+        pairs = ContentionPairs(self.bench, weights, self.options.offload[0])
         for number, pair in enumerate(todo):
-            self.kept_s = max(0, _TELLING - number) * (6 * self.grid.limit_s + 1)
-            if not pairs.has(*pair) and (number < _TELLING or monotonic() < self.end_s - 5):
+            self.kept_s = max(0, _ALWAYS_PAIRS - number) * (6 * self.grid.limit_s + 1)
+            if not pairs.has(*pair) and (number < _ALWAYS_PAIRS or monotonic() < self.end_s - 5):
                 self._show(f"{shape.model}: {pair[0]} {pair[1]} beside {pair[2]} {pair[3]}")
                 pairs.measure(*pair)
 
@@ -374,7 +375,7 @@ class Session:
     def close(self, finished: bool) -> None:
         """Write provenance; the one thing that an interrupted run still does."""
         told = dict(self.store.facts.get("clocks") or {})
-        found = beside.conclusion(self.store.rows[ContentionPoint])
+        found = closest_law(self.store.rows[ContentionPoint])
         more: dict[str, object] = {"left_out": len(self.left)} | ({"contention": found} if found else {})
         told["after"] = clocks(self.device)
         self.store.save(monotonic() - self.begin_s, finished, clocks=told, **more)
@@ -382,7 +383,5 @@ class Session:
 
 def short(path: Path) -> str:
     """The path as it would be typed here."""
-    for base in (Path.cwd(), ROOT):
-        if path.resolve().is_relative_to(base):
-            return str(path.resolve().relative_to(base))
-    return str(path)
+    here = path.resolve()
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(path)

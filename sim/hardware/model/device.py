@@ -2,8 +2,8 @@
 
 With `cpu` the machine's last core is the accelerator, and the others are the host: threads that compute on the device
 are bound to the one, copies and whatever the host computes to the others, so that several instances share the
-"GPU" as kernels would; its memory is arena.py's. A budget in bytes is imposed in both cases. Used by llm.py; nothing
-here knows a model.
+"GPU" as kernels would; its memory is resident_pages.py's. A budget in bytes is imposed in both cases. Nothing here
+knows a model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from time import perf_counter, sleep
 
 import torch
 
-from real.arena import Arena, private_memory
+from sim.common.errors import ConfigError
+from sim.hardware.model.resident_pages import ResidentPages, private_memory
 
 _OWN_MAPPING_FROM = 1 << 22
 _TURN = 1 << 20  # elements that cross an imposed link at a time
 _LATE_S = 0.002  # by which who sleeps until its turn may wake too late, and catch up
-_ARENA_SLACK = 1.5  # what holes may cost: the arena keeps so many times the budget at most
+_MOST_PAGES = 1.5  # times the budget: what holes may cost
 
 
 # Ends with the process that started it, however that ends. It yields at every turn: a kernel that preempts lazily would
@@ -76,7 +77,7 @@ class _Pinned(mmap.mmap):
             torch.cuda.cudart().cudaHostUnregister(self.address)  # at exit the context is gone, and that is as well
 
 
-class Link:
+class PacedLink:
     """One way of a slow link between host and device, in place of the CPU's own memory: who copies waits for its turn.
 
     Turns are a few MB, so copies at the same time share the rate equally, as transfers over PCIe about do.
@@ -110,7 +111,7 @@ class Device:
 
     def __init__(self, kind: str, budget_bytes: int | None = None, link_bytes_per_s: float | None = None) -> None:
         if kind == "cuda" and not torch.cuda.is_available():
-            raise SystemExit("error: no CUDA device found; install a driver and a CUDA build of torch, or --device cpu")
+            raise ConfigError("no CUDA device found; install a driver and a CUDA build of torch, or --device cpu")
         self.kind = kind
         self.torch = torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
         self.cores = split_cores()
@@ -119,8 +120,10 @@ class Device:
         self._lock = threading.Lock()
         assert link_bytes_per_s is None or kind == "cpu", "a GPU has a link of its own"
         self.link_bytes_per_s = link_bytes_per_s
-        self._links = {way: Link(link_bytes_per_s) for way in ("h2d", "d2h")} if link_bytes_per_s is not None else {}
-        self._arena = Arena(round(_ARENA_SLACK * self.budget_bytes)) if kind == "cpu" else None
+        self._links = (
+            {way: PacedLink(link_bytes_per_s) for way in ("h2d", "d2h")} if link_bytes_per_s is not None else {}
+        )
+        self._pages = ResidentPages(round(_MOST_PAGES * self.budget_bytes)) if kind == "cpu" else None
         if kind == "cpu":
             torch.set_num_threads(1)
 
@@ -148,8 +151,8 @@ class Device:
 
     def warm(self) -> None:
         """Write to all memory of the device once, so that no load is the first to."""
-        if self._arena is not None:
-            self._arena.warm()
+        if self._pages is not None:
+            self._pages.warm()
 
     def bind(self, to_host: bool = False) -> None:
         """Let the calling thread run on the device's core, or on the host's. With a GPU threads stay where they are."""
@@ -182,8 +185,8 @@ class Device:
                 used = f"{self.used_bytes / 1e9:.2f} of {self.budget_bytes / 1e9:.2f} GB are used"
                 raise DeviceMemoryError(f"{size / 1e9:.2f} GB do not fit: {used}")
             self.used_bytes += size
-            if self._arena is not None:
-                return self._arena.take(size) if size else torch.empty(0, dtype=torch.uint8)
+            if self._pages is not None:
+                return self._pages.take(size) if size else torch.empty(0, dtype=torch.uint8)
         try:
             return torch.empty(size, dtype=torch.uint8, device=self.torch)
         except torch.OutOfMemoryError:
@@ -193,15 +196,15 @@ class Device:
             raise DeviceMemoryError(f"{size / 1e9:.2f} GB do not fit: {free}") from None
 
     def give_back(self, blocks: list[torch.Tensor]) -> None:
-        """Empty a list of blocks from `allocate`: nobody else looks into them any more, and they are free again."""
+        """Free the blocks of a list from `allocate`, and empty it; no view of them is left elsewhere."""
         if self.is_cuda:
             torch.cuda.synchronize()
         with self._lock:
             while blocks:
                 block = blocks.pop()
                 self.used_bytes -= block.numel()
-                if self._arena is not None and block.numel():
-                    self._arena.give_back(block)
+                if self._pages is not None and block.numel():
+                    self._pages.give_back(block)
                 del block
         if self.is_cuda:
             torch.cuda.empty_cache()  # back to the driver, so that the next model gets it

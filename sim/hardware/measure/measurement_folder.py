@@ -1,4 +1,4 @@
-"""The folder that profile_gpu.py measures into: rows are on disk as soon as they are known, and none is measured twice.
+"""The folder that is measured into: rows are on disk as soon as they are known, and none is measured twice.
 
 A row counts once its line has ended. What an interruption left of a line is dropped, with a notice; anything else that
 is wrong with a file is a ProfileError of sim/profiling/measured.py. No measuring here.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sim.common.errors import ProfileError
+from sim.common.yaml_files import read_yaml
 from sim.profiling.measured import PROVENANCE, read_rows, rows_text, write_text
+from sim.profiling.merging import mean_row
 from sim.profiling.points import COLUMNS, FILES, Row
 
 NAMES = {kind: name for name, kind in FILES.items()}
@@ -23,37 +25,24 @@ NAMES = {kind: name for name, kind in FILES.items()}
 SAME = ("gpu", "host", "engine", "device", "gpu_name", "cpu", "budget_gib", "link_gb_s", "torch")
 
 
-def _mean_of(old: Any, new: Any) -> Any:
-    """Both measurements of a point as one; the spread is what both saw."""
-    count = old.repeats + new.repeats
-    (name,) = old.values
-    mean = (old.repeats * getattr(old, name) + new.repeats * getattr(new, name)) / count
-    spread = {"p10_s": min(old.p10_s, new.p10_s), "p90_s": max(old.p90_s, new.p90_s)}
-    return replace(old, **{name: mean}, **spread, repeats=count)
-
-
 def default_folder(parent: Path, stem: str, date: str) -> Path:
     """`parent`/`stem`-`date`; or the newest folder of that stem whose measurements were not finished."""
     for folder in sorted(parent.glob(f"{stem}-????-??-??"), reverse=True):
-        if _facts(folder).get("finished") is False:
+        if read_facts(folder).get("finished") is False:
             return folder
     return parent / f"{stem}-{date}"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What its provenance.yaml says; nothing where there is none. Raises ProfileError: it cannot be read."""
     path = folder / PROVENANCE
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(
-            f"{path}: not YAML ({str(error).splitlines()[0]}); mend it, or begin anew with --fresh"
-        ) from None
+    facts = read_yaml(path, ProfileError) if path.is_file() else {}
     if not isinstance(facts, dict):
         raise ProfileError(f"{path}: not a list of `key: value` lines; mend it, or begin anew with --fresh")
     return facts
 
 
-class Store:
+class MeasurementFolder:
     """Rows that are measured already, and the way to add more. `facts` says which machine and engine they are of.
 
     Raises ProfileError: a file that cannot be read, or measurements of another machine or torch.
@@ -66,7 +55,7 @@ class Store:
             folder.rename(folder.with_name(f"{folder.name}.{number}"))
             notice(f"what was in {folder.name} is kept as {folder.name}.{number}")
         folder.mkdir(parents=True, exist_ok=True)
-        before = _facts(folder)
+        before = read_facts(folder)
         for key in SAME:
             if before and before.get(key) != self.facts.get(key):
                 raise ProfileError(
@@ -138,7 +127,7 @@ class Store:
                 old = self.rows[kind][place]
                 new = again[self._key(old)]
                 if old is not new:
-                    self.rows[kind][place] = _mean_of(old, new)
+                    self.rows[kind][place] = mean_row([old, new])
                     changed = True
             if changed:
                 write_text(self.folder / name, rows_text(self.rows[kind]))

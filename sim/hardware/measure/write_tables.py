@@ -1,4 +1,4 @@
-"""After profile_gpu.py has measured: the simulator's tables from the folder, and a scenario that uses them."""
+"""After all is measured: what was found in a few lines, tables of it, and a scenario that uses them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from statistics import mean
 import yaml
 from rich.table import Table
 
-from profiler import beside
-from profiler.parts import QUANTIZATIONS
-from profiler.session import Session, short
-from profiler.store import Store
 from sim.common.data_files import data_folder
 from sim.common.errors import SimError
+from sim.hardware.measure.contention import LAWS, closest_law
+from sim.hardware.measure.measurement_folder import MeasurementFolder
+from sim.hardware.measure.measurement_run import MeasurementRun, short
+from sim.hardware.measure.model_measurements import QUANTIZATIONS
 from sim.profiling.fill import Filled, fill
 from sim.profiling.measured import write_text
 from sim.profiling.points import ContentionPoint, DecodePoint, ModelRow, PrefillPoint
@@ -24,7 +24,7 @@ _OUTPUT = 100  # tokens of a usual answer
 _BUSY = 0.4  # share of the time that the scenario's requests would keep the device busy, were they served one by one
 
 
-def report(session: Session) -> None:
+def report(session: MeasurementRun) -> None:
     """What was found, in a few lines."""
     quantization = QUANTIZATIONS[session.dtype]
     table = Table(
@@ -41,19 +41,19 @@ def report(session: Session) -> None:
         words = [f"{1e3 * cell:.1f}" if cell else "" for cell in cells]
         table.add_row(name, f"{session.most[name]}/{shape.layers}", *words)
     session.console.print(table)
-    found = beside.conclusion(session.store.rows[ContentionPoint])
+    found = closest_law(session.store.rows[ContentionPoint])
     if found:
         session.say(
             f"two instances at a time: `contention: {found['closer']}` is closest (mean error "
-            + ", ".join(f"{found[f'{law}_error']:.0%} {law}" for law in beside.LAWS)
+            + ", ".join(f"{found[f'{law}_error']:.0%} {law}" for law in LAWS)
             + ")"
         )
 
 
-def filled(session: Session, into: Path) -> bool:
+def filled(session: MeasurementRun, into: Path) -> bool:
     """Make tables of the measurements; False when they cannot be made, and it was said why.
 
-    Tables of an earlier run of this script on the same machine give way to the new ones.
+    Tables of an earlier run on the same machine give way to the new ones.
     """
     store = session.store
     stem = f"{store.facts['gpu']}--{store.facts['host']}--torch"
@@ -82,7 +82,7 @@ def filled(session: Session, into: Path) -> bool:
     return True
 
 
-def scenario(store: Store, into: Path) -> Path:
+def scenario(store: MeasurementFolder, into: Path) -> Path:
     """Write scenario.yaml beside the measurements: the measured models on the measured machine."""
     models: Sequence[ModelRow] = store.rows[ModelRow]
     longest = int(max(row.context for row in store.rows[DecodePoint]))
@@ -136,12 +136,12 @@ def scenario(store: Store, into: Path) -> Path:
     return path
 
 
-def _request_s(store: Store, model: ModelRow) -> float:
+def _request_s(store: MeasurementFolder, model: ModelRow) -> float:
     """About how long one request takes alone, with as many layers on the device as were measured."""
-    steps = [
-        r for r in store.rows[DecodePoint] if (r.model, r.quantization, r.batch) == (model.model, model.quantization, 1)
-    ]
-    prompts = [r for r in store.rows[PrefillPoint] if (r.model, r.quantization) == (model.model, model.quantization)]
+    key = (model.model, model.quantization)
+    steps = [row for row in store.rows[DecodePoint] if (row.model, row.quantization, row.batch) == (*key, 1)]
+    prompts = [row for row in store.rows[PrefillPoint] if (row.model, row.quantization) == key]
     most = max(row.layers for row in steps)
+    step_s: float = mean(row.step_s for row in steps if row.layers == most)
     prompt_s = [row.prefill_s for row in prompts if row.layers == max(each.layers for each in prompts)]
-    return _OUTPUT * mean(row.step_s for row in steps if row.layers == most) + (mean(prompt_s) if prompt_s else 0.0)
+    return _OUTPUT * step_s + (mean(prompt_s) if prompt_s else 0.0)

@@ -1,0 +1,1 @@
+"""A transformer with random weights, and the device whose memory and link it takes."""

@@ -1,0 +1,1 @@
+"""The closed loop: what the real server measures against what the simulator predicts."""
