@@ -44,7 +44,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Place:
+class LoadPlace:
     """Where a model could be loaded: with so many layers, once these victims keep no more than so many of theirs."""
 
     price: float
@@ -140,14 +140,14 @@ class GreedyDual(Policy):
             yield from self._evict(relief, 0)
         return None
 
-    def _best_place(self, view: View, model: ModelView, evict: bool) -> Place | None:
-        places: list[Place] = []
+    def _best_place(self, view: View, model: ModelView, evict: bool) -> LoadPlace | None:
+        places: list[LoadPlace] = []
         for gpu in view.shortlist():
             if model not in gpu.models:
                 places += self._places(view, model, gpu, evict)
         return min(places, key=lambda place: (place.price, -place.gpu.available_bytes, place.gpu.index), default=None)
 
-    def _places(self, view: View, model: ModelView, gpu: GpuView, evict: bool) -> Iterator[Place]:
+    def _places(self, view: View, model: ModelView, gpu: GpuView, evict: bool) -> Iterator[LoadPlace]:
         """Loads with growing sets of victims, by rising H."""
         most = model.layers_within(gpu.capacity_bytes)
         if most < model.layers <= model.layers_within(view.largest_gpu.capacity_bytes):
@@ -163,7 +163,7 @@ class GreedyDual(Policy):
             layers = model.layers_within(room) if self.by_layer and not sheds else most
             if layers >= (1 if most else 0) and gpu.takes(model, layers, freed_bytes=freed):
                 price = lost_s + tokens * model.profile(gpu).step_s(layers)
-                yield Place(price, gpu, layers, tuple(victims))
+                yield LoadPlace(price, gpu, layers, tuple(victims))
             if needed <= room or number == len(idle):
                 return
             victim = idle[number]

@@ -33,7 +33,7 @@ from sim.policy import (
 )
 
 
-class Group(PolicyParameters):
+class SwapGroup(PolicyParameters):
     """Models that are swapped by the same rule."""
 
     members: list[str] = Field(description="names of models")
@@ -49,7 +49,7 @@ class LlamaSwap(Policy):
     patient = ("concurrency_limit=1000",)
 
     class Parameters(PolicyParameters):
-        groups: dict[str, Group] = Field({}, description="group -> members, swap, exclusive, persistent")
+        groups: dict[str, SwapGroup] = Field({}, description="group -> members, swap, exclusive, persistent")
         ttl_s: float = Field(0.0, ge=0, description="seconds idle before a model is unloaded; 0: never (globalTTL)")
         ttl_by_model: dict[str, float] = Field({}, description="model -> ttl in seconds instead; 0: never")
         priorities: dict[str, int] = Field({}, description="model -> priority in the queue, larger first; default 0")
@@ -63,13 +63,13 @@ class LlamaSwap(Policy):
 
     def start(self, view: View) -> Iterator[Action]:
         asked = self.parameters
-        self._group_of: dict[str, Group] = {}
+        self._group_of: dict[str, SwapGroup] = {}
         for name, group in asked.groups.items():
             for member in known_models(view, f"groups.{name}.members", group.members):
                 if member in self._group_of:
                     raise ValueError(f"groups.{name}.members: '{member}' is in another group already")
                 self._group_of[member] = group
-        default = Group(members=[])
+        default = SwapGroup(members=[])
         for model in view.models:
             self._group_of.setdefault(model.name, default)
         known_models(view, "ttl_by_model", asked.ttl_by_model)

@@ -29,7 +29,7 @@ from sim.bounds.alone import alone_bound, alone_of
 from sim.bounds.curves import decode_chains
 from sim.bounds.demand import requests_of
 from sim.bounds.fluid import FluidBound, fluid_capacity, fluid_of
-from sim.bounds.machines import Machines, decode_seconds
+from sim.bounds.machines import BoundMachines, decode_seconds
 from sim.bounds.packing import best_packing
 from sim.bounds.pooled import mean_bound, srpt_mean_s
 from sim.bounds.program import Options, limits
@@ -70,7 +70,7 @@ def test_no_run_passes_a_bound(seed: int) -> None:
     done = ended["outcome"] == COMPLETED
     if not done.any():
         return
-    machines = Machines(of)
+    machines = BoundMachines(of)
     requests = requests_of(machines, workload_of(trace(of, rows).select(done)))
     assert len(requests) == done.sum()
     alone, fluid = alone_of(machines, requests), fluid_of(machines, requests)
@@ -98,7 +98,7 @@ def test_no_policy_sustains_more_than_the_fluid_bound(name: str, which: str) -> 
     rows = columns_of(run)
     done = rows["outcome"] == COMPLETED
     assert done.sum() > 20
-    machines = Machines(of)
+    machines = BoundMachines(of)
     played = requests_of(machines, workload_of(played_trace(of, rows, done)))
     fluid = fluid_of(machines, played)
     assert fluid.least_span_s <= rows["end_s"][done].max() - played.arrival_s[0]
@@ -241,7 +241,7 @@ def machine_counts(fluid: FluidBound) -> dict[str, int]:
 def test_a_chain_lies_below_every_mixture(seed: int) -> None:
     draws = Seeded(seed)
     of, _ = random_case(draws)
-    machines = Machines(of)
+    machines = BoundMachines(of)
     for sort, group in product(machines.sorts, machines.groups):
         for level in sort.levels(group):
             gpu_chain, host_chain = decode_chains(sort, group, level, np.array([3.0, 40.0]))

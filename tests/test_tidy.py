@@ -222,6 +222,16 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 # --- chance
 
 
+def test_a_class_name_means_one_thing() -> None:
+    """In what a run is made of; a policy's own `Parameters` stand within its class."""
+    homes: dict[str, list[str]] = {}
+    for path in RUNNING:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
 def is_set(node: ast.AST) -> bool:
     if isinstance(node, ast.Set | ast.SetComp):
         return True

@@ -11,7 +11,7 @@ from typing import Any
 from sim.bounds.alone import AloneBound, alone_of
 from sim.bounds.demand import requests_of
 from sim.bounds.fluid import HARD, FluidBound, fluid_of
-from sim.bounds.machines import Machines
+from sim.bounds.machines import BoundMachines
 from sim.bounds.pooled import MeanBound, mean_bound
 from sim.bounds.program import Options
 from sim.scenario.scenario import Scenario
@@ -89,7 +89,7 @@ def _fluid_data(fluid: FluidBound) -> dict[str, Any]:
 def bounds_of(scenario: Scenario, workload: Workload | None = None, since_s: float | None = None) -> Bounds:
     """All bounds but the plan. `workload`: the scenario's own, if it is open. `since_s`: latencies are bounded over the
     requests that arrive then or later (None: the scenario's warm_up_s). Raises SimError."""
-    machines = Machines(scenario)
+    machines = BoundMachines(scenario)
     requests = requests_of(machines, workload if workload is not None else open_workload(scenario))
     since_s = scenario.warm_up_s if since_s is None else since_s
     fluid = fluid_of(machines, requests, HARD)

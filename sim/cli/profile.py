@@ -216,8 +216,8 @@ def profile_plot(
     """Draw throughput against residency, preemption by part, prefill and n* of up to three tables on one page."""
     with mistakes_in_one_line():
         from sim.plots.profile_figures import plot_profiles  # noqa: PLC0415
-        from sim.profiling.figure_data import Choice, portraits  # noqa: PLC0415
+        from sim.profiling.figure_data import TableChoice, portraits  # noqa: PLC0415
 
-        choice = Choice(tuple(folders or ()), gpu, engine, quantization, profiles)
+        choice = TableChoice(tuple(folders or ()), gpu, engine, quantization, profiles)
         plot_profiles(portraits(choice), out)
         print(f"drawn in {out}")

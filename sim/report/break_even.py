@@ -14,7 +14,7 @@ from typing import Any
 from sim.cli.tables.run_tables import number
 from sim.common.errors import SimError
 from sim.common.yaml_files import read_yaml
-from sim.plots.charts import Axis, Curve, curves
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.profiles.break_even import At, BreakEven, break_even
 from sim.report.content import Cell, Section, Table, listed, seconds_cell, share_cell, text_cell
@@ -101,7 +101,7 @@ def _chart(key: str, gpu: str, found: Sequence[tuple[str, BreakEven]], way: str,
             xs, ys = lines.setdefault(name, ([], []))
             xs.append(point.residency)
             ys.append(tokens)
-    drawn = [Curve(name, *lines[name]) for name in cast.names if name in lines]
+    drawn = [LineSeries(name, *lines[name]) for name in cast.names if name in lines]
     if not drawn:
         return None
     half = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.common.statistics import Estimate, Interval
-from sim.plots.charts import Axis, Curve, curves, ranges, rows_in
+from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report import sentences
 from sim.report.content import Cell, Report, Section, Table, Tile, counted, listed, share_cell, text_cell
@@ -177,7 +177,7 @@ def _curves(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: C
             if unit == "share":
                 low, high = [max(value, 0.0) for value in low], [min(value, 1.0) for value in high]
             drawn.append(
-                Curve(_name(policy), [p["at"] for p in points], [p["seen"]["mean"] for p in points], low, high)
+                LineSeries(_name(policy), [p["at"] for p in points], [p["seen"]["mean"] for p in points], low, high)
             )
     heading = f"{plain(metric['title'])} against {'nodes' if data['find'] == 'cluster' else 'load'}"
     if not any(len(curve.x) > 1 for curve in drawn):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sim.cli.tables.run_tables import share
-from sim.plots.charts import Axis, Curve, curves
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.report.content import Cell, Section, Table, listed, text_cell
 from sim.report.groups import E2E, GOODPUT, SLO, Cast, Setting, ranked, shown
@@ -76,7 +76,7 @@ def _chart(key: str, chosen: Sequence[Setting], label: str, rest: str, cast: Cas
     if not points or len(chosen) < 2:
         return None
     drawn = [
-        Curve(name, *(list(column) for column in zip(*points[name], strict=True)))
+        LineSeries(name, *(list(column) for column in zip(*points[name], strict=True)))
         for name in cast.names
         if name in points
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cli.tables.run_tables import seconds, share
-from sim.plots.charts import Axis, Curve, curves
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.plots.time_charts import Strip, memory_over_time
 from sim.report.content import Section
@@ -124,7 +124,7 @@ def _requests(
     names = ("running", "waiting")
     unit, scale = time
     middle = ((edges_s[1:] + edges_s[:-1]) / 2 / scale).tolist()
-    lines = [Curve(name, middle, _means(*stretches, columns[name], edges_s).tolist()) for name in names]
+    lines = [LineSeries(name, middle, _means(*stretches, columns[name], edges_s).tolist()) for name in names]
     peaks = {line.name: max(line.y) for line in lines}
     own = Cast.of(names)
     x, y = Axis(f"{unit} since the start", low=0, high=edges_s[-1] / scale), Axis("requests", low=0)

@@ -23,7 +23,7 @@ from sim.report.groups import (
     TTFT_P50,
     TTFT_P99,
     Cast,
-    Group,
+    RunGroup,
     Setting,
     ranked,
 )
@@ -31,7 +31,7 @@ from sim.report.latency import ticks
 from sim.report.result_folder import Material, plain
 from sim.results.format_estimate import amount, gap, with_half
 from sim.results.metrics import Measure
-from sim.studies.ranking import Column, Ranking, rank
+from sim.studies.ranking import Column, PolicyRanking, rank
 
 _TITLES = {
     SLO.key: "SLO kept",
@@ -67,7 +67,7 @@ def verdict(material: Material, found: Sequence[Setting], measure: Measure) -> t
     return tuple(_over_settings(found, measure))
 
 
-def _ranking(setting: Setting, measure: Measure) -> Ranking:
+def _ranking(setting: Setting, measure: Measure) -> PolicyRanking:
     """With every seed that any of them ran with; who lacks one is not ranked."""
     seeds = sorted({run.summary["seed"] for group in setting.groups for run in group.runs})
     columns = []
@@ -101,7 +101,7 @@ def _sentences(setting: Setting, measure: Measure) -> list[str]:
     return said
 
 
-def _lead(measure: Measure, ranking: Ranking) -> str:
+def _lead(measure: Measure, ranking: PolicyRanking) -> str:
     lead = ranking.lead
     text = gap(measure.unit, lead.mean if lead else None, lead.t if lead else None)
     sure = "" if lead is None or lead.t is None else ", mean and 95% interval within seeds"
@@ -137,7 +137,7 @@ def _over_settings(found: Sequence[Setting], measure: Measure) -> list[str]:
 # --- ranking and differences
 
 
-def ranking(groups: Sequence[Group], cast: Cast, measure: Measure, baseline: str) -> Section:
+def ranking(groups: Sequence[RunGroup], cast: Cast, measure: Measure, baseline: str) -> Section:
     """A row for each policy, its intervals, and its paired differences to the baseline (or to the best)."""
     by_name = {group.name: group for group in groups}
     rivals = ranked([group for group in groups if not group.oracle] or groups, measure)
@@ -175,19 +175,19 @@ def ranking(groups: Sequence[Group], cast: Cast, measure: Measure, baseline: str
 _RUNS = {True: "Means over runs.", False: "One run each: no intervals."}
 
 
-def _cell(group: Group, measure: Measure) -> Cell:
+def _cell(group: RunGroup, measure: Measure) -> Cell:
     seen = group.estimate(measure)
     return Cell(with_half(measure.unit, seen), seen.mean)
 
 
-def _gap_cell(group: Group, against: Group, measure: Measure) -> Cell:
+def _gap_cell(group: RunGroup, against: RunGroup, measure: Measure) -> Cell:
     if group.name == against.name:
         return Cell("-", 0.0)
     seen = group.against(against, measure).estimate
     return Cell(gap(measure.unit, seen.mean, seen.t), seen.mean)
 
 
-def _forest(groups: Sequence[Group], against: Group, measure: Measure, cast: Cast) -> list[Chart]:
+def _forest(groups: Sequence[RunGroup], against: RunGroup, measure: Measure, cast: Cast) -> list[Chart]:
     """Paired differences with intervals; better to the left or to the right as the axis says."""
     rows, worse = {}, 0
     for group in groups:
@@ -219,7 +219,7 @@ def _signed(measure: Measure) -> Any:
 # --- trade-offs
 
 
-def trade_offs(groups: Sequence[Group], cast: Cast) -> Section:
+def trade_offs(groups: Sequence[RunGroup], cast: Cast) -> Section:
     """The Pareto front of latency, goodput and cost by their means; oracles are not on it."""
     axes = [axis for axis in (E2E, GOODPUT, COST) if any(group.mean(axis) is not None for group in groups)]
     runners = [group for group in groups if not group.oracle and all(group.mean(axis) is not None for axis in axes)]

@@ -23,7 +23,7 @@ from sim.report.content import (
     seconds_cell,
     text_cell,
 )
-from sim.report.groups import Cast, Group
+from sim.report.groups import Cast, RunGroup
 from sim.report.over_time import over_time
 from sim.report.result_folder import Kept, Material, plain
 
@@ -238,7 +238,7 @@ def _gpus(summary: Mapping[str, Any]) -> Section:
 def _switching(run: Kept, cast: Cast) -> Section:
     """What was switched: seconds by model, bytes by link."""
     summary = run.summary
-    policy = sections.switching([Group(run.policy, bool(summary["oracle"]), (run,))], cast)
+    policy = sections.switching([RunGroup(run.policy, bool(summary["oracle"]), (run,))], cast)
     steps = list(sections.SWITCH_TIME)
     columns = run.columns("switches.parquet", ["model", *steps])
     spent: dict[str, Sequence[float]] = {}

@@ -14,7 +14,7 @@ from sim.cli.tables.run_tables import number, seconds, share
 from sim.plots.charts import Axis, rows_in, stacks
 from sim.plots.style import CATEGORIES, COLOURS, Chart
 from sim.report.content import Cell, Section, Table, bytes_cell, number_cell, seconds_cell, share_cell, text_cell
-from sim.report.groups import Cast, Group
+from sim.report.groups import Cast, RunGroup
 from sim.report.result_folder import plain
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _SKY, _VIOLET = CATEGORIES
@@ -123,7 +123,7 @@ def gpu_time(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Sectio
     return Section("gpus", "Where the GPUs' time went", words, (chart,), (table,))
 
 
-def switching(groups: Sequence[Group], cast: Cast) -> Section:
+def switching(groups: Sequence[RunGroup], cast: Cast) -> Section:
     """Policies: loads, evictions and preemptions; the time they took and the bytes they moved, by cause; per run."""
     causes = tuple(
         dict.fromkeys(
@@ -177,7 +177,7 @@ def _gigabytes(value: float) -> str:
     return f"{number(value / 1e9)} GB"
 
 
-def _switch_table(groups: Sequence[Group], cast: Cast, causes: Sequence[str]) -> Table:
+def _switch_table(groups: Sequence[RunGroup], cast: Cast, causes: Sequence[str]) -> Table:
     rows = []
     for group in groups:
         counts = [number_cell(group.average(f"switching.{name}")) for name in _EVENTS]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sim.cli.tables.run_tables import number, seconds, share
 from sim.report.content import counted, listed
-from sim.report.groups import Group
+from sim.report.groups import RunGroup
 from sim.report.result_folder import Kept, plain
 
 _LEFT = ("unfinished", "rejected", "timed_out", "failed", "impossible")
@@ -61,7 +61,7 @@ def left_over(counts: Mapping[str, int]) -> str:
     )
 
 
-def all_left_over(groups: Sequence[Group]) -> str:
+def all_left_over(groups: Sequence[RunGroup]) -> str:
     """The same over policies: who left how many."""
     leaving = {group.name: group for group in groups if group.unserved}
     arrived = sum(group.arrived for group in groups)

@@ -34,7 +34,7 @@ from sim.report.groups import (
     SLO,
     TTFT_P99,
     Cast,
-    Group,
+    RunGroup,
     Setting,
     promised,
     ranked,
@@ -106,7 +106,7 @@ def _subtitle(material: Material, cast: Cast) -> str:
     )
 
 
-def _together(found: Sequence[Setting]) -> list[Group]:
+def _together(found: Sequence[Setting]) -> list[RunGroup]:
     """All runs of a policy, whatever the setting."""
     runs: dict[str, list[Any]] = {}
     oracles = {}
@@ -114,7 +114,7 @@ def _together(found: Sequence[Setting]) -> list[Group]:
         for group in setting.groups:
             runs.setdefault(group.name, []).extend(group.runs)
             oracles[group.name] = group.oracle
-    return [Group(name, oracles[name], tuple(each)) for name, each in runs.items()]
+    return [RunGroup(name, oracles[name], tuple(each)) for name, each in runs.items()]
 
 
 def _picked(found: Sequence[Setting]) -> list[Setting]:
@@ -173,7 +173,7 @@ def _setting(setting: Setting, cast: Cast, material: Material, number: int | Non
     ]
 
 
-def _latency(groups: Sequence[Group], cast: Cast) -> Section:
+def _latency(groups: Sequence[RunGroup], cast: Cast) -> Section:
     charts = []
     said: list[str] = []
     for name in ("ttft_s", "e2e_s"):
@@ -196,7 +196,7 @@ def _latency(groups: Sequence[Group], cast: Cast) -> Section:
     return Section("latency", "Latency", tuple(dict.fromkeys(filter(None, said))), tuple(charts))
 
 
-def _budget(groups: Sequence[Group], cast: Cast) -> Section:
+def _budget(groups: Sequence[RunGroup], cast: Cast) -> Section:
     rows = {
         group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in sections.PHASES]
         for group in groups
@@ -204,8 +204,8 @@ def _budget(groups: Sequence[Group], cast: Cast) -> Section:
     return sections.budget(rows, cast, "policy")
 
 
-def _gpu_time(groups: Sequence[Group], cast: Cast) -> Section:
-    def fraction(group: Group, name: str) -> float:
+def _gpu_time(groups: Sequence[RunGroup], cast: Cast) -> Section:
+    def fraction(group: RunGroup, name: str) -> float:
         known = [gpu[name] or 0.0 for run in group.runs for gpu in run.summary["gpus"]]
         return sum(known) / len(known)
 

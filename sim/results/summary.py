@@ -24,7 +24,7 @@ from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
 from sim.engine.ideal_hardware import UNBOUNDED_BYTES
 from sim.results.diagnosis import diagnose
 from sim.results.fault_summary import faults_summary, gpu_faults
-from sim.results.request_table import Requests, request_table
+from sim.results.request_table import RequestColumns, request_table
 from sim.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Figures:
 
     @property
     def possible(self) -> int:
-        """Requests that could have been served at all."""
+        """RequestColumns that could have been served at all."""
         return self.arrived - self.counts[OUTCOMES[IMPOSSIBLE]]
 
 
@@ -77,7 +77,7 @@ class Groups:
         return [values[low:high] for low, high in self._bounds]
 
 
-def figures(table: Requests, groupings: Sequence[Groups]) -> list[list[Figures]]:
+def figures(table: RequestColumns, groupings: Sequence[Groups]) -> list[list[Figures]]:
     """The figures of each group of each grouping. Every column is read once."""
 
     def split(values: NDArray[Any], number: Callable[[NDArray[Any]], Any]) -> list[list[Any]]:
@@ -206,14 +206,14 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
     return plain
 
 
-def _e2e_all_s(table: Requests, end_s: float) -> Floats:
+def _e2e_all_s(table: RequestColumns, end_s: float) -> Floats:
     """Seconds from arrival to the answer; to the end of the run where there was none; NaN: nobody could serve it."""
     outcome, arrival_s = table["outcome"], table["arrival_s"]
     lasted_s = np.where(outcome == COMPLETED, table["end_s"], end_s) - arrival_s
     return np.where(outcome == IMPOSSIBLE, np.nan, lasted_s)
 
 
-def _warm_up(everything: Requests, after_s: float, kept: int, end_s: float) -> dict[str, float | int | None]:
+def _warm_up(everything: RequestColumns, after_s: float, kept: int, end_s: float) -> dict[str, float | int | None]:
     """What was cut, and what MSER-5 on the end-to-end times would have cut; None: they do not settle in this run."""
     place = everything["request"]
     lasted_s, arrival_s = np.empty(everything.rows), np.empty(everything.rows)
@@ -259,7 +259,7 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
     }
 
 
-def _waits(table: Requests, starvation_s: float) -> tuple[float, int]:
+def _waits(table: RequestColumns, starvation_s: float) -> tuple[float, int]:
     """The longest wait for a first token, and how many were longer than starvation_s."""
     wait_s = table["wait_s"]
     return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
@@ -340,7 +340,7 @@ def _classes(outcome: Outcome, groups: list[Figures], period_s: float) -> dict[s
     }
 
 
-def _reasons(table: Requests, texts: list[str]) -> list[dict[str, Any]]:
+def _reasons(table: RequestColumns, texts: list[str]) -> list[dict[str, Any]]:
     """Why requests did not complete, the most frequent reasons first: outcome, reason, requests."""
     reasons = table["reason"]
     given = np.flatnonzero(reasons)

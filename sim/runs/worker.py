@@ -40,7 +40,7 @@ from sim.workload.requests import Workload, open_workload
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """A run to be played. desk: a folder that driver and worker share, "" if none. tables: are files wanted?
 
     policy_source: of a policy that is given by path. version: that of the driver.
@@ -78,7 +78,7 @@ class _Fault(Exception):
     """This machine cannot play the run."""
 
 
-def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, tables: bool) -> Job:
+def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, tables: bool) -> RunJob:
     """The job of a run that has been identified; raises ConfigError if its policy's file has gone since."""
     policy = scenario.policy.name
     source = None
@@ -89,10 +89,10 @@ def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, table
             raise ConfigError(f"{policy}: cannot read the policy ({error.strerror}); check the path") from None
     if scenario.profiles is not None:  # a worker has another current folder
         scenario = scenario.model_copy(update={"profiles": str(Path(scenario.profiles).resolve())})
-    return Job(name, scenario, version, source, "" if desk is None else str(desk), tables)
+    return RunJob(name, scenario, version, source, "" if desk is None else str(desk), tables)
 
 
-def play_one(job: Job) -> Played:
+def play_one(job: RunJob) -> Played:
     """Play a job. Never raises but for what ends the process."""
     mark = Path(job.desk) / f"{job.run_id}.begun" if job.desk else None
     try:
@@ -113,7 +113,7 @@ def play_one(job: Job) -> Played:
             mark.unlink(missing_ok=True)
 
 
-def _failed(job: Job, error: Exception) -> Played:
+def _failed(job: RunJob, error: Exception) -> Played:
     """What is said of a run that the machine could not play, or in which we have failed ourselves."""
     if out_of_memory(error):
         traceback.clear_frames(error.__traceback__)
@@ -134,7 +134,7 @@ def _temporary() -> str:
         return "no folder for temporary files"
 
 
-def _play(job: Job) -> Played:
+def _play(job: RunJob) -> Played:
     if job.version != version():
         raise _Fault("the worker has another version of the simulator than the driver; install the same on both")
     if not job.desk:
@@ -155,7 +155,7 @@ def _play(job: Job) -> Played:
         return Played(job.run_id, summary, files=_keep(job, outcome, summary, Path(folder)))
 
 
-def _keep(job: Job, outcome: Outcome, summary: dict[str, Any], own: Path) -> dict[str, bytes]:
+def _keep(job: RunJob, outcome: Outcome, summary: dict[str, Any], own: Path) -> dict[str, bytes]:
     """Write the run's files to the desk, or hand them back."""
     if not job.tables:
         return {}
@@ -179,7 +179,7 @@ def _look_for_files(scenario: Scenario) -> None:
 
 
 @contextmanager
-def _policy_here(job: Job, folder: Path) -> Iterator[Scenario]:
+def _policy_here(job: RunJob, folder: Path) -> Iterator[Scenario]:
     """The job's scenario, its policy's file made anew where this machine does not have the same."""
     scenario = job.scenario
     if job.policy_source is not None and not _same_file(Path(scenario.policy.name), job.policy_source):

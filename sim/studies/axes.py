@@ -26,14 +26,14 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """A field, by its dotted path, and the values that it takes."""
 
     field: str
     values: list[Value]
 
 
-def axis_of(field: str, given: Any, where: str, most: int) -> Axis:
+def axis_of(field: str, given: Any, where: str, most: int) -> GridAxis:
     """The axis that a grid file means: a list whose items are values or ranges, or a range alone.
 
     A range is a..b (whole numbers, both ends included) or {from: a, to: b, step: c}. Raises ConfigError: no values, a
@@ -57,7 +57,7 @@ def axis_of(field: str, given: Any, where: str, most: int) -> Axis:
             raise ConfigError(f"{where}: the value {name} is there twice; remove one")
         if other is not value:
             raise ConfigError(f"{where}: two values are both called {name}; write {{label: NAME, value: ...}} for them")
-    return Axis(field, values)
+    return GridAxis(field, values)
 
 
 def is_path(policy: str) -> bool:

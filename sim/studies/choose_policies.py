@@ -23,7 +23,7 @@ _PARAMETER = re.compile(r":(?=[A-Za-z_]\w*=)")
 
 
 @dataclass(frozen=True)
-class Choice:
+class PolicyChoice:
     """A policy with parameters under a label that no other one of the study has. oracle: what it knows; else ""."""
 
     label: str
@@ -36,13 +36,13 @@ class Choice:
         return scenario.model_copy(update={"policy": self.spec, "seed": seed})
 
 
-def choose(text: str, scenario: Scenario) -> list[Choice]:
+def choose(text: str, scenario: Scenario) -> list[PolicyChoice]:
     """The policies of `a,b,tier,path.py,name:parameter=value,{name: x, parameter: value}`, each once, in that order.
 
     A policy named alone has the parameters that the scenario gives to it, if it is the scenario's own. Raises
     ConfigError or PolicyError: nothing asked, unknown names (with the closest), bad parameters, equal labels.
     """
-    found: dict[str, Choice] = {}
+    found: dict[str, PolicyChoice] = {}
     for item in _items(text):
         for name, parameters in _meant(item):
             own = not parameters and name == scenario.policy.name
@@ -57,7 +57,7 @@ def choose(text: str, scenario: Scenario) -> list[Choice]:
     return list(found.values())
 
 
-def oracles() -> list[Choice]:
+def oracles() -> list[PolicyChoice]:
     """Every installed policy that knows what no scheduler can know."""
     return [_choice(name, {}, name) for name in _of_tier("oracle")]
 
@@ -109,12 +109,12 @@ def _label(name: str, parameters: dict[str, Any]) -> str:
     return base + "".join(f":{key}={value}" for key, value in parameters.items())
 
 
-def _choice(name: str, parameters: dict[str, Any], label: str) -> Choice:
+def _choice(name: str, parameters: dict[str, Any], label: str) -> PolicyChoice:
     names = policy_names()
     if not _is_path(name) and name not in names:
         raise ConfigError(f"--policies: unknown policy '{name}'; {did_you_mean(name, [*names, ALL, *TIERS])}")
     policy, _ = load_policy(name, parameters)
-    return Choice(label, PolicySpec(name=name, **parameters), tier_of(type(policy)), policy.oracle)
+    return PolicyChoice(label, PolicySpec(name=name, **parameters), tier_of(type(policy)), policy.oracle)
 
 
 def tier_of(policy: Any) -> str:

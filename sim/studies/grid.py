@@ -32,7 +32,7 @@ from sim.policy.loader import load_policy, policy_names
 from sim.runs.task import Label, Task
 from sim.scenario.fields import Frozen, first_problem
 from sim.scenario.scenario import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario, refuse_code
-from sim.studies.axes import Axis, Value, axis_of, is_path, label_of
+from sim.studies.axes import GridAxis, Value, axis_of, is_path, label_of
 from sim.traces.formats import told_format
 
 MOST_RUNS = 10_000
@@ -52,7 +52,7 @@ class _Grid(Frozen):
 
 
 @dataclass(frozen=True)
-class Grid:
+class SweepGrid:
     """A grid file, read. tasks: a scenario each, in the order of the file, the last field varying fastest.
 
     fields: what is varied, the columns of tables. text: the file as it stands.
@@ -63,7 +63,7 @@ class Grid:
     text: str
 
 
-def read_grid(path: Path, most_runs: int = MOST_RUNS) -> Grid:
+def read_grid(path: Path, most_runs: int = MOST_RUNS) -> SweepGrid:
     """Read a grid file and make its tasks.
 
     Raises ConfigError, one line that names the field: what is no grid, no scenario, no policy; more than `most_runs`.
@@ -82,7 +82,7 @@ def read_grid(path: Path, most_runs: int = MOST_RUNS) -> Grid:
     points = _points(grid, path, most_runs)
     fields = tuple(dict.fromkeys(field for point in points for field in point))
     maker = _Maker(path, grid)
-    return Grid([maker.task(point, fields) for point in points], fields, path.read_text(encoding="utf-8"))
+    return SweepGrid([maker.task(point, fields) for point in points], fields, path.read_text(encoding="utf-8"))
 
 
 # --- points
@@ -126,7 +126,7 @@ def _points(grid: _Grid, path: Path, most_runs: int) -> list[Point]:
     return found
 
 
-def _steps(group: list[Axis]) -> list[Point]:
+def _steps(group: list[GridAxis]) -> list[Point]:
     return [{axis.field: axis.values[at] for axis in group} for at in range(len(group[0].values))]
 
 

@@ -15,7 +15,7 @@ from sim.engine.engine import prepare
 from sim.runs.run_one import RunOptions, compose
 from sim.runs.task import Machines, Progress
 from sim.scenario.scenario import Scenario, TraceWorkload
-from sim.studies.choose_policies import Choice, choose
+from sim.studies.choose_policies import PolicyChoice, choose
 from sim.workload.requests import Workload, open_workload
 
 OnProgress = Callable[[Progress], None]
@@ -36,7 +36,7 @@ class StudyOptions:
 class Study:
     scenario: Scenario
     workload: Workload  # of the first seed
-    choices: list[Choice]
+    choices: list[PolicyChoice]
     seeds: tuple[int, ...]
     notices: tuple[str, ...]
 
@@ -87,7 +87,7 @@ def has_promises(study: Study) -> bool:
     return first is not None and first.deadline_s is not None
 
 
-def label_of(wanted: str | None, choices: list[Choice], flag: str) -> str:
+def label_of(wanted: str | None, choices: list[PolicyChoice], flag: str) -> str:
     """The label of the policy that `flag` names; None: the scenario's first choice. Raises ConfigError."""
     labels = [choice.label for choice in choices]
     if wanted is None:

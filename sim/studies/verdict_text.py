@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sim.results.format_estimate import amount, chance, span
 from sim.results.metrics import Measure
-from sim.studies.ranking import Ranking
+from sim.studies.ranking import PolicyRanking
 
 if TYPE_CHECKING:
     from sim.studies.capacity import Capacity, PolicyCapacity
@@ -37,7 +37,7 @@ def verdict_lines(made: Comparison) -> Iterator[str]:
         yield "One seed says nothing about chance: no difference here has an interval; play more seeds."
 
 
-def _best(made: Comparison, measure: Measure, ranking: Ranking) -> Iterator[str]:
+def _best(made: Comparison, measure: Measure, ranking: PolicyRanking) -> Iterator[str]:
     name = title(measure)
     if ranking.best is None:
         yield f"{name}: no policy has a number for every seed."
@@ -57,7 +57,7 @@ def _best(made: Comparison, measure: Measure, ranking: Ranking) -> Iterator[str]
     yield f"{name}: {ranking.best} is best with {value}; {_lead(measure, ranking)}."
 
 
-def _everywhere(rankings: Sequence[Ranking]) -> Iterator[str]:
+def _everywhere(rankings: Sequence[PolicyRanking]) -> Iterator[str]:
     """Who is first, or shares the first place, by all of them."""
     if len(rankings) < 2 or any(ranking.p is None for ranking in rankings):
         return
@@ -69,7 +69,7 @@ def _everywhere(rankings: Sequence[Ranking]) -> Iterator[str]:
         yield "No policy is among the first by all of these: choose by what matters most."
 
 
-def _lead(measure: Measure, ranking: Ranking) -> str:
+def _lead(measure: Measure, ranking: PolicyRanking) -> str:
     """How far the second is from the best."""
     assert ranking.second is not None
     assert ranking.lead is not None
@@ -98,7 +98,7 @@ def _plain(measure: Measure, value: float) -> str:
     return f"{value * 100:.2g} points" if measure.unit == "share" else amount(measure.unit, value)
 
 
-def _baseline(made: Comparison, ranking: Ranking) -> Iterator[str]:
+def _baseline(made: Comparison, ranking: PolicyRanking) -> Iterator[str]:
     """How the best differs from the baseline, when the sentence before has not said it."""
     key, measure = made.decisive.key, made.decisive
     if ranking.best in (None, made.baseline) or ranking.second == made.baseline or made.baseline not in ranking.order:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError, did_you_mean
-from sim.traces.files import Table, arrow_or_list
+from sim.traces.files import FileColumns, arrow_or_list
 
 MOST_TOKENS = 10**9
 FURTHEST_S = 1e12  # beyond it a float64 clock has less than 0.1 ms resolution
@@ -79,7 +79,7 @@ class Appearance:
 class ColumnChecks:
     """Reads columns of one table, remembers the first problem of each; `finish` raises the earliest."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: FileColumns) -> None:
         self.table = table
         self._problems: list[tuple[int, str]] = []
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
-from sim.traces.blocks import Block, check_file, count_records, record_blocks
+from sim.traces.blocks import RecordBlock, check_file, count_records, record_blocks
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 PARQUET_ROWS = 1 << 16
@@ -28,7 +28,7 @@ _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
-class Table:
+class FileColumns:
     """Columns as they stand in a file, or in a piece of it.
 
     `columns` holds one pyarrow array per column (text for CSV), or a plain list of the values of a JSON column; None
@@ -69,14 +69,14 @@ def suffix_of(path: Path) -> str:
     raise TraceError(f"{path}: unknown kind of file; a trace's name ends in {', '.join(SUFFIXES)}")
 
 
-def tables_of(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def tables_of(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """The tables of any file that `suffix_of` knows. Raises TraceError."""
     suffix = suffix_of(path)
     reader = parquet_tables if suffix == ".parquet" else jsonl_tables if "jsonl" in suffix else csv_tables
     return reader(path, wanted)
 
 
-def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """A comma-separated file with a header: all columns' names, but only the text of those in `wanted`.
 
     Blank rows are left out. A mistake is raised after the rows above it have been handed out. Raises TraceError: other
@@ -89,7 +89,7 @@ def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
         if not names:
             header, *after = re.split(rb"\r\n|\n|\r", block.data, maxsplit=1)
             names = _header(path, header.decode())
-            rest = Block(after[0] if after else b"", 2)
+            rest = RecordBlock(after[0] if after else b"", 2)
         if not rest.data:
             continue
         table, problem = _parse_csv(path, rest, names, [name for name in names if name in wanted])
@@ -121,7 +121,9 @@ def _header(path: Path, line: str) -> list[str]:
     return names
 
 
-def _parse_csv(path: Path, block: Block, names: list[str], wanted: list[str]) -> tuple[Table, TraceError | None]:
+def _parse_csv(
+    path: Path, block: RecordBlock, names: list[str], wanted: list[str]
+) -> tuple[FileColumns, TraceError | None]:
     """The rows above the first bad one, with the wanted columns as text, and what is wrong with the bad one."""
     import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
     from pyarrow import csv as arrow_csv  # noqa: PLC0415
@@ -170,10 +172,10 @@ def _parse_csv(path: Path, block: Block, names: list[str], wanted: list[str]) ->
         columns[name] = parsed.column(name).combine_chunks().slice(0, len(rows))
     if not wanted:
         rows = rows[:0]  # nothing was looked at, and `require` will say what is missing
-    return _without_blank_rows(Table(str(path), columns, rows, 1, len(blank))), bad[0][1] if bad else None
+    return _without_blank_rows(FileColumns(str(path), columns, rows, 1, len(blank))), bad[0][1] if bad else None
 
 
-def _without_blank_rows(table: Table) -> Table:
+def _without_blank_rows(table: FileColumns) -> FileColumns:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -188,10 +190,10 @@ def _without_blank_rows(table: Table) -> Table:
     mask = pa.array(keep)
     columns = {name: None if column is None else column.filter(mask) for name, column in table.columns.items()}
     blank_rows = table.blank_rows + len(keep) - int(keep.sum())
-    return Table(table.where, columns, table.rows[keep], table.header_row, blank_rows)
+    return FileColumns(table.where, columns, table.rows[keep], table.header_row, blank_rows)
 
 
-def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """One JSON object a line; blank lines are no requests but do count as rows.
 
     Every table has the columns that were named so far, as lists; a name that is new starts a table. Raises
@@ -201,9 +203,9 @@ def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
     objects: list[dict[str, Any]] = []
     rows: list[int] = []
 
-    def table() -> Table:
+    def table() -> FileColumns:
         columns = {name: [item.get(name) for item in objects] if name in wanted else None for name in known}
-        done = Table(str(path), columns, np.array(rows, dtype=np.int64))
+        done = FileColumns(str(path), columns, np.array(rows, dtype=np.int64))
         objects.clear()
         rows.clear()
         return done
@@ -248,7 +250,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
     return item if isinstance(item, dict) else 'not a JSON object; write {"arrival_s": 0.0, ...}'
 
 
-def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """A Parquet file; its rows count from 1. Raises TraceError."""
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
@@ -267,12 +269,12 @@ def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
                 raise TraceError(f"{path}: has no rows; a trace has at least one request")
             read = [name for name in names if name in wanted]
             if not read:
-                yield Table(str(path), dict.fromkeys(names), np.zeros(0, dtype=np.int64))
+                yield FileColumns(str(path), dict.fromkeys(names), np.zeros(0, dtype=np.int64))
             for batch in file.iter_batches(PARQUET_ROWS, columns=read):
                 batch.validate(full=True)
                 columns: dict[str, Any] = dict.fromkeys(names)
                 columns |= {name: plain_arrow(batch.column(name)) for name in read}
-                yield Table(str(path), columns, np.arange(row, row + batch.num_rows, dtype=np.int64))
+                yield FileColumns(str(path), columns, np.arange(row, row + batch.num_rows, dtype=np.int64))
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
@@ -323,24 +325,26 @@ def plain_arrow(array: Any) -> Any:
     return array
 
 
-def read_csv(path: Path, wanted: Sequence[str]) -> Table:
+def read_csv(path: Path, wanted: Sequence[str]) -> FileColumns:
     """All of a comma-separated file at once; see `csv_tables`."""
     return _whole(csv_tables, path, wanted)
 
 
-def read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
+def read_jsonl(path: Path, wanted: Sequence[str]) -> FileColumns:
     """All of a file of JSON lines at once; see `jsonl_tables`. A column whose values are of one type is an array."""
     table = _whole(jsonl_tables, path, wanted)
     columns = {name: None if column is None else arrow_or_list(column) for name, column in table.columns.items()}
-    return Table(table.where, columns, table.rows)
+    return FileColumns(table.where, columns, table.rows)
 
 
-def read_parquet(path: Path, wanted: Sequence[str]) -> Table:
+def read_parquet(path: Path, wanted: Sequence[str]) -> FileColumns:
     """All of a Parquet file at once; see `parquet_tables`."""
     return _whole(parquet_tables, path, wanted)
 
 
-def _whole(reader: Callable[[Path, Sequence[str]], Iterator[Table]], path: Path, wanted: Sequence[str]) -> Table:
+def _whole(
+    reader: Callable[[Path, Sequence[str]], Iterator[FileColumns]], path: Path, wanted: Sequence[str]
+) -> FileColumns:
     import pyarrow as pa  # noqa: PLC0415
 
     tables = list(reader(path, wanted))
@@ -356,7 +360,7 @@ def _whole(reader: Callable[[Path, Sequence[str]], Iterator[Table]], path: Path,
             columns[name] = pa.concat_arrays(pieces)
     rows = np.concatenate([table.rows for table in tables])
     blank_rows = sum(table.blank_rows for table in tables)
-    return Table(str(path), columns, rows, tables[-1].header_row, blank_rows)
+    return FileColumns(str(path), columns, rows, tables[-1].header_row, blank_rows)
 
 
 def arrow_or_list(values: list[Any]) -> Any:

@@ -23,7 +23,16 @@ from sim.traces.files import blank_notice, parquet_in_order, parquet_rows, suffi
 from sim.traces.order import CHUNK_ROWS, Held, in_time_order, numbered, sorted_in_memory
 from sim.traces.trace import DEFAULT_CLASS, OPTIONAL, REQUIRED, Trace, join
 
-__all__ = ["CHUNK_ROWS", "Names", "TraceStream", "Turns", "gather", "in_time_order", "read_stream", "read_trace"]
+__all__ = [
+    "CHUNK_ROWS",
+    "NameTable",
+    "TraceStream",
+    "TurnOrder",
+    "gather",
+    "in_time_order",
+    "read_stream",
+    "read_trace",
+]
 __all__ += ["stream_of"]
 
 
@@ -43,7 +52,7 @@ class TraceStream:
     notices: list[str] = field(default_factory=list)
 
 
-class Names:
+class NameTable:
     """A growing table of names, for whoever makes chunks one after the other: a code once given keeps its meaning."""
 
     def __init__(self) -> None:
@@ -109,7 +118,7 @@ def read_stream(path: Path, strict: bool = False, sort: bool = False) -> TraceSt
     return TraceStream(reading.ordered(sort), str(path), parquet_rows(path), reading.notices)
 
 
-class Turns:
+class TurnOrder:
     """Checks, chunk by chunk, that a closed-loop row has an earlier row of its session to wait for."""
 
     def __init__(self) -> None:
@@ -147,7 +156,7 @@ class _Reading:
         self._path = path
         self._strict = strict
         self._extras = extra_names(path)
-        self._models, self._classes, self._sessions = Names(), Names(), Names()
+        self._models, self._classes, self._sessions = NameTable(), NameTable(), NameTable()
         self._ignored: dict[str, None] = {}
         self._known_columns = 0
         self._latest_s = 0.0
@@ -156,7 +165,7 @@ class _Reading:
 
     def ordered(self, sort: bool) -> Iterator[Trace]:
         """The chunks in time order."""
-        turns = Turns()
+        turns = TurnOrder()
         for chunk in self._sorted(sort):
             turns.check(chunk, str(self._path))
             yield chunk

@@ -11,7 +11,7 @@ from rich.text import Text
 from sim.cli.tables.run_tables import facts, grid, number, show
 from sim.results.format_estimate import amount, span, with_half
 from sim.studies.capacity import Capacity, PolicyCapacity
-from sim.studies.search import Point
+from sim.studies.search import PlayedLoad
 from sim.studies.verdict_text import goal_text
 
 _MOST_POINTS = 12  # of the loads that were tried, in the table
@@ -49,7 +49,7 @@ def _place(made: Capacity, policy: PolicyCapacity) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if made.find == "rate" else value
 
 
-def _at_answer(policy: PolicyCapacity) -> Point | None:
+def _at_answer(policy: PolicyCapacity) -> PlayedLoad | None:
     """The point of the answer; of a policy that has none, the one that came nearest to it."""
     if policy.found is None or not policy.found.points:
         return None
@@ -58,7 +58,7 @@ def _at_answer(policy: PolicyCapacity) -> Point | None:
     return next(point for point in policy.found.points if point.at == policy.found.value)
 
 
-def _not_done(point: Point | None) -> str:
+def _not_done(point: PlayedLoad | None) -> str:
     if point is None:
         return "-"
     lost = sum(point.counts[name] for name in ("rejected", "timed_out", "failed"))

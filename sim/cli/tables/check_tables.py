@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.cli.tables.run_tables import grid, number, share, show
-from sim.profiling.check import TARGET, Report, SweepFacts
+from sim.profiling.check import TARGET, CheckReport, SweepFacts
 from sim.profiling.fill import Filled
 
 MOST_LINES = 40
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: CheckReport, console: Console) -> None:
     """Sweeps or models, notes, and findings last, where they are seen."""
     console.print(Text(f"{report.title} ({_words(report)})", style="bold"))
     if report.sweeps:
@@ -38,11 +38,11 @@ def print_report(report: Report, console: Console) -> None:
         console.print("nothing is broken\n")
 
 
-def _words(report: Report) -> str:
+def _words(report: CheckReport) -> str:
     return {"measured": "measured points", "table": "a table", "published": "published sweeps"}[report.kind]
 
 
-def _of(report: Report, what: str) -> list[SweepFacts]:
+def _of(report: CheckReport, what: str) -> list[SweepFacts]:
     return [sweep for sweep in report.sweeps if sweep.what == what]
 
 

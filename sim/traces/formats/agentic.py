@@ -25,7 +25,7 @@ from sim.common.rng import stream
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, assembled
 from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_value
-from sim.traces.formats.json_rows import Row, gathered, list_of_ids
+from sim.traces.formats.json_rows import JsonRow, gathered, list_of_ids
 from sim.traces.formats.members import Member, members
 from sim.traces.stream import TraceStream
 
@@ -126,11 +126,11 @@ def _blocks(files: Sequence[Path], where: str, options: AgenticOptions, notices:
     notices += found.notices(options)
 
 
-def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> Iterator[Row]:
+def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> Iterator[JsonRow]:
     """All requests by arrival; held back are only those that may still be overtaken by a session not yet read."""
     starts = stream(options.seed, "formats", NAME, "starts")
     start_s, count = 0.0, 0
-    waiting: list[tuple[float, int, Row]] = []
+    waiting: list[tuple[float, int, JsonRow]] = []
     for member in members(files, lambda name: name.endswith((".json", ".json.gz"))):
         start_s += float(starts.standard_exponential()) / options.sessions_per_s
         if start_s > FURTHEST_S:
@@ -144,7 +144,7 @@ def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> 
         yield heapq.heappop(waiting)[2]
 
 
-def _session(member: Member, start_s: float, options: AgenticOptions, found: _Found) -> Iterator[Row]:
+def _session(member: Member, start_s: float, options: AgenticOptions, found: _Found) -> Iterator[JsonRow]:
     """The requests of a file, those of its sub-agents after its own."""
     top = Entry(member.where, json_value(member.read(), member.where))
     found.ignored.update(dict.fromkeys(top.ignored(_FIELDS, options.strict)))
@@ -189,7 +189,7 @@ class _Agent:
         if "block_size" in top.values:
             self._block_tokens = top.whole("block_size")
 
-    def rows(self, session: str, shift: int) -> Iterator[Row]:
+    def rows(self, session: str, shift: int) -> Iterator[JsonRow]:
         """In order of time, then the sub-agents'; `shift` is added to the hash ids, which are local to a file."""
         own: list[Entry] = []
         agents: list[Entry] = []
@@ -219,7 +219,7 @@ class _Agent:
             raise entry.error("t", f"with the session's start it is after {FURTHEST_S:.0e} s")
         return time_s
 
-    def _turns(self, entries: list[tuple[Entry, float]], session: str, shift: int) -> Iterator[Row]:
+    def _turns(self, entries: list[tuple[Entry, float]], session: str, shift: int) -> Iterator[JsonRow]:
         turn, pause_s = 0, 0.0  # what requests that were left out would have taken
         for entry, time_s in entries:
             if entry.values.get("type") not in ("n", "s"):
@@ -239,7 +239,7 @@ class _Agent:
             closed = turn > 0 and not self._options.open_loop
             self._found.no_think += closed and think_s is None
             turn += 1
-            yield Row(
+            yield JsonRow(
                 row=entry.row,
                 time=time_s,
                 prompt_tokens=max(prompt_tokens, 1),
@@ -276,7 +276,7 @@ class _Agent:
         self.highest_id = max(self.highest_id, int(ids.max()))
         return ids
 
-    def _below(self, entry: Entry, session: str, shift: int) -> Iterator[Row]:
+    def _below(self, entry: Entry, session: str, shift: int) -> Iterator[JsonRow]:
         self._found.ignored.update(dict.fromkeys(entry.ignored(_AGENT, self._options.strict)))
         if self._depth == DEEPEST:
             raise entry.error_here(f"sub-agents are nested more than {DEEPEST} deep")

@@ -19,7 +19,7 @@ from sim.traces.columns import FURTHEST_S, MOST_TOKENS, ColumnChecks
 from sim.traces.formats.base import FormatOptions
 from sim.traces.order import CHUNK_ROWS, MOST_BYTES_HELD, MOST_ROWS_HELD, in_time_order
 from sim.traces.overlay import overlay
-from sim.traces.stream import Names, TraceStream
+from sim.traces.stream import NameTable, TraceStream
 from sim.traces.trace import DEFAULT_CLASS, Trace, join
 
 Whole = NDArray[np.int64]
@@ -152,7 +152,7 @@ class _Naming:
     """Numbers names across all blocks of a file, by first appearance."""
 
     def __init__(self) -> None:
-        self._models, self._classes, self._sessions = Names(), Names(), Names()
+        self._models, self._classes, self._sessions = NameTable(), NameTable(), NameTable()
 
     def traces(self, blocks: Iterator[Block], origin: Any, per_s: int) -> Iterator[Trace]:
         """Blocks that are in order within themselves as chunks; an arrival before the origin is negative."""
@@ -194,7 +194,7 @@ class _Naming:
         )
 
     @staticmethod
-    def _codes(names: Names, column: Named) -> Whole:
+    def _codes(names: NameTable, column: Named) -> Whole:
         codes, local = column
         uses = np.bincount(codes + 1, minlength=len(local) + 1)[1:]
         if uses.all():

@@ -19,7 +19,7 @@ from sim.common.errors import TraceError
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
-from sim.traces.formats.json_rows import Row, filled, gathered, list_of_ids
+from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
 
@@ -65,7 +65,7 @@ def _blocks(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterato
     yield from filled(gathered(rows, str(path), kinds), EmptyTokens(options.zero_tokens, "zero_tokens"), notices)
 
 
-def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[Row]:
+def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[JsonRow]:
     ignored: dict[str, None] = {}
     offset_s, before_s, highest_s, week = 0, 0, 0, 1
     falls: list[int] = []
@@ -103,13 +103,13 @@ def _seconds(entry: Entry) -> int:
     return value
 
 
-def _row(entry: Entry, time_s: int, options: RagpulseOptions) -> Row:
+def _row(entry: Entry, time_s: int, options: RagpulseOptions) -> JsonRow:
     low = 1 if options.zero_tokens == "refuse" else 0
     extras: tuple[Any, ...] = ()
     if options.prompt_parts:
         parts = entry.entry("hash_ids")
         extras = tuple(parts.wholes(part) for part in PARTS)
-    return Row(
+    return JsonRow(
         row=entry.row,
         time=time_s,
         prompt_tokens=entry.whole("input_length", low, MOST_TOKENS),

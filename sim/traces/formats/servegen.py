@@ -86,7 +86,7 @@ def _blocks(files: Sequence[Path], where: str, options: ServegenOptions, notices
         for (pool, client), name in zip(chosen, names, strict=True)
     ]
     empty = EmptyTokens(options.zero_tokens, "zero_tokens")
-    yield from _merged(sources, _Plan(where, models, _extras([client for _, client in chosen]), span_s), empty)
+    yield from _merged(sources, _DrawPlan(where, models, _extras([client for _, client in chosen]), span_s), empty)
     empty.finish(notices)
     strayed = sum(source.strayed for source in sources)
     if strayed:
@@ -270,7 +270,7 @@ def _drawn_lengths(lengths: Lengths, count: int, generator: np.random.Generator)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _DrawPlan:
     """What all drawn blocks share: the file, the models, the extra columns, and the seconds to keep."""
 
     where: str
@@ -279,7 +279,7 @@ class _Plan:
     span_s: tuple[float, float]
 
 
-def _merged(sources: Sequence[_Source], plan: _Plan, empty: EmptyTokens) -> Iterator[Block]:
+def _merged(sources: Sequence[_Source], plan: _DrawPlan, empty: EmptyTokens) -> Iterator[Block]:
     """The requests of all clients by arrival, in blocks of at least half a chunk."""
     first_s, end_s = plan.span_s
     visits = sorted(
@@ -321,7 +321,7 @@ def _joined(pieces: Sequence[tuple[Draws, Table]]) -> tuple[Draws, Table]:
     return arrival_s[order], table
 
 
-def _block(plan: _Plan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
+def _block(plan: _DrawPlan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
     import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
 
     nothing = np.full(len(arrival_s), -1.0)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from sim.common.errors import TraceError
 from sim.common.rng import stream
 from sim.traces.columns import ColumnChecks, name_problem
-from sim.traces.files import Table, blank_notice
+from sim.traces.files import FileColumns, blank_notice
 from sim.traces.formats.assembly import Named
 from sim.traces.formats.base import FormatOptions, shown
 
@@ -77,7 +77,7 @@ def failure_notice(count: int, failures: Failures) -> tuple[str, ...]:
 
 
 def checked_tables(
-    tables: Iterator[Table], required: Sequence[str], optional: Sequence[str], strict: bool, notices: list[str]
+    tables: Iterator[FileColumns], required: Sequence[str], optional: Sequence[str], strict: bool, notices: list[str]
 ) -> Iterator[ColumnChecks]:
     """The tables of a file, ready to be read by column; none is empty.
 
