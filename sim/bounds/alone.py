@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.bounds.demand import Requests, requests_of
+from sim.bounds.demand import Requests
 from sim.bounds.machines import BoundMachines, EqualGpus, Floats, Sort, decode_seconds
-from sim.scenario.scenario import Scenario
-from sim.workload.requests import Workload
 
 _PLACES = 33  # contexts at which a batch is compared with a sequence alone
 _MOST_BATCHES = 512
@@ -40,12 +38,6 @@ class AloneBound:
             name: {"mean": float(values.mean()), **{key: float(np.quantile(values, at)) for key, at in shares.items()}}
             for name, values in (("ttft_s", self.ttft_s), ("e2e_s", self.e2e_s))
         }
-
-
-def alone_bound(scenario: Scenario, workload: Workload) -> AloneBound:
-    """See AloneBound. Raises SimError: nothing to serve; whatever scenario and workload raise."""
-    machines = BoundMachines(scenario)
-    return alone_of(machines, requests_of(machines, workload))
 
 
 def alone_of(machines: BoundMachines, requests: Requests) -> AloneBound:

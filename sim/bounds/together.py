@@ -43,18 +43,6 @@ class Bounds:
         found["e2e_s.mean"] = self.mean.e2e_s
         return found
 
-    def distances(self, summary: dict[str, Any]) -> dict[str, float | None]:
-        """By the names of `limits`: the summary's number over its bound, at least 1; 1 is as good as can be. None: the
-        summary has no such number, or is of a run that did not complete all requests that can be served."""
-        counts = summary["requests"]
-        whole = counts["arrived"] == counts["completed"] + counts["impossible"]
-        found: dict[str, float | None] = {}
-        for name, limit in self.limits().items():
-            group, _, key = name.partition(".")
-            value = summary[group][key]
-            found[name] = value / limit if whole and value is not None and limit > 0 else None
-        return found
-
     def as_data(self) -> dict[str, Any]:
         """Plain data without the columns of single requests."""
         requests = self.fluid.requests

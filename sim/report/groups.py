@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.common.statistics import Difference, Estimate, difference, estimate
-from sim.plots.style import MOST_COLOURED, Pen, pens
+from sim.plots.style import Pen, pens
 from sim.report.result_folder import Kept, plain
 from sim.results.metrics import Measure, known_measures
 
@@ -95,10 +95,6 @@ class Cast:
     @property
     def numbers(self) -> dict[str, int]:
         return {name: pen.number for name, pen in self.pens.items()}
-
-    @property
-    def crowded(self) -> bool:
-        return len(self.names) > MOST_COLOURED
 
 
 def shown(value: Any) -> str:

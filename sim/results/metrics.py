@@ -46,10 +46,6 @@ class Measure:
         assert value is None or isinstance(value, int | float), (self.key, value)
         return None if value is None else float(value)
 
-    def beats(self, first: float, second: float) -> bool:
-        """Whether the first value is better than the second; never where there is no better."""
-        return self.better is not None and (first < second if self.better == "less" else first > second)
-
 
 def _walk(data: Any, path: str) -> Any:
     """The entry at a dotted path; names in it may have dots of their own."""

@@ -36,7 +36,6 @@ from sim.studies.axes import GridAxis, Value, axis_of, is_path, label_of
 from sim.traces.formats import told_format
 
 MOST_RUNS = 10_000
-_FILES = ("scenario", "trace")  # fields of a grid that no scenario has
 Point = dict[str, Value]
 
 

@@ -36,12 +36,6 @@ def name_problem(name: str, what: str) -> str | None:
     return None
 
 
-def by_appearance(codes: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Codes and names renumbered by first appearance, unused names left out; -1 stays -1."""
-    numbering = Appearance()
-    return numbering.codes(codes, names), numbering.table()
-
-
 class Appearance:
     """Renumbers the codes of one column by first appearance, piece by piece; -1 stays -1.
 

@@ -1,7 +1,7 @@
 """Trace files as tables: records in, columns with the row numbers that a person would count out, a piece at a time.
 
 It knows the containers (CSV, JSON lines, Parquet), but not what a column means: that is `traces.columns`. The bytes of
-text files come from `traces.blocks`. Called by `traces.stream` and the importers; `read_csv` and its like take all in.
+text files come from `traces.blocks`. Called by `traces.stream` and the importers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,6 @@ class FileColumns:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What reading left out."""
-        return blank_notice(self.blank_rows)
 
     def error(self, index: int, text: str) -> TraceError:
         """The error of entry `index`."""
@@ -323,44 +318,6 @@ def plain_arrow(array: Any) -> Any:
     if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
         array = array.cast(pa.string())
     return array
-
-
-def read_csv(path: Path, wanted: Sequence[str]) -> FileColumns:
-    """All of a comma-separated file at once; see `csv_tables`."""
-    return _whole(csv_tables, path, wanted)
-
-
-def read_jsonl(path: Path, wanted: Sequence[str]) -> FileColumns:
-    """All of a file of JSON lines at once; see `jsonl_tables`. A column whose values are of one type is an array."""
-    table = _whole(jsonl_tables, path, wanted)
-    columns = {name: None if column is None else arrow_or_list(column) for name, column in table.columns.items()}
-    return FileColumns(table.where, columns, table.rows)
-
-
-def read_parquet(path: Path, wanted: Sequence[str]) -> FileColumns:
-    """All of a Parquet file at once; see `parquet_tables`."""
-    return _whole(parquet_tables, path, wanted)
-
-
-def _whole(
-    reader: Callable[[Path, Sequence[str]], Iterator[FileColumns]], path: Path, wanted: Sequence[str]
-) -> FileColumns:
-    import pyarrow as pa  # noqa: PLC0415
-
-    tables = list(reader(path, wanted))
-    columns: dict[str, Any] = {}
-    for name in tables[-1].columns:
-        pieces = [table.columns.get(name) for table in tables]
-        if all(piece is None for piece in pieces):
-            columns[name] = None
-        elif any(isinstance(piece, list) for piece in pieces):
-            padded = zip(tables, pieces, strict=True)
-            columns[name] = [v for t, piece in padded for v in ([None] * len(t) if piece is None else piece)]
-        else:
-            columns[name] = pa.concat_arrays(pieces)
-    rows = np.concatenate([table.rows for table in tables])
-    blank_rows = sum(table.blank_rows for table in tables)
-    return FileColumns(str(path), columns, rows, tables[-1].header_row, blank_rows)
 
 
 def arrow_or_list(values: list[Any]) -> Any:
