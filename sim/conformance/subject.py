@@ -21,8 +21,8 @@ from sim.conformance.hardware import Row, play, scenario, trace
 from sim.conformance.laws import assert_laws
 from sim.engine.engine import Engine
 from sim.policy.interface.policy import Policy
-from sim.policy.loader import policy_class, policy_of
-from sim.scenario.scenario import Scenario, override
+from sim.policy.loader import policy_of, read_policy
+from sim.scenario.scenario import Scenario, is_code, override
 
 LONGEST_S = 20.0  # of computing, for 100 requests at most: about twenty times what the slowest of ours takes
 
@@ -76,7 +76,7 @@ class Subject:
 
     def scenario(self, resize: str, **changes: Any) -> Scenario:
         """A scenario for this policy on the synthetic machines."""
-        name = str(self.file) if _is_path(self.name) else self.name
+        name = str(self.file) if is_code(self.name) else self.name
         policy = {"name": name, **self.parameters}
         engine = {"max_sequences": 4, "resize": resize}
         return scenario(**{"engine": engine, "horizon_s": 5000.0, "policy": policy, **changes})
@@ -85,14 +85,10 @@ class Subject:
 def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
     """The policy of that name, path or entry point. Raises PolicyError (not there) and ConfigError (parameters)."""
     with _not_for_ever():
-        cls, _ = policy_class(name)
+        cls, _ = read_policy(name)
         found = Subject(name, cls, dict(parameters or {}))
         found.fresh(found.parameters)
     return found
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(".py") or "/" in name
 
 
 def run(policy: Subject, of: Scenario, rows: Sequence[Row], chosen: Policy | None = None) -> Engine:

@@ -29,13 +29,13 @@ from sim.core.record.recorder import Recorder
 from sim.core.record.series import Series
 from sim.engine.engine import Outcome, simulate
 from sim.engine.run_code import code_digests
-from sim.policy.loader import policy_class
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import policy_of, read_policy
 from sim.results.run_folder import put_run
 from sim.results.summary import summarize
 from sim.runs.identity import workload_key
 from sim.runs.run_one import peak_rss_bytes
-from sim.scenario.scenario import Scenario, TraceWorkload
-from sim.studies.axes import is_path
+from sim.scenario.scenario import Scenario, TraceWorkload, is_code
 from sim.workload.requests import Workload, open_workload
 
 
@@ -82,7 +82,7 @@ def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, table
     """The job of a run that has been identified; raises ConfigError if its policy's file has gone since."""
     policy = scenario.policy.name
     source = None
-    if is_path(policy):
+    if is_code(policy):
         try:
             source = Path(policy).read_bytes()
         except OSError as error:
@@ -144,7 +144,8 @@ def _play(job: RunJob) -> Played:
         recorder = Recorder(Path(folder))
         recorder.series = Series() if job.tables else None
         try:
-            outcome = simulate(scenario, workload=_workload(scenario), recorder=recorder)
+            chosen = _chosen(scenario, job)
+            outcome = simulate(scenario, workload=_workload(scenario), recorder=recorder, chosen=chosen)
         except SimError as error:
             text = str(error).replace(scenario.policy.name, job.scenario.policy.name)
             raise type(error)(text) from None
@@ -166,16 +167,22 @@ def _keep(job: RunJob, outcome: Outcome, summary: dict[str, Any], own: Path) -> 
 
 
 def _look_for_files(scenario: Scenario) -> None:
-    """Raises _Fault if the trace, the tables or the policy are not on this machine."""
+    """Raises _Fault if the trace or the tables are not on this machine."""
     needed = [scenario.workload.file] if isinstance(scenario.workload, TraceWorkload) else []
     for path in (*needed, *([scenario.profiles] if scenario.profiles else [])):
         if not Path(path).exists():
             raise _Fault(f"{path} is not there; put it at the same path on every machine of the cluster")
-    if not is_path(scenario.policy.name):
-        try:
-            policy_class(scenario.policy.name)
-        except PolicyError as error:
-            raise _Fault(f"{error}; install the same policies on every machine of the cluster") from None
+
+
+def _chosen(scenario: Scenario, job: RunJob) -> tuple[Policy, str]:
+    """The policy that plays. Raises _Fault if it should be installed on this machine and is not; SimError."""
+    try:
+        cls, digest = read_policy(scenario.policy.name)
+    except PolicyError as error:
+        if job.desk or is_code(scenario.policy.name):
+            raise
+        raise _Fault(f"{error}; install the same policies on every machine of the cluster") from None
+    return policy_of(cls, scenario.policy.name, scenario.policy.parameters), digest
 
 
 @contextmanager

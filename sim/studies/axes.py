@@ -13,6 +13,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.runs.task import Label
+from sim.scenario.scenario import is_code
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
@@ -60,11 +61,6 @@ def axis_of(field: str, given: Any, where: str, most: int) -> GridAxis:
     return GridAxis(field, values)
 
 
-def is_path(policy: str) -> bool:
-    """Is a policy given by the path of its file, not by name?"""
-    return policy.endswith(".py") or "/" in policy
-
-
 def _example(given: Any) -> str:
     return json.dumps(given) if isinstance(given, str | int | float | bool) else "..."
 
@@ -110,7 +106,7 @@ def label_of(field: str, content: Any) -> Value:
 
 def _short(field: str, text: str) -> str:
     """Files by their name alone."""
-    if field in ("scenario", "trace", "workload.file") or (field in ("policy", "policy.name") and is_path(text)):
+    if field in ("scenario", "trace", "workload.file") or (field in ("policy", "policy.name") and is_code(text)):
         return Path(text).name
     return text
 

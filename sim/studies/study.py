@@ -6,12 +6,14 @@ Called by `compare` and `capacity`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sim.common.errors import ConfigError, did_you_mean
 from sim.engine.engine import prepare
+from sim.policy.loader import asked_policy
 from sim.runs.run_one import RunOptions, compose
 from sim.runs.task import Machines, Progress
 from sim.scenario.scenario import Scenario, TraceWorkload
@@ -26,7 +28,7 @@ class StudyOptions:
     """What `compare` and `capacity` share. `run` says which scenario; its policy, seed and out are not looked at."""
 
     run: RunOptions = field(default_factory=RunOptions)
-    policies: str = "all"
+    policies: str | Sequence[str | Path] = "all"
     seeds: int = 10
     first_seed: int = 1
     machines: Machines = field(default_factory=Machines)
@@ -60,7 +62,8 @@ def open_study(options: StudyOptions) -> Study:
     elif drawn and isinstance(scenario.workload, TraceWorkload):
         notices.append(f"arrivals and lengths are the trace's in every run; seeds change only {' and '.join(drawn)}")
     scenario = scenario.model_copy(update={"seed": seeds[0]})
-    prepare(choices[0].of(scenario, seeds[0]))
+    first = choices[0].of(scenario, seeds[0])
+    prepare(first, chosen=asked_policy(first.policy.name, first.policy.parameters))
     workload = open_workload(scenario)
     if workload.rows == 0:
         raise ConfigError(f"scenario '{scenario.name}': no request arrives; there is nothing to compare")
