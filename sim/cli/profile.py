@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.terminal import console, mistakes_in_one_line, wide_console
+from sim.common.text import counted
 from sim.runs.progress import say
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def profile_import(
         for folder, part in zip(folders, imported.parts, strict=True):
             print(f"{folder}: {part.name}: {_points(part)}")
         left_out = f"; {len(imported.skipped)} left out" if imported.skipped else ""
-        print(f"read {imported.records} record{'' if imported.records == 1 else 's'}{left_out}")
+        print(f"read {counted(imported.records, 'record')}{left_out}")
 
 
 def _points(part: Measured) -> str:

@@ -17,6 +17,7 @@ import typer
 
 from sim.cli.study import Address, EngineOf, Jobs
 from sim.cli.terminal import mistakes_in_one_line, wide_console
+from sim.common.text import counted
 from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def _sweep(options: SweepOptions, as_json: bool, progress: RunsProgress) -> None
 
     try:
         with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the results
-            made = play(
-                options, lambda points: say(f"{options.grid}: {sweep_tables.counted(points, 'point')}"), progress
-            )
+            made = play(options, lambda points: say(f"{options.grid}: {counted(points, 'point')}"), progress)
     except KeyboardInterrupt:
         progress.close()
         say(f"{progress}; {progress.kept(options.out)}")
@@ -116,8 +115,7 @@ class _Begun(RunsProgress):
             left = progress.total - progress.before
             there = f", {progress.before:,} there already" if progress.before else ""
             failed = f" ({progress.failed:,} of them failed; --retry-errors runs them again)" if progress.failed else ""
-            runs = "different run" if progress.total == 1 else "different runs"
-            say(f"{progress.total:,} {runs}{there}{failed}; {left:,} to play")
+            say(f"{counted(progress.total, 'different run')}{there}{failed}; {left:,} to play")
         super().__call__(progress)
 
 

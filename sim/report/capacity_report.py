@@ -10,10 +10,11 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.common.statistics import Estimate, Interval
+from sim.common.text import counted, listed
 from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report import sentences
-from sim.report.content import Cell, Report, Section, Table, Tile, counted, listed, share_cell, text_cell
+from sim.report.content import Cell, Report, Section, Table, Tile, share_cell, text_cell
 from sim.report.groups import Cast
 from sim.report.latency import ticks
 from sim.report.result_folder import Material, plain

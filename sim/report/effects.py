@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.cli.tables.run_tables import share
+from sim.common.text import listed, share
 from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
-from sim.report.content import Cell, Section, Table, listed, text_cell
+from sim.report.content import Cell, Section, Table, text_cell
 from sim.report.groups import E2E, GOODPUT, SLO, Cast, Setting, ranked, shown
 from sim.report.latency import ticks
 from sim.report.policy_comparison import title

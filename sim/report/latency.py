@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cli.tables.run_tables import seconds, share
+from sim.common.text import listed, seconds, share
 from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
-from sim.report.content import listed
 from sim.report.groups import ORACLE, Cast, RunGroup
 
 Floats = NDArray[np.float64]

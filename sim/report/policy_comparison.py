@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.common.statistics import CONFIDENCE, pareto_front
+from sim.common.text import counted, listed
 from sim.plots.charts import Axis, Spot, differences, front, rows_in, shortened
 from sim.plots.style import Chart
-from sim.report.content import Cell, Section, Table, counted, listed, share_cell, text_cell
+from sim.report.content import Cell, Section, Table, share_cell, text_cell
 from sim.report.groups import (
     COST,
     E2E,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.text import counted, number, seconds, share
 from sim.report import latency, sections, sentences
 from sim.report.break_even import break_even_section
 from sim.report.content import (
@@ -106,7 +106,7 @@ def _time(summary: Mapping[str, Any]) -> str:
     loads = summary["switching"]["loads"]
     return (
         f"Where the requests' time went, above all: {told}. The GPUs computed {share(sum(busy) / len(busy))} of the "
-        f"time; models were loaded {number(loads)} {'time' if loads == 1 else 'times'}."
+        f"time; models were loaded {counted(loads, 'time')}."
     )
 
 
@@ -250,7 +250,7 @@ def _switching(run: Kept, cast: Cast) -> Section:
         }
     total_s = sum(summary["switching"][step] for step in steps)
     loads = summary["switching"]["loads"]
-    title = f"{number(loads)} {'load' if loads == 1 else 'loads'}; switching takes {seconds(total_s)} of GPU time"
+    title = f"{counted(loads, 'load')}; switching takes {seconds(total_s)} of GPU time"
     causes = sorted({cause for sizes in summary["links"].values() for cause in sizes})
     moved = {
         plain(link): [float(sizes.get(cause, 0)) for cause in causes]

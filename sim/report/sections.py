@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.text import number, seconds, share
 from sim.plots.charts import Axis, rows_in, stacks
 from sim.plots.style import CATEGORIES, COLOURS, Chart
 from sim.report.content import Cell, Section, Table, bytes_cell, number_cell, seconds_cell, share_cell, text_cell

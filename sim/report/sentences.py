@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.cli.tables.run_tables import number, seconds, share
-from sim.report.content import counted, listed
+from sim.common.text import counted, listed, number, seconds, share
 from sim.report.groups import RunGroup
 from sim.report.result_folder import Kept, plain
 

@@ -10,21 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.cli.tables.run_tables import share
+from sim.common.text import counted, listed, share
 from sim.report import latency, policy_comparison, sections, sentences
 from sim.report.break_even import break_even_section
-from sim.report.content import (
-    Report,
-    Section,
-    Table,
-    Tile,
-    counted,
-    listed,
-    number_cell,
-    seconds_cell,
-    share_cell,
-    text_cell,
-)
+from sim.report.content import Report, Section, Table, Tile, number_cell, seconds_cell, share_cell, text_cell
 from sim.report.effects import against
 from sim.report.groups import (
     COST,

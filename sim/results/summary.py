@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.statistics import mser5
+from sim.common.text import counted
 from sim.core.record.recorder import TokenLatencies
 from sim.core.state.machines import Gpu
 from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
@@ -359,7 +360,7 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     notices = list(outcome.notices)
     if summary["warm_up"]["after_s"]:
         notices.append(
-            f"warm-up: {_requests(summary['warm_up']['requests_before'])} that arrived before "
+            f"warm-up: {counted(summary['warm_up']['requests_before'], 'request')} that arrived before "
             f"{summary['warm_up']['after_s']:g} s are in no number of requests; ITL, switching, GPUs, links and cost "
             "are of the whole run"
         )
@@ -372,24 +373,22 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
         if model.fits_nowhere and model.fits_nowhere not in refused
     ]
     for row in summary["reasons"]:
-        notices.append(f"{_requests(row['requests'])} {row['outcome'].replace('_', ' ')}: {row['reason']}")
+        notices.append(f"{counted(row['requests'], 'request')} {row['outcome'].replace('_', ' ')}: {row['reason']}")
     unfinished = summary["requests"]["unfinished"]
     if unfinished:
         why = "the policy left them waiting" if scenario.horizon_s is None else "the horizon came first"
         why = why if outcome.cluster.up else "no GPU was up any more"
-        notices.append(f"{_requests(unfinished)} unfinished ({why}); no average of the completed contains them")
+        notices.append(
+            f"{counted(unfinished, 'request')} unfinished ({why}); no average of the completed contains them"
+        )
     starved = summary["switching"]["starved"]
     if starved:
         longest_s = summary["longest_wait_s"]
         notices.append(
-            f"{_requests(starved)} waited longer than {scenario.starvation_s:g} s for a first token "
+            f"{counted(starved, 'request')} waited longer than {scenario.starvation_s:g} s for a first token "
             f"(longest {longest_s:,.0f} s)"
         )
     dropped = outcome.recorder.counts["kv_dropped_for_lack_of_host_memory"]
     if dropped:
         notices.append(f"{dropped:,} times KV was dropped for lack of host memory; those sequences computed it again")
     return notices
-
-
-def _requests(number: int) -> str:
-    return f"{number:,} request{'' if number == 1 else 's'}"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.blocks import RecordBlock, check_file, count_records, record_blocks
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
@@ -52,7 +53,7 @@ class FileColumns:
 
 def blank_notice(count: int) -> tuple[str, ...]:
     """The notice that this many blank rows were left out; none for 0."""
-    return (f"left out {count} blank row{'' if count == 1 else 's'}",) if count else ()
+    return (f"left out {counted(count, 'blank row')}",) if count else ()
 
 
 def suffix_of(path: Path) -> str:
@@ -136,9 +137,8 @@ def _parse_csv(
         hint = next((f"use commas, not {w}" for m, w in _DELIMITERS.items() if m in row.text), "mend the row")
         if '"' in row.text:
             hint = "check its quotes"
-        fields = f"{row.actual_columns} field{'' if row.actual_columns == 1 else 's'}"
-        text = f"row {number}: has {fields}, the header has {row.expected_columns}; {hint}"
-        bad.append((number, TraceError(f"{path}: {text}")))
+        text = f"has {counted(row.actual_columns, 'field')}, the header has {row.expected_columns}; {hint}"
+        bad.append((number, TraceError(f"{path}: row {number}: {text}")))
         return "skip"
 
     # A blank column name may repeat; a placeholder keeps the names apart.

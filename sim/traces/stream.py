@@ -20,7 +20,7 @@ from sim.traces.blocks import check_file
 from sim.traces.columns import MOST_TOKENS, ColumnChecks
 from sim.traces.extras import extra_names, read_extra
 from sim.traces.files import blank_notice, parquet_in_order, parquet_rows, suffix_of, tables_of
-from sim.traces.order import CHUNK_ROWS, Held, in_time_order, numbered, sorted_in_memory
+from sim.traces.order import CHUNK_ROWS, Held, in_time_order, late_notice, numbered, sorted_in_memory
 from sim.traces.trace import DEFAULT_CLASS, OPTIONAL, REQUIRED, Trace, join
 
 __all__ = [
@@ -207,8 +207,7 @@ class _Reading:
         assert any_row, "a file without requests is refused where it is opened"
         self.notices += [*blank_notice(blank_rows), *self._ignored]
         if self._late_rows:
-            were = "row that was" if self._late_rows == 1 else "rows that were"
-            self.notices.append(f"sorted {self._late_rows} {were} out of order")
+            self.notices.append(late_notice(self._late_rows))
 
     def _look_at_names(self, checks: ColumnChecks) -> None:
         table = checks.table

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.tables.run_tables import facts, grid, number, show
+from sim.cli.tables.run_tables import facts, grid, show
+from sim.common.text import number
 from sim.results.format_estimate import amount, span, with_half
 from sim.studies.capacity import Capacity, PolicyCapacity
 from sim.studies.search import PlayedLoad

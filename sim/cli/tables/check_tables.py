@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.tables.run_tables import grid, number, share, show
+from sim.cli.tables.run_tables import grid, show
+from sim.common.text import counted, number, share
 from sim.profiling.check import TARGET, CheckReport, SweepFacts
 from sim.profiling.fill import Filled
 
@@ -64,10 +65,6 @@ def _sweeps(sweeps: Sequence[SweepFacts], what: str) -> Table:
         words = f"median; {within} of {len(means)} within 10%"
         table.add_row("", "", *(["", ""] if own else []), share(means[len(means) // 2]), "", words)
     return table
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def print_filled(filled: Filled, console: Console) -> None:

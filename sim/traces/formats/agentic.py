@@ -22,9 +22,10 @@ from pydantic import Field
 
 from sim.common.errors import TraceError
 from sim.common.rng import stream
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_value
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_value
 from sim.traces.formats.json_rows import JsonRow, gathered, list_of_ids
 from sim.traces.formats.members import Member, members
 from sim.traces.stream import TraceStream
@@ -80,29 +81,29 @@ class _Found:
 
     def notices(self, options: AgenticOptions) -> Iterator[str]:
         yield (
-            f"drew the starts of {count_of(self.sessions, 'session')}, {options.sessions_per_s:g} a second "
+            f"drew the starts of {counted(self.sessions, 'session')}, {options.sessions_per_s:g} a second "
             f"(--option sessions_per_s): the files have no common clock"
         )
         yield from (f"ignored the field '{name}'" for name in self.ignored)
         again = sum(count - 1 for count in self.names.values())
         if again:
-            yield f"{count_of(again, 'session')} had the name of another and got a number behind it"
+            yield f"{counted(again, 'session')} had the name of another and got a number behind it"
         if self.agents:
             own = "a session of its own" if self.agents == 1 else "sessions of their own"
-            yield f"{count_of(self.agents, 'sub-agent')} became {own}"
+            yield f"{counted(self.agents, 'sub-agent')} became {own}"
         if self.empty:
-            yield f"left out {count_of(self.empty, 'session')} without requests"
-        zeros = f"{count_of(self.zeros, 'request')} without prompt or output tokens"
+            yield f"left out {counted(self.empty, 'session')} without requests"
+        zeros = f"{counted(self.zeros, 'request')} without prompt or output tokens"
         if self.zeros and options.zero_tokens == "drop":
             yield f"left out {zeros}; --option zero_tokens=keep counts such a number as 1"
         elif self.zeros:
             yield f"kept {zeros}, counted as 1"
         if self.unnamed:
-            yield f"{count_of(self.unnamed, 'request')} without a model got that of the session"
+            yield f"{counted(self.unnamed, 'request')} without a model got that of the session"
         if self.no_think:
-            yield f"{count_of(self.no_think, 'request')} without think_time: sent at the recorded time (open loop)"
+            yield f"{counted(self.no_think, 'request')} without think_time: sent at the recorded time (open loop)"
         if self.late:
-            yield f"sorted {count_of(self.late, 'request')} that stood after a later one of the same session"
+            yield f"sorted {counted(self.late, 'request')} that stood after a later one of the same session"
 
 
 def _read(files: Sequence[Path], options: AgenticOptions) -> TraceStream:

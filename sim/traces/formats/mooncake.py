@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
 from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
@@ -74,12 +75,12 @@ def _rows(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterator[
         current = following
     notices += [f"ignored the field '{name}'" for name in ignored]
     if odd:
-        notices.append(f"{count_of(odd, 'row')} where hash_ids are not one for each {BLOCK_TOKENS} prompt tokens")
+        notices.append(f"{counted(odd, 'row')} where hash_ids are not one for each {BLOCK_TOKENS} prompt tokens")
     if tied and options.spread_batches:
-        notices.append(f"spread {count_of(tied, 'arrival')} of {total:,} that had the stamp of the one before")
+        notices.append(f"spread {counted(tied, 'arrival')} of {total:,} that had the stamp of the one before")
     elif tied > total * TIES:
         notices.append(
-            f"{count_of(tied, 'arrival')} of {total:,} have the stamp of the one before: the clock has coarse steps; "
+            f"{counted(tied, 'arrival')} of {total:,} have the stamp of the one before: the clock has coarse steps; "
             "--option spread_batches=true spreads them"
         )
 

@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
 from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
@@ -53,9 +54,7 @@ def _trace_of(path: Path) -> Path:
         return path
     inside = sorted(file for file in path.iterdir() if file.name.startswith("0_trace"))
     if len(inside) != 1:
-        raise TraceError(
-            f"{path}: {count_of(len(inside), 'file')} named 0_trace... in the folder; give the file itself"
-        )
+        raise TraceError(f"{path}: {counted(len(inside), 'file')} named 0_trace... in the folder; give the file itself")
     return inside[0]
 
 
@@ -88,7 +87,7 @@ def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[
         laid = (
             f"each laid {WEEK_S:,} s after the one before" if options.week is None else f"of which week {options.week}"
         )
-        notices.append(f"the clock falls back at row {rows}: {count_of(week, 'week')} end to end, {laid}")
+        notices.append(f"the clock falls back at row {rows}: {counted(week, 'week')} end to end, {laid}")
 
 
 def _seconds(entry: Entry) -> int:
