@@ -22,6 +22,11 @@ E2E, E2E_P99, TTFT_P50, TTFT_P99 = (
 SLO, GOODPUT, COST = (MEASURES[key] for key in ("slo.attainment", "slo.goodput_rps", "cost.usd_per_million_tokens"))
 
 
+def measure_of(data: Mapping[str, Any]) -> Measure:
+    """A measure as a comparison or a search for capacity has kept it."""
+    return Measure(data["key"], plain(data["title"]), data["unit"], data["better"])
+
+
 ORACLE = "(oracle)"  # ends the name of what no real scheduler could be
 
 

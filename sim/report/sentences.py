@@ -23,18 +23,15 @@ def scene(runs: Sequence[Kept]) -> str:
     kinds = Counter(str(gpu["kind"]) for gpu in summary["gpus"])
     gpus = listed(f"{count} {plain(kind)}" for kind, count in kinds.items())
     arrived = [run.summary["requests"]["arrived"] for run in runs]
-    requests = (
-        f"{number(min(arrived))} to {number(max(arrived))}" if min(arrived) != max(arrived) else number(arrived[0])
-    )
-    lasted_s = [run.summary["engine"]["sim_s"] for run in runs]
-    noun = "request" if arrived[0] == 1 and len(arrived) == 1 else "requests"
+    requests = counted(max(arrived), "request")
+    if min(arrived) != max(arrived):
+        requests = f"{number(min(arrived))} to {requests}"
+    lasted = _long(sum(run.summary["engine"]["sim_s"] for run in runs) / len(runs))
+    many = len(runs) > 1
     return (
         f"Scenario “{plain(str(summary['scenario']))}”: {counted(len(summary['models']), 'model')} on "
-        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests} {noun} in each run, "
-        f"simulated for {_long(sum(lasted_s) / len(lasted_s))} on average."
-        if len(runs) > 1
-        else f"Scenario “{plain(str(summary['scenario']))}”: {counted(len(summary['models']), 'model')} on "
-        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests} {noun}, {_long(lasted_s[0])} simulated."
+        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests}{' in each run' if many else ''}, "
+        f"{lasted} simulated{' on average' if many else ''}."
     )
 
 

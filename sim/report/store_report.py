@@ -18,13 +18,16 @@ from sim.report.effects import against
 from sim.report.groups import (
     COST,
     E2E,
+    E2E_P99,
     GOODPUT,
     MEASURES,
     SLO,
+    TTFT_P50,
     TTFT_P99,
     Cast,
     RunGroup,
     Setting,
+    measure_of,
     promised,
     ranked,
     rivals,
@@ -81,7 +84,7 @@ def _deciding(material: Material) -> Measure:
     """What policies are ranked by: what the comparison says, else promises kept where there are any, else the mean."""
     first = next(iter(material.extra.get("metrics", ())), None)
     if first is not None:
-        return Measure(first["key"], first["title"], first["unit"], first["better"])
+        return measure_of(first)
     return SLO if promised(material.runs) else E2E
 
 
@@ -125,13 +128,7 @@ def _tiles(found: Sequence[Setting], measure: Measure) -> tuple[Tile, ...]:
         if runners and each.better is not None:
             best = ranked(runners, each)[0]
             where = f", at {main.name}" if len(found) > 1 else ""
-            tiles.append(
-                Tile(
-                    f"best {policy_comparison.title(each)}",
-                    policy_comparison.said(each, best.mean(each)),
-                    best.name + where,
-                )
-            )
+            tiles.append(Tile(f"best {each.name}", policy_comparison.said(each, best.mean(each)), best.name + where))
     return tuple(tiles)
 
 
@@ -205,8 +202,8 @@ def _gpu_time(groups: Sequence[RunGroup], cast: Cast) -> Section:
 def runs_section(material: Material) -> Section:
     """A row for each run."""
     labels = list(dict.fromkeys(name for run in material.runs for name in run.labels)) or ["policy", "seed"]
-    headers = (*map(plain, labels), "run", "arrived", "did not complete", "SLO kept", "TTFT p50", "TTFT p99",
-               "E2E of all, mean", "E2E of all, p99", "loads", "preemptions")  # fmt: skip
+    headers = (*map(plain, labels), "run", "arrived", "did not complete",
+               *(each.name for each in (SLO, TTFT_P50, TTFT_P99, E2E, E2E_P99)), "loads", "preemptions")  # fmt: skip
     rows = []
     for run in material.runs[:_MOST_ROWS]:
         summary = run.summary
@@ -217,8 +214,7 @@ def runs_section(material: Material) -> Section:
             else text_cell(run.policy if name == "policy" and summary["oracle"] else shown(value))
             for name, value in ((name, own.get(name, "")) for name in labels)
         ]  # fmt: skip
-        times = [seconds_cell(summary[key][stat]) for key in ("ttft_s", "e2e_all_s") for stat in ("mean", "p99")]
-        times[0] = seconds_cell(summary["ttft_s"]["p50"])
+        times = [seconds_cell(each.of(summary)) for each in (TTFT_P50, TTFT_P99, E2E, E2E_P99)]
         rows.append(
             (
                 *cells, text_cell(summary["run_id"]), number_cell(counts["arrived"]),

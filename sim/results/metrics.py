@@ -27,17 +27,29 @@ _SPREADS = {
     "queue": ("queue_s", "queued"),
     "normalised": ("normalised_s_per_token", "per token"),
 }
+_NAMES = {  # where a title is too short to be read alone
+    "e2e_s": "E2E of the completed",
+    "e2e_all_s": "E2E of all",
+    "slo.goodput_rps": "goodput",
+    "cost.usd_per_million_tokens": "cost of 1M output tokens",
+}
 _OF_GROUPS = ("ttft_s", "tpot_s", "e2e_s")  # what a summary has of each model and class
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`better`: None where neither less nor more is better by itself. `title` heads its column."""
+    """`better`: None where neither less nor more is better by itself. `title` heads its column in a terminal."""
 
     key: str
     title: str
     unit: Unit
     better: Better | None
+
+    @property
+    def name(self) -> str:
+        """What sentences and the report call it."""
+        head, _, stat = self.key.rpartition(".")
+        return f"{_NAMES[head]}, {stat}" if head in _NAMES else _NAMES.get(self.key, self.title)
 
     def of(self, summary: Mapping[str, Any]) -> float | None:
         """Its value in a summary; None where the run has none."""

@@ -13,7 +13,7 @@ from sim.common.text import number
 from sim.results.format_estimate import amount, span, with_half
 from sim.studies.capacity import Capacity, PolicyCapacity
 from sim.studies.search import PlayedLoad
-from sim.studies.verdict_text import goal_text
+from sim.studies.verdict_text import ASKED, goal_text, load_text
 
 _MOST_POINTS = 12  # of the loads that were tried, in the table
 
@@ -21,10 +21,10 @@ _MOST_POINTS = 12  # of the loads that were tried, in the table
 def print_capacity(made: Capacity, console: Console) -> None:
     """The best policy first; then the attainment at every load that was tried."""
     count = len(made.seeds)
-    what = {"rate": "largest load", "cluster": "fewest nodes", "cost": "cost"}[made.find]
+    goal = goal_text(made.goal.metric, made.goal.target)
     seeds = f"{count} seeds ({made.seeds[0]} to {made.seeds[-1]})" if count > 1 else f"seed {made.seeds[0]}"
-    console.print(Text(f"{made.scenario}: {what} with {goal_text(made.goal)}, {seeds}", style="bold"))
-    console.print(f"load: 1 is the scenario as it is, {made.load_means}", soft_wrap=True)
+    console.print(Text(f"{made.scenario}: {ASKED[made.find]} with {goal}, {seeds}", style="bold"))
+    console.print(load_text(made.load_means), soft_wrap=True)
     if made.find == "rate":
         console.print(f"found to a factor of {1 + made.tolerance:g}, between 1/{made.most:g} and {made.most:g}")
     elif made.find == "cluster" and made.group is not None:
