@@ -196,7 +196,7 @@ def test_a_policy_file_is_executed_once_a_task_and_once_to_ask_it(tmp_path: Path
     made = compare(CompareOptions(study, bounds=False))
     assert not any(policy.errors for policy in made.policies)
     assert executions(file) == (1, 3)
-    grid = write_grid(tmp_path, policy=[str(file)], **{"engine.max_sequences": [4, 8]})
+    grid = write_grid(tmp_path, vary={"policy": [str(file)], "engine.max_sequences": [4, 8]})
     made_sweep = sweep(SweepOptions(tmp_path / "sweep", grid, Machines(1)))
     assert not any(result.error for result in made_sweep.results)
     assert executions(file) == (0, 2)  # this process knows it already

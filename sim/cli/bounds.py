@@ -6,11 +6,11 @@ Parses, calls the package bounds, prints. Nothing here computes.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.options import AsJson, ScenarioFile, Seed, Settings
 from sim.cli.terminal import console, mistakes_in_one_line
 
 if TYPE_CHECKING:
@@ -24,20 +24,15 @@ _MOST_SHARES = 6  # configurations shown of each group of GPUs
 
 
 def bounds(
-    scenario: Annotated[
-        Path | None, typer.Argument(metavar="SCENARIO.yaml", help="The experiment; default: the one that is shipped.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B.0.C=VALUE", help="Change a field of the scenario; may be repeated."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of everything that is drawn.")] = None,
+    scenario: ScenarioFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
     milp: Annotated[
         bool, typer.Option("--milp", help="Plan it too, as well as can be: at most 40 requests, 6 models, 4 GPUs.")
     ] = False,
     slot_s: Annotated[float, typer.Option("--slot", min=0.001, help="Seconds of a slot of the plan.")] = 0.5,
     limit_s: Annotated[float, typer.Option("--limit", min=0.1, help="Seconds that the plan's solver may take.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what no policy can do better: the load, the latencies and, of a small instance, the best plan."""
     with mistakes_in_one_line():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.options import AsJson, Strict, TraceFormat
 from sim.cli.terminal import console, mistakes_in_one_line
 from sim.common.errors import ConfigError
 from sim.common.text import counted
@@ -24,19 +25,13 @@ trace_app = typer.Typer(help="Make, look at, convert and compose request traces.
 
 TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A trace: .csv, .jsonl (also .gz) or .parquet.")]
 TraceFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces, each on its own.")]
-TraceFormat = Annotated[
-    str | None,
-    typer.Option("--format", metavar="FORMAT", help="Its format (see trace formats); default: told by looking."),
-]
 FormatOption = Annotated[
     list[str] | None,
     typer.Option(
         "--option", metavar="NAME=VALUE", help="An option of the format (see trace formats); may be repeated."
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse traces that are out of order or have unknown columns.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The new file; its ending says how it is written.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _pairs(options: list[str] | None) -> dict[str, str]:

@@ -6,17 +6,14 @@ What goes wrong in a run is raised as Failed, with the scenario and the requests
 from __future__ import annotations
 
 import inspect
-import signal
-import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sim.common.errors import SimError
+from sim.common.time_limit import limited
 from sim.conformance.hardware import Row, play, scenario, trace
 from sim.conformance.laws import assert_laws
 from sim.engine.engine import Engine
@@ -84,7 +81,7 @@ class Subject:
 
 def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
     """The policy of that name, path or entry point. Raises PolicyError (not there) and ConfigError (parameters)."""
-    with _not_for_ever():
+    with limited(LONGEST_S, TooLong):
         cls, _ = read_policy(name)
         found = Subject(name, cls, dict(parameters or {}))
         found.fresh(found.parameters)
@@ -97,7 +94,7 @@ def run(policy: Subject, of: Scenario, rows: Sequence[Row], chosen: Policy | Non
     Raises Failed.
     """
     try:
-        with _not_for_ever():
+        with limited(LONGEST_S, TooLong):
             engine = play(of, chosen or policy.fresh(of.policy.parameters), trace(of, rows))
         assert_laws(engine, len(rows))
     except SimError as error:
@@ -113,23 +110,3 @@ def _fault(error: Exception) -> str:
     where = f"{Path(place.filename).name}, line {place.lineno}: {place.line}"
     what = "a law of the model is broken" if isinstance(error, AssertionError) else "the simulator failed"
     return f"{what}, please report it: {type(error).__name__} {error} ({where})"
-
-
-@contextmanager
-def _not_for_ever() -> Iterator[None]:
-    """Raises TooLong in the middle of a run that goes on computing. Only a main thread of a Unix can be told so."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, frame: FrameType | None) -> None:
-        place = "" if frame is None else f" (it was at {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
-        raise TooLong(f"it computed for {LONGEST_S:g} s without coming to an end{place}")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -27,7 +27,7 @@ from sim.policy.kit.model_switching import Alarms, bring, holders, leave, reside
 from sim.policy.kit.prices import Option, Prices, Queue
 from sim.policy.kit.restore_after_fault import Standing
 from sim.policy.kit.single_hosts import Box, FrontDoor, IdleTimers, known_models, most_layers
-from sim.policy.kit.swap_queue import SwapQueue
+from sim.policy.kit.swap_queue import SwapQueue, SwapServerParameters, SwapServers
 from sim.policy.loader import load_policy, policy_names
 
 __all__ = [
@@ -59,6 +59,8 @@ __all__ = [
     "Standing",
     "Stop",
     "SwapQueue",
+    "SwapServerParameters",
+    "SwapServers",
     "TokenCounters",
     "View",
     "Wake",

@@ -83,7 +83,3 @@ class DaskCrew:
         if at_once and self._out:
             self._client.cancel(list(self._out), force=True)
         self._client.close()
-
-
-def _line(error: Exception) -> str:
-    return one_line(error) or type(error).__name__

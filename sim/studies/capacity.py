@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +20,12 @@ from sim.common.errors import ConfigError
 from sim.common.statistics import Estimate, estimate
 from sim.profiles.library import Library
 from sim.results.metrics import Measure, measure_named
-from sim.results.summary import without_nan
 from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Result, Task
 from sim.scenario.scenario import Scenario
 from sim.studies.choose_policies import PolicyChoice
+from sim.studies.comparison import PlainResult
 from sim.studies.ranking import Column, PolicyRanking, rank
 from sim.studies.scale_load import NodeGroup, at_load, node_group, what_load_means
 from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
@@ -80,7 +79,7 @@ class PolicyCapacity:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(PlainResult):
     """All of it; `as_data` is what capacity.json holds."""
 
     scenario: str
@@ -100,15 +99,6 @@ class Capacity:
     verdict: tuple[str, ...] = ()
     kind: str = "capacity"
     version: int = VERSION
-
-    def as_data(self) -> dict[str, Any]:
-        """Plain data without NaN."""
-        plain: dict[str, Any] = without_nan({"kind": self.kind, "version": self.version, **asdict(self)})
-        return plain
-
-    def as_json(self) -> str:
-        """The same bytes for the same runs."""
-        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
 
 
 class _Player:

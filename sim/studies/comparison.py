@@ -114,7 +114,22 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlainResult:
+    """What a study found; those derived from it have a kind and a version."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data without NaN."""
+        data = asdict(self)
+        plain: dict[str, Any] = without_nan({"kind": data["kind"], "version": data["version"], **data})
+        return plain
+
+    def as_json(self) -> str:
+        """The same bytes for the same runs."""
+        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Comparison(PlainResult):
     """All of it; `as_data` is what comparison.json holds."""
 
     scenario: str
@@ -131,15 +146,6 @@ class Comparison:
     verdict: tuple[str, ...] = ()
     kind: str = field(default="comparison")
     version: int = field(default=VERSION)
-
-    def as_data(self) -> dict[str, Any]:
-        """Plain data without NaN."""
-        plain: dict[str, Any] = without_nan({"kind": self.kind, "version": self.version, **asdict(self)})
-        return plain
-
-    def as_json(self) -> str:
-        """The same bytes for the same runs."""
-        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
 
     @property
     def decisive(self) -> Measure:
