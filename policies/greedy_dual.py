@@ -38,6 +38,7 @@ from sim.policy import (
     Stop,
     View,
     costs,
+    longest_waiting_first,
 )
 
 GB = 1e9
@@ -82,7 +83,7 @@ class GreedyDual(Policy):
         self.timers.observe(view)
         if view.freed or view.idled or view.loaded:
             self._stuck.clear()
-        for model in sorted(view.waiting_models, key=_oldest):
+        for model in longest_waiting_first(view.waiting_models):
             yield from self._serve(view, model)
         for gpu in view.freed:
             for instance in gpu.instances:
@@ -214,7 +215,3 @@ def _keep(victim: InstanceView, lacking: float) -> int:
     """The most layers that a victim may keep if it is to give so many bytes; 0: all of it must go."""
     keep = victim.model.layers_within(victim.gpu_bytes - lacking, victim.kv_tokens)
     return keep if 0 < keep < victim.layers and victim.takes_resize(keep) else 0
-
-
-def _oldest(model: ModelView) -> int:
-    return model.oldest.number if model.oldest else 0

@@ -15,8 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, Box, Field, InstanceView, ModelView, Policy, PolicyParameters, View, known_models
-from sim.policy.loader import SwapServerParameters, SwapServers
+from sim.policy import (
+    Action,
+    Box,
+    Field,
+    InstanceView,
+    ModelView,
+    Policy,
+    PolicyParameters,
+    SwapServerParameters,
+    SwapServers,
+    View,
+    known_models,
+)
 
 
 class SwapGroup(PolicyParameters):

@@ -23,12 +23,13 @@ from sim.policy import (
     ModelView,
     Policy,
     PolicyParameters,
+    SwapServerParameters,
+    SwapServers,
     View,
     choose_options,
     costs,
     known_models,
 )
-from sim.policy.loader import SwapServerParameters, SwapServers
 
 
 class LlamaSwapMatrix(Policy):

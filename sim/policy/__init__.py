@@ -23,7 +23,7 @@ from sim.policy.kit.eviction import least_recent_first, longest_waiting_first, l
 from sim.policy.kit.fairness import TokenCounters, max_min_shares
 from sim.policy.kit.keepalive import KeepAlive, KeepAliveChoice
 from sim.policy.kit.knapsack import choose_options
-from sim.policy.kit.model_switching import Alarms, bring, holders, leave, resident, switch_s
+from sim.policy.kit.model_switching import Alarms, bring, fullest_layers, holders, leave, resident, switch_s
 from sim.policy.kit.prices import Option, Prices, Queue
 from sim.policy.kit.restore_after_fault import Standing
 from sim.policy.kit.single_hosts import Box, FrontDoor, IdleTimers, known_models, most_layers
@@ -31,55 +31,14 @@ from sim.policy.kit.swap_queue import SwapQueue, SwapServerParameters, SwapServe
 from sim.policy.loader import load_policy, policy_names
 
 __all__ = [
-    "Action",
-    "Alarms",
-    "ArrivalRates",
-    "Box",
-    "Field",
-    "FrontDoor",
-    "Future",
-    "GpuView",
-    "IdleTimers",
-    "InstanceView",
-    "KeepAlive",
-    "KeepAliveChoice",
-    "Load",
-    "ModelView",
-    "NodeView",
-    "Option",
-    "Policy",
-    "PolicyParameters",
-    "Preempt",
-    "Prices",
-    "Queue",
-    "Reject",
-    "RequestView",
-    "Resize",
-    "Route",
-    "Standing",
-    "Stop",
-    "SwapQueue",
-    "SwapServerParameters",
-    "SwapServers",
-    "TokenCounters",
-    "View",
-    "Wake",
-    "bring",
-    "choose_options",
-    "costs",
-    "holders",
-    "known_models",
-    "least_recent_first",
-    "leave",
-    "load_policy",
-    "longest_waiting_first",
-    "lru_victims",
-    "max_min_shares",
-    "most_layers",
-    "policy_names",
-    "resident",
-    "switch_s",
-]
+    "Action", "Alarms", "ArrivalRates", "Box", "Field", "FrontDoor", "Future", "GpuView", "IdleTimers",
+    "InstanceView", "KeepAlive", "KeepAliveChoice", "Load", "ModelView", "NodeView", "Option", "Policy",
+    "PolicyParameters", "Preempt", "Prices", "Queue", "Reject", "RequestView", "Resize", "Route", "Standing",
+    "Stop", "SwapQueue", "SwapServerParameters", "SwapServers", "TokenCounters", "View", "Wake", "bring",
+    "choose_options", "costs", "fullest_layers", "holders", "known_models", "least_recent_first", "leave",
+    "load_policy", "longest_waiting_first", "lru_victims", "max_min_shares", "most_layers", "policy_names",
+    "resident", "switch_s",
+]  # fmt: skip
 
 # Second halves of single policies, which were here before they stood beside their policies: found on demand.
 _PARTS = {

@@ -83,7 +83,7 @@ def _loads(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     table = grid("Largest load that keeps the goal", "", *heads, "")
     _last_may_fold(table)
     for policy in rows:
-        found, at = policy.found, _at_answer(policy)
+        found = policy.found
         value = None if found is None else found.value
         cells = ["-" if value is None else f"{value:.3g}"]
         if made.bound.value is not None:
@@ -92,9 +92,7 @@ def _loads(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
             "-" if policy.seen.t is None else with_half("rate", policy.seen),
             "-" if found is None or found.sure_at is None else f"{found.sure_at:.3g}",
             "-" if found is None or found.sure_not_at is None else f"{found.sure_not_at:.3g}",
-            "-" if at is None else with_half(made.goal.metric.unit, at.seen),
-            "-" if policy.usd_per_million_tokens is None else with_half("usd", policy.usd_per_million_tokens),
-            _not_done(at),
+            *_there(made, policy),
         ]
         table.add_row(_name(policy), *cells, _why(policy))
     return table
@@ -105,15 +103,20 @@ def _nodes(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     table = grid("Fewest nodes that keep the goal", "", *heads, "")
     _last_may_fold(table)
     for policy in rows:
-        found, at = policy.found, _at_answer(policy)
+        found = policy.found
         cells = ["-" if found is None or end is None else f"{end:.0f}" for end in _ends(policy)]
         cells += [
-            "-" if at is None else with_half(made.goal.metric.unit, at.seen),
-            "-" if policy.usd_per_million_tokens is None else with_half("usd", policy.usd_per_million_tokens),
-            _not_done(at),
+            *_there(made, policy),
         ]
         table.add_row(_name(policy), *cells, _why(policy))
     return table
+
+
+def _there(made: Capacity, policy: PolicyCapacity) -> tuple[str, str, str]:
+    """The goal's metric, the cost and what was not done, at the answer."""
+    at, usd = _at_answer(policy), policy.usd_per_million_tokens
+    metric = "-" if at is None else with_half(made.goal.metric.unit, at.seen)
+    return metric, "-" if usd is None else with_half("usd", usd), _not_done(at)
 
 
 def _last_may_fold(table: Table) -> None:

@@ -162,26 +162,16 @@ def _sniff(kind: _Release, sample: Sample) -> bool:
     return len(cells) == len(columns) and bool(re.fullmatch(kind.time, cells[columns.index(TIME)].strip(' "')))
 
 
-FORMATS = (
-    Format(
-        "azure-llm-2023",
-        "Azure LLM inference traces 2023 (code, conv), CSV",
-        partial(_read, _KINDS[0]),
-        partial(_sniff, _KINDS[0]),
-        Azure2023Options,
-    ),
-    Format(
-        "azure-llm-2024",
-        "Azure LLM inference traces 2024, a week (code, conv), CSV",
-        partial(_read, _KINDS[1]),
-        partial(_sniff, _KINDS[1]),
-        AzureOptions,
-    ),
-    Format(
-        "azure-lmm-2025",
-        "Azure multimodal inference trace 2025, with images, CSV",
-        partial(_read, _KINDS[2]),
-        partial(_sniff, _KINDS[2]),
-        AzureImageOptions,
-    ),
+FORMATS = tuple(
+    Format(kind.name, f"Azure {summary}, CSV", partial(_read, kind), partial(_sniff, kind), options)
+    for kind, summary, options in zip(
+        _KINDS,
+        (
+            "LLM inference traces 2023 (code, conv)",
+            "LLM inference traces 2024, a week (code, conv)",
+            "multimodal inference trace 2025, with images",
+        ),
+        (Azure2023Options, AzureOptions, AzureImageOptions),
+        strict=True,
+    )
 )
