@@ -42,39 +42,14 @@ __all__ = [
 
 # Second halves of single policies, which were here before they stood beside their policies: found on demand.
 _PARTS = {
-    "aegaeon_turns": (
-        "Batch",
-        "Group",
-        "Turns",
-        "TurnWorker",
-    ),
-    "alpaserve_replicas": (
-        "Placement",
-        "ReplicaQueues",
-        "Traffic",
-        "full_batch_s",
-        "matched",
-        "traffic_seen",
-    ),
-    "fastserve_queues": (
-        "FeedbackQueues",
-        "Job",
-    ),
+    "aegaeon_turns": ("Batch", "Group", "Turns", "TurnWorker"),
+    "alpaserve_replicas": ("Placement", "ReplicaQueues", "Traffic", "full_batch_s", "matched", "traffic_seen"),
+    "fastserve_queues": ("FeedbackQueues", "Job"),
     "llama_swap_sets": ("combinations_of",),
     "moore_hodgson": ("least_violation",),
-    "prism_pressure": (
-        "PressureRoom",
-        "least_pressed",
-        "pressure_moves",
-        "pressure_rooms",
-    ),
+    "prism_pressure": ("PressureRoom", "least_pressed", "pressure_moves", "pressure_rooms"),
     "prism_slack": ("SlackQueue",),
-    "qlm_queues": (
-        "RequestGroup",
-        "VirtualQueue",
-        "WaitingTimes",
-        "in_time_order",
-    ),
+    "qlm_queues": ("RequestGroup", "VirtualQueue", "WaitingTimes", "in_time_order"),
 }
 
 

@@ -26,19 +26,13 @@ from sim.report.content import (
 from sim.report.groups import Cast, RunGroup
 from sim.report.over_time import over_time
 from sim.report.result_folder import Kept, Material, plain
+from sim.results.metrics import LATENCIES, PHASES
 
 ALL = "all requests"
 _MOST_MODELS = 7  # with a curve of their own
 _MOST_ROWS = 24  # of a figure
 _STATS = ("mean", "p50", "p90", "p95", "p99", "max")
-_LATENCIES = {
-    "ttft_s": "first token (TTFT)",
-    "itl_s": "token gap (ITL)",
-    "tpot_s": "per token (TPOT)",
-    "e2e_s": "end to end (E2E)",
-    "e2e_all_s": "E2E of all, the unanswered to the end",
-    "queue_s": "queued or loading",
-}
+_LATENCIES = {**LATENCIES, "e2e_all_s": "E2E of all, the unanswered to the end"}
 
 
 def run_report(material: Material) -> Report:
@@ -101,7 +95,7 @@ def _time(summary: Mapping[str, Any]) -> str:
     if not total:
         return "No request spent any time in the system."
     order = sorted(spent, key=lambda name: -spent[name])[:3]
-    told = ", ".join(f"{sections.PHASES[name][0]} {share(spent[name] / total)}" for name in order if spent[name])
+    told = ", ".join(f"{PHASES[name]} {share(spent[name] / total)}" for name in order if spent[name])
     busy = [gpu["busy_fraction"] or 0.0 for gpu in summary["gpus"]]
     loads = summary["switching"]["loads"]
     return (
@@ -187,7 +181,7 @@ def _budget(run: Kept, cast: Cast) -> Section | None:
     if not arrived:
         return None
     spent = run.summary["time_budget_s"]
-    rows: dict[str, Sequence[float]] = {ALL: [spent[name] / arrived for name in sections.PHASES]}
+    rows: dict[str, Sequence[float]] = {ALL: [spent[name] / arrived for name in PHASES]}
     models = run.requests(["model"])
     if models is not None and len(run.summary["models"]) > 1:
         import pandas as pd  # noqa: PLC0415  heavy
@@ -195,7 +189,7 @@ def _budget(run: Kept, cast: Cast) -> Section | None:
         codes, names = pd.factorize(models["model"])
         counts = np.bincount(codes, minlength=len(names))
         means = []
-        for phase in sections.PHASES:  # one column at a time: a run may have many millions of requests
+        for phase in PHASES:  # one column at a time: a run may have many millions of requests
             spent_s = (run.requests([f"{phase}_s"]) or {})[f"{phase}_s"]
             means.append(np.bincount(codes, weights=spent_s, minlength=len(names)) / counts)
         place = {str(name): at for at, name in enumerate(names)}

@@ -35,7 +35,7 @@ from sim.report.groups import (
     shown,
 )
 from sim.report.result_folder import Material, plain
-from sim.results.metrics import Measure
+from sim.results.metrics import PHASES, Measure
 
 _MOST_SHOWN = 3  # settings with figures of their own
 _MOST_STRONG = 7
@@ -184,7 +184,7 @@ def _latency(groups: Sequence[RunGroup], cast: Cast) -> Section:
 
 def _budget(groups: Sequence[RunGroup], cast: Cast) -> Section:
     rows = {
-        group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in sections.PHASES]
+        group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in PHASES]
         for group in groups
     }
     return sections.budget(rows, cast, "policy")

@@ -33,6 +33,23 @@ _NAMES = {  # where a title is too short to be read alone
     "slo.goodput_rps": "goodput",
     "cost.usd_per_million_tokens": "cost of 1M output tokens",
 }
+LATENCIES = {
+    "ttft_s": "first token (TTFT)",
+    "itl_s": "token gap (ITL)",
+    "tpot_s": "per token (TPOT)",
+    "e2e_s": "end to end (E2E)",
+    "queue_s": "queued or loading",
+}
+PHASES = {  # of a request's time, in the order of request.PHASES
+    "queued": "queued",
+    "load_wait": "waiting for a load",
+    "prefill": "prefill",
+    "decode": "decode",
+    "stalled": "stalled by others",
+    "preempted": "preempted",
+    "kv_transfer": "KV transfer",
+    "recompute": "recompute",
+}
 _OF_GROUPS = ("ttft_s", "tpot_s", "e2e_s")  # what a summary has of each model and class
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.common.text import gib, gigabytes, number, seconds, share
+from sim.results.metrics import LATENCIES, PHASES
 
 MOST_ROWS = 16  # GPUs or models in a table; the rest is in the files of --out
 _WIDE = 100  # columns from which on tables show more
@@ -22,23 +23,6 @@ _PLAIN: dict[str, Any] = {
     "box": None,
     "pad_edge": False,
     "padding": (0, 2, 0, 0),
-}
-_LATENCIES = (
-    ("ttft_s", "first token (TTFT)"),
-    ("itl_s", "token gap (ITL)"),
-    ("tpot_s", "per token (TPOT)"),
-    ("e2e_s", "end to end (E2E)"),
-    ("queue_s", "queued or loading"),
-)
-_PHASES = {
-    "queued": "queued",
-    "load_wait": "waiting for a load",
-    "prefill": "prefill (its prompt)",
-    "decode": "decode",
-    "stalled": "stalled by others (prompts, KV saves)",
-    "preempted": "preempted",
-    "kv_transfer": "KV transfer",
-    "recompute": "recompute after preemption",
 }
 
 
@@ -110,7 +94,7 @@ def _latencies(summary: dict[str, Any]) -> Table:
     left_out = summary["requests"]["arrived"] - summary["requests"]["completed"]
     beside = f"; {number(left_out)} requests did not complete" if left_out else ""
     table = grid(f"Latency{beside}", "", "mean", "p50", "p90", "p99", "max", "over")
-    for key, label in _LATENCIES:
+    for key, label in LATENCIES.items():
         row = summary[key]
         unit = "tokens" if key == "itl_s" else "requests"
         numbers = (seconds(row[name]) for name in ("mean", "p50", "p90", "p99", "max"))
@@ -174,7 +158,7 @@ def _budget(summary: dict[str, Any]) -> Table:
     total = sum(budget.values())
     table = grid("Where the requests' time went", "", "share", "per request", "")
     table.columns[-1].justify = "left"
-    for name, label in _PHASES.items():
+    for name, label in PHASES.items():
         part = budget[name] / total if total else 0.0
         table.add_row(
             label, share(part), seconds(budget[name] / arrived if arrived else None), "#" * round(_BAR * part)
