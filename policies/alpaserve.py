@@ -40,6 +40,7 @@ from sim.policy import (
     View,
     Wake,
     costs,
+    fullest_layers,
     known_models,
 )
 
@@ -175,7 +176,7 @@ class AlpaServe(Policy):
                     return placement
                 model, gpu = found
                 placement[gpu].append(model)
-                free[gpu] -= model.gpu_bytes(_layers(view, model, gpu) or 0)
+                free[gpu] -= model.gpu_bytes(fullest_layers(view, model, gpu) or 0)
                 copies[model] += 1
                 work_s = queues.work_s(model, gpu)
                 load[gpu] += min(self._window_s, work_s * offered[model] / copies[model])
@@ -193,7 +194,7 @@ class AlpaServe(Policy):
         models = sorted(copies, key=lambda model: rank[model])
         for gpu in sorted(free, key=lambda gpu: (load[gpu], -free[gpu], gpu.index)):
             for model in models:
-                layers = _layers(view, model, gpu)
+                layers = fullest_layers(view, model, gpu)
                 if layers is not None and model not in placement[gpu] and model.gpu_bytes(layers) <= free[gpu]:
                     return model, gpu
             del free[gpu]  # nothing fits there any more
@@ -207,7 +208,7 @@ class AlpaServe(Policy):
             profile = model.profile(gpu)
             if (model, profile) not in known:
                 tokens = (prompts.get(model, PROMPT), model.expected_output_tokens)
-                layers = _layers(view, model, gpu) or 0
+                layers = fullest_layers(view, model, gpu) or 0
                 batch = max(1, min(view.max_sequences, int(model.default_kv_tokens / sum(tokens))))
                 known[model, profile] = full_batch_s(model, gpu, layers, batch, tokens)
             return known[model, profile]
@@ -234,12 +235,6 @@ class AlpaServe(Policy):
         for gpu, models in placement.items():
             present = [instance.model for instance in gpu.instances if instance.accepts]
             for model in models:
-                layers = _layers(view, model, gpu)
+                layers = fullest_layers(view, model, gpu)
                 if model not in present and layers is not None and gpu.takes(model, layers):
                     yield Load(model, gpu, layers)
-
-
-def _layers(view: View, model: ModelView, gpu: GpuView) -> int | None:
-    """All layers; of a model that fits nowhere whole the largest part; None where a larger GPU takes more of it."""
-    layers = model.layers_within(gpu.capacity_bytes)
-    return layers if layers == model.layers_within(view.largest_gpu.capacity_bytes) else None

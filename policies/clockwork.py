@@ -40,6 +40,7 @@ from sim.policy import (
     View,
     Wake,
     costs,
+    fullest_layers,
 )
 
 COPIES = 8  # instances of a model that are looked at where there are more: the quietest
@@ -201,7 +202,7 @@ class Clockwork(Policy):
             held = gpu.models
             absent = [m for m, p in wanted.items() if p > 0 and (spare or not m.instance_count) and m not in held]
             for model in sorted(absent, key=lambda model: -wanted[model]):
-                layers = _layers(view, model, gpu)
+                layers = fullest_layers(view, model, gpu)
                 if layers is not None and (victims := self._victims(view, gpu, model, layers)) is not None:
                     yield from (Stop(victim) for victim in victims)
                     yield Load(model, gpu, layers)
@@ -242,9 +243,3 @@ class Clockwork(Policy):
 def _work_s(gpu: GpuView) -> float:
     """Seconds of work that are outstanding on a GPU."""
     return sum([costs.drain_s(instance) for instance in gpu.instances], 0.0)
-
-
-def _layers(view: View, model: ModelView, gpu: GpuView) -> int | None:
-    """All layers; of a model that fits nowhere whole the largest part; None where a larger GPU takes more of it."""
-    layers = model.layers_within(gpu.capacity_bytes)
-    return layers if layers == model.layers_within(view.largest_gpu.capacity_bytes) else None

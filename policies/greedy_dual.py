@@ -38,13 +38,14 @@ from sim.policy import (
     Stop,
     View,
     costs,
+    longest_waiting_first,
 )
 
 GB = 1e9
 
 
 @dataclass(frozen=True)
-class Place:
+class LoadPlace:
     """Where a model could be loaded: with so many layers, once these victims keep no more than so many of theirs."""
 
     price: float
@@ -82,7 +83,7 @@ class GreedyDual(Policy):
         self.timers.observe(view)
         if view.freed or view.idled or view.loaded:
             self._stuck.clear()
-        for model in sorted(view.waiting_models, key=_oldest):
+        for model in longest_waiting_first(view.waiting_models):
             yield from self._serve(view, model)
         for gpu in view.freed:
             for instance in gpu.instances:
@@ -140,14 +141,14 @@ class GreedyDual(Policy):
             yield from self._evict(relief, 0)
         return None
 
-    def _best_place(self, view: View, model: ModelView, evict: bool) -> Place | None:
-        places: list[Place] = []
+    def _best_place(self, view: View, model: ModelView, evict: bool) -> LoadPlace | None:
+        places: list[LoadPlace] = []
         for gpu in view.shortlist():
             if model not in gpu.models:
                 places += self._places(view, model, gpu, evict)
         return min(places, key=lambda place: (place.price, -place.gpu.available_bytes, place.gpu.index), default=None)
 
-    def _places(self, view: View, model: ModelView, gpu: GpuView, evict: bool) -> Iterator[Place]:
+    def _places(self, view: View, model: ModelView, gpu: GpuView, evict: bool) -> Iterator[LoadPlace]:
         """Loads with growing sets of victims, by rising H."""
         most = model.layers_within(gpu.capacity_bytes)
         if most < model.layers <= model.layers_within(view.largest_gpu.capacity_bytes):
@@ -163,7 +164,7 @@ class GreedyDual(Policy):
             layers = model.layers_within(room) if self.by_layer and not sheds else most
             if layers >= (1 if most else 0) and gpu.takes(model, layers, freed_bytes=freed):
                 price = lost_s + tokens * model.profile(gpu).step_s(layers)
-                yield Place(price, gpu, layers, tuple(victims))
+                yield LoadPlace(price, gpu, layers, tuple(victims))
             if needed <= room or number == len(idle):
                 return
             victim = idle[number]
@@ -214,7 +215,3 @@ def _keep(victim: InstanceView, lacking: float) -> int:
     """The most layers that a victim may keep if it is to give so many bytes; 0: all of it must go."""
     keep = victim.model.layers_within(victim.gpu_bytes - lacking, victim.kv_tokens)
     return keep if 0 < keep < victim.layers and victim.takes_resize(keep) else 0
-
-
-def _oldest(model: ModelView) -> int:
-    return model.oldest.number if model.oldest else 0

@@ -14,26 +14,23 @@ preload hooks, health checks and stop timeouts (no process fails or hangs here),
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from sim.policy import (
     Action,
     Box,
     Field,
-    FrontDoor,
-    IdleTimers,
     InstanceView,
     ModelView,
     Policy,
     PolicyParameters,
-    Stop,
-    SwapQueue,
+    SwapServerParameters,
+    SwapServers,
     View,
     known_models,
 )
 
 
-class Group(PolicyParameters):
+class SwapGroup(PolicyParameters):
     """Models that are swapped by the same rule."""
 
     members: list[str] = Field(description="names of models")
@@ -48,46 +45,25 @@ class LlamaSwap(Policy):
     tier = "production"
     patient = ("concurrency_limit=1000",)
 
-    class Parameters(PolicyParameters):
-        groups: dict[str, Group] = Field({}, description="group -> members, swap, exclusive, persistent")
-        ttl_s: float = Field(0.0, ge=0, description="seconds idle before a model is unloaded; 0: never (globalTTL)")
-        ttl_by_model: dict[str, float] = Field({}, description="model -> ttl in seconds instead; 0: never")
-        priorities: dict[str, int] = Field({}, description="model -> priority in the queue, larger first; default 0")
-        concurrency_limit: int = Field(10, ge=1, description="requests in flight per model and server; more get a 429")
-        server_per: Literal["gpu", "node"] = Field("gpu", description="what one llama-swap server commands")
-        spill_requests: int | None = Field(
-            None,
-            ge=1,
-            description="requests for a model at its server before another loads it; null: concurrency_limit",
-        )
+    class Parameters(PolicyParameters, SwapServerParameters):
+        groups: dict[str, SwapGroup] = Field({}, description="group -> members, swap, exclusive, persistent")
 
     def start(self, view: View) -> Iterator[Action]:
         asked = self.parameters
-        self._group_of: dict[str, Group] = {}
+        self._group_of: dict[str, SwapGroup] = {}
         for name, group in asked.groups.items():
             for member in known_models(view, f"groups.{name}.members", group.members):
                 if member in self._group_of:
                     raise ValueError(f"groups.{name}.members: '{member}' is in another group already")
                 self._group_of[member] = group
-        default = Group(members=[])
+        default = SwapGroup(members=[])
         for model in view.models:
             self._group_of.setdefault(model.name, default)
-        known_models(view, "ttl_by_model", asked.ttl_by_model)
-        named = known_models(view, "priorities", asked.priorities)
-        self._door = FrontDoor(view, asked.server_per, asked.spill_requests or asked.concurrency_limit)
-        self._timers = IdleTimers(self._ttl_s)
-        priorities = {model: asked.priorities[name] for name, model in named.items()}
-        self._swaps = SwapQueue(self._evicted, asked.concurrency_limit, priorities, self._stays)
+        self._servers = SwapServers(view, asked, self._evicted, self._stays)
         yield from ()
 
     def decide(self, view: View) -> Iterator[Action]:
-        boxes = self._door.admit(view)
-        for box in boxes:
-            yield from self._swaps.serve(box)
-        self._door.done(boxes)
-        for instance in self._timers.expired(view):
-            yield Stop(instance)
-        yield from self._timers.wake(view)
+        return self._servers.decide(view)
 
     def _evicted(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
         """Siblings if the group swaps; who is in other groups, not persistent, if it is exclusive."""
@@ -101,6 +77,3 @@ class LlamaSwap(Policy):
 
     def _stays(self, instance: InstanceView) -> bool:
         return self._group_of[instance.model.name].persistent
-
-    def _ttl_s(self, instance: InstanceView) -> float | None:
-        return self.parameters.ttl_by_model.get(instance.model.name, self.parameters.ttl_s) or None

@@ -13,21 +13,18 @@ door are as in llama-swap. Left out: aliases for models (vars).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from policies._parts.llama_swap_sets import combinations_of
 from sim.policy import (
     Action,
     Box,
     Field,
-    FrontDoor,
-    IdleTimers,
     InstanceView,
     ModelView,
     Policy,
     PolicyParameters,
-    Stop,
-    SwapQueue,
+    SwapServerParameters,
+    SwapServers,
     View,
     choose_options,
     costs,
@@ -41,20 +38,10 @@ class LlamaSwapMatrix(Policy):
     tier = "production"
     patient = ("concurrency_limit=1000",)
 
-    class Parameters(PolicyParameters):
+    class Parameters(PolicyParameters, SwapServerParameters):
         sets: dict[str, str] = Field({}, description="name -> expression of models that may run together; empty: auto")
         evict_costs: dict[str, float] = Field(
             {}, description="model -> cost of evicting it; default 1, or with automatic sets its reload in seconds"
-        )
-        ttl_s: float = Field(0.0, ge=0, description="seconds idle before a model is unloaded; 0: never (globalTTL)")
-        ttl_by_model: dict[str, float] = Field({}, description="model -> ttl in seconds instead; 0: never")
-        priorities: dict[str, int] = Field({}, description="model -> priority in the queue, larger first; default 0")
-        concurrency_limit: int = Field(10, ge=1, description="requests in flight per model and server; more get a 429")
-        server_per: Literal["gpu", "node"] = Field("gpu", description="what one llama-swap server commands")
-        spill_requests: int | None = Field(
-            None,
-            ge=1,
-            description="requests for a model at its server before another loads it; null: concurrency_limit",
         )
 
     def start(self, view: View) -> Iterator[Action]:
@@ -65,22 +52,11 @@ class LlamaSwapMatrix(Policy):
                 known_models(view, f"sets.{name}", chosen)
                 self._sets.append(dict.fromkeys(chosen, True))
         known_models(view, "evict_costs", asked.evict_costs)
-        known_models(view, "ttl_by_model", asked.ttl_by_model)
-        named = known_models(view, "priorities", asked.priorities)
-        self._door = FrontDoor(view, asked.server_per, asked.spill_requests or asked.concurrency_limit)
-        self._timers = IdleTimers(self._ttl_s)
-        priorities = {model: asked.priorities[name] for name, model in named.items()}
-        self._swaps = SwapQueue(self._evicted, asked.concurrency_limit, priorities, lambda _: False)
+        self._servers = SwapServers(view, asked, self._evicted, lambda _: False)
         yield from ()
 
     def decide(self, view: View) -> Iterator[Action]:
-        boxes = self._door.admit(view)
-        for box in boxes:
-            yield from self._swaps.serve(box)
-        self._door.done(boxes)
-        for instance in self._timers.expired(view):
-            yield Stop(instance)
-        yield from self._timers.wake(view)
+        return self._servers.decide(view)
 
     def _evicted(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
         if not loaded or box.instance(model) is not None:
@@ -116,6 +92,3 @@ class LlamaSwapMatrix(Policy):
     def _cost(self, instance: InstanceView) -> float:
         default = 1.0 if self.parameters.sets else costs.reload_s(instance)
         return float(self.parameters.evict_costs.get(instance.model.name, default))
-
-    def _ttl_s(self, instance: InstanceView) -> float | None:
-        return self.parameters.ttl_by_model.get(instance.model.name, self.parameters.ttl_s) or None

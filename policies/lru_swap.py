@@ -22,6 +22,7 @@ from sim.policy import (
     Stop,
     View,
     costs,
+    longest_waiting_first,
 )
 
 
@@ -38,7 +39,7 @@ class LruSwap(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         if view.freed or view.idled or view.loaded:
             self._stuck.clear()
-        for model in sorted(view.waiting_models, key=_oldest):
+        for model in longest_waiting_first(view.waiting_models):
             target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
             if target is None and not model.instances and model not in self._stuck:
                 place = self._place(view, model)
@@ -75,8 +76,3 @@ class LruSwap(Policy):
             if best is None or rank < best_rank:
                 best, best_rank = (gpu, layers, victims), rank
         return best
-
-
-def _oldest(model: ModelView) -> int:
-    """The number of the request that has waited longest for this model."""
-    return model.oldest.number if model.oldest else 0

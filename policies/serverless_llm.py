@@ -40,6 +40,7 @@ from sim.policy import (
     View,
     Wake,
     costs,
+    fullest_layers,
 )
 
 COPIES = 8  # instances of a model, and nodes that it was on, that are looked at where there are more
@@ -161,7 +162,7 @@ class ServerlessLlm(Policy):
         gpus = list(dict.fromkeys((*view.shortlist(), *near)))
         free = [gpu for gpu in gpus if not gpu.instances]
         for gpu in free:
-            layers = _layers(view, model, gpu)
+            layers = fullest_layers(view, model, gpu)
             if layers is not None and gpu.takes(model, layers):
                 yield Start(self._startup_s(view, model, gpu), gpu)
         if not self.parameters.migration:
@@ -176,10 +177,10 @@ class ServerlessLlm(Policy):
     def _migrations(self, view: View, model: ModelView, victim: InstanceView, free: list[GpuView]) -> Iterator[Start]:
         """To have the victim's GPU once it has moved to the free one where it is up soonest."""
         gpu, moved = victim.gpu, victim.model
-        layers = _layers(view, model, gpu)
+        layers = fullest_layers(view, model, gpu)
         if moved is model or layers is None or not gpu.takes(model, layers, freed_bytes=victim.gpu_bytes):
             return
-        targets = [g for g in free if (n := _layers(view, moved, g)) is not None and g.takes(moved, n)]
+        targets = [g for g in free if (n := fullest_layers(view, moved, g)) is not None and g.takes(moved, n)]
         if targets:
             target = min(targets, key=lambda g: (self._startup_s(view, moved, g), g.index))
             tokens = sum(request.context_tokens for request in victim.running)
@@ -191,7 +192,7 @@ class ServerlessLlm(Policy):
         wait_s = 0.0
         if not gpu.node.has_weights(model):
             wait_s = max(0.0, self._disk_free_s.get(gpu.node, 0.0) - view.now_s)
-        return wait_s + model.load_s(gpu, _layers(view, model, gpu) or 0)
+        return wait_s + model.load_s(gpu, fullest_layers(view, model, gpu) or 0)
 
     def _load(self, view: View, model: ModelView, gpu: GpuView) -> Load:
         node = gpu.node
@@ -200,7 +201,7 @@ class ServerlessLlm(Policy):
             self._disk_free_s[node] = begin_s + model.total_bytes / node.disk_bytes_per_s
         homes = self._homes.get(model, [])
         self._homes[model] = [node, *(other for other in homes if other is not node)][:COPIES]
-        return Load(model, gpu, _layers(view, model, gpu) or 0)
+        return Load(model, gpu, fullest_layers(view, model, gpu) or 0)
 
     def _to_reclaim(self, view: View, model: ModelView) -> InstanceView | None:
         """A kept instance that goes because host memory lacks, or (`reclaim`) because no GPU is free."""
@@ -216,7 +217,7 @@ class ServerlessLlm(Policy):
             if new.loading and old.accepts:
                 continue
             del self._moves[new]
-            gpu, layers = old.gpu, _layers(view, wanted, old.gpu)
+            gpu, layers = old.gpu, fullest_layers(view, wanted, old.gpu)
             if old.accepts and not old.resizing:
                 yield Stop(old, "abort")
                 if layers is not None and gpu.takes(wanted, layers):
@@ -224,9 +225,3 @@ class ServerlessLlm(Policy):
                     continue
             self._line.insert(0, wanted)
             self._scale(wanted)
-
-
-def _layers(view: View, model: ModelView, gpu: GpuView) -> int | None:
-    """All layers; of a model that fits nowhere whole the largest part; None where a larger GPU takes more of it."""
-    layers = model.layers_within(gpu.capacity_bytes)
-    return layers if layers == model.layers_within(view.largest_gpu.capacity_bytes) else None

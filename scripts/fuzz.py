@@ -21,20 +21,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from sim.common.time_limit import limited  # noqa: E402
 
 LONGEST_S = 60.0  # of one play: a hundred times what the slowest takes
 EVERY_REFERENCE, REFERENCE_EXAMPLES = 25, 20
@@ -53,22 +53,6 @@ class Found:
 
 class TooLongError(Exception):
     """A play that goes on and on."""
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises TooLongError in the middle of whatever takes longer."""
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise TooLongError(f"it took longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def case_of_seed(seed: int) -> tuple[Any, Any]:
@@ -97,7 +81,7 @@ def attack(seed: int) -> Found:
     for case, checks in ((wild, tuple(CHECKS)), (shipped, SHIPPED_CHECKS)):
         inner = case.policy.get("inner")
         try:
-            with limited(LONGEST_S):
+            with limited(LONGEST_S, TooLongError):
                 counts = check_case(case, checks)
             found.counts += Counter({f"shipped {inner}": 1}) if inner else counts
         except Refused:
@@ -126,7 +110,7 @@ def _reference(seed: int) -> list[tuple[str, str, str, str]]:
     )
     play = hypothesis.seed(seed)(chosen(hypothesis.given(cases())(test.hypothesis.inner_test)))
     try:
-        with limited(10 * LONGEST_S):
+        with limited(10 * LONGEST_S, TooLongError):
             play()
     except Exception as error:
         told = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
@@ -142,14 +126,14 @@ def cut_down(check: str, text: str, message: str, folder: Path) -> str:
 
     case = case_of(text)
     try:
-        with limited(LONGEST_S):
+        with limited(LONGEST_S, TooLongError):
             CHECKS[check](case)
         return "it did not fail a second time: something is not repeatable\n" + commands(keep(case, folder, message))
     except Exception as error:
         failure = CaseFailed(check, case, error)
     smallest = case
     try:
-        with limited(2 * LONGEST_S):
+        with limited(2 * LONGEST_S, TooLongError):
             smallest = Shrinker(failure).smallest(case)
     except TooLongError:
         message += "\n(not cut down: that took too long)"

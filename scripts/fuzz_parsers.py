@@ -19,16 +19,13 @@ import json
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -41,6 +38,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from spoilt_files import LINES, TABLES, Change, Good, spoilt  # noqa: E402
 
 from sim.common.errors import SimError  # noqa: E402
+from sim.common.time_limit import limited  # noqa: E402
 
 LONGEST_S, MOST_BYTES = 20, 3 << 30
 PUBLISHED = ROOT.parent / "shared" / "traces"
@@ -193,29 +191,13 @@ def import_target() -> Target:
 # --- the loop
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    """Not longer than LONGEST_S."""
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"more than {LONGEST_S} s")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
 def attempt(target: Target, good: Good, data: bytes, folder: Path) -> None:
     """One file. Raises AssertionError, or what the parser raised: that is a find."""
     path = folder / good.name
     path.write_bytes(data)
     target.tried += 1
     try:
-        with limited():
+        with limited(LONGEST_S, TimeoutError):
             target.parse(path)
         target.taken += 1
     except SimError as error:

@@ -12,7 +12,6 @@ A finished run is kept in the store and never done again, so a run that was cut 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -63,8 +62,8 @@ class Cell:
     shaped: bool
 
     def scenario(self, policy: dict[str, Any], seed: int) -> Scenario:
-        settings = [f"policy={json.dumps(policy)}", f"seed={seed}"]
-        return parse_scenario(override(self.data, settings), f"{self.family}: {self.name}")
+        data = override(self.data, [("policy", policy), ("seed", seed)])
+        return parse_scenario(data, f"{self.family}: {self.name}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def read_cells(path: Path, families: list[str] | None) -> list[Cell]:
         if families and family not in families:
             continue
         for cell, changes in parts["cells"].items():
-            settings = [f"{field}={json.dumps(value)}" for field, value in (changes or {}).items()]
-            cells.append(Cell(family, cell, override(parts["scenario"], settings), bool(parts.get("shaped"))))
+            changed = override(parts["scenario"], (changes or {}).items())
+            cells.append(Cell(family, cell, changed, bool(parts.get("shaped"))))
     return cells
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from sim.core.state.leap import (
     DecodeLeap,
+    EqualIterations,
     PromptLeap,
     PromptStep,
-    Steps,
     prompt_steps,
     sequence_blocks,
     steps_until_full,
@@ -60,7 +60,7 @@ def durations_s(leap: DecodeLeap | PromptLeap, stretches: tuple[float, float]) -
     return [stretches[0] * gpu_s + stretches[1] * host_s for gpu_s, host_s in works]
 
 
-def latencies_s(steps: list[Steps]) -> list[float]:
+def latencies_s(steps: list[EqualIterations]) -> list[float]:
     """The durations that a list of runs stands for."""
     found = []
     for number, first_s, last_s in steps:

@@ -25,11 +25,11 @@ from scenarios import (
     write_profiles,
 )
 
-from sim.bounds.alone import alone_bound, alone_of
+from sim.bounds.alone import alone_of
 from sim.bounds.curves import decode_chains
 from sim.bounds.demand import requests_of
 from sim.bounds.fluid import FluidBound, fluid_capacity, fluid_of
-from sim.bounds.machines import Machines, decode_seconds
+from sim.bounds.machines import BoundMachines, decode_seconds
 from sim.bounds.packing import best_packing
 from sim.bounds.pooled import mean_bound, srpt_mean_s
 from sim.bounds.program import Options, limits
@@ -70,7 +70,7 @@ def test_no_run_passes_a_bound(seed: int) -> None:
     done = ended["outcome"] == COMPLETED
     if not done.any():
         return
-    machines = Machines(of)
+    machines = BoundMachines(of)
     requests = requests_of(machines, workload_of(trace(of, rows).select(done)))
     assert len(requests) == done.sum()
     alone, fluid = alone_of(machines, requests), fluid_of(machines, requests)
@@ -98,7 +98,7 @@ def test_no_policy_sustains_more_than_the_fluid_bound(name: str, which: str) -> 
     rows = columns_of(run)
     done = rows["outcome"] == COMPLETED
     assert done.sum() > 20
-    machines = Machines(of)
+    machines = BoundMachines(of)
     played = requests_of(machines, workload_of(played_trace(of, rows, done)))
     fluid = fluid_of(machines, played)
     assert fluid.least_span_s <= rows["end_s"][done].max() - played.arrival_s[0]
@@ -184,7 +184,8 @@ def test_a_request_alone_takes_what_the_bound_says() -> None:
             yield Load(model, gpu, model.layers)
 
     ended = columns(play(of, Script(serve_all, start), trace(of, rows)))
-    alone = alone_bound(of, workload_of(trace(of, rows)))
+    machines = BoundMachines(of)
+    alone = alone_of(machines, requests_of(machines, workload_of(trace(of, rows))))
     assert ended["end_s"] - ended["arrival_s"] == pytest.approx(alone.e2e_s, rel=1e-12)
     assert ended["first_token_s"] - ended["arrival_s"] == pytest.approx(alone.ttft_s, rel=1e-12)
 
@@ -241,7 +242,7 @@ def machine_counts(fluid: FluidBound) -> dict[str, int]:
 def test_a_chain_lies_below_every_mixture(seed: int) -> None:
     draws = Seeded(seed)
     of, _ = random_case(draws)
-    machines = Machines(of)
+    machines = BoundMachines(of)
     for sort, group in product(machines.sorts, machines.groups):
         for level in sort.levels(group):
             gpu_chain, host_chain = decode_chains(sort, group, level, np.array([3.0, 40.0]))
@@ -286,14 +287,14 @@ def test_srpt_is_the_best_of_all_orders() -> None:
 # --- together, and the verb
 
 
-def test_distances_are_at_least_one_and_only_of_whole_runs() -> None:
+def test_a_run_keeps_to_every_bound() -> None:
     of = load_scenario(ROOT / "traces" / "scenarios" / "desktop.yaml", ["policy=lru-swap", "workload.limit=80"])
     bounds = bounds_of(of)
-    distances = bounds.distances(summarize(simulate(of)))
-    assert set(distances) == set(bounds.limits())
-    assert all(value is not None and value >= 1 for value in distances.values())
-    cut = summarize(simulate(of.model_copy(update={"horizon_s": 20.0})))
-    assert set(bounds.distances(cut).values()) == {None}
+    played = summarize(simulate(of))
+    assert played["requests"]["completed"] == played["requests"]["arrived"]
+    for name, limit in bounds.limits().items():
+        group, _, key = name.partition(".")
+        assert played[group][key] >= limit > 0, name
     later = bounds_of(of, since_s=30.0)
     assert 0 < len(later.alone.e2e_s) < 80
     with pytest.raises(SimError, match="no request is left"):

@@ -26,7 +26,7 @@ from sim.runs.task import Machines, Progress
 from sim.scenario.scenario import Scenario, parse_scenario
 from sim.studies.capacity import CapacityOptions, capacity, capacity_csv
 from sim.studies.scale_load import at_load, node_group
-from sim.studies.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
+from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
 from sim.studies.study import StudyOptions
 from sim.workload.requests import build_trace
 
@@ -109,12 +109,12 @@ def test_node_groups_are_found_by_name_host_or_position() -> None:
 # --- searches, on policies that are functions of the load
 
 
-def point(at: float, values: list[float], goal: Goal = SLO) -> Point:
+def point(at: float, values: list[float], goal: Goal = SLO) -> PlayedLoad:
     seen = estimate(values)
     assert seen.t is not None
     ends = [goal.kept(seen.t.low), goal.kept(seen.t.high)]
     sure = ends[0] if ends[0] == ends[1] else None
-    return Point(at, tuple(values), seen, goal.kept(seen.mean), sure, (), estimate([]), {}, ())
+    return PlayedLoad(at, tuple(values), seen, goal.kept(seen.mean), sure, (), estimate([]), {}, ())
 
 
 def searched(search: Search, attained: Callable[[float], float], noise: float = 0.001) -> tuple[Found, list[float]]:

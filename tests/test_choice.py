@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from cli_cases import scenario_data, write_scenario
+from sweep_cases import write_grid
 
+import sim
 from sim.common.errors import ConfigError, SimError
 from sim.engine.engine import simulate
 from sim.policy import policy_names
 from sim.results.metrics import known_measures, measure_named
 from sim.results.summary import summarize
+from sim.runs.run_one import RunOptions, run
+from sim.runs.task import Machines
 from sim.scenario.scenario import load_scenario, parse_scenario
 from sim.studies.choose_policies import choose
+from sim.studies.compare import CompareOptions, compare
+from sim.studies.study import StudyOptions
+from sim.studies.sweep import SweepOptions, sweep
 
 OWN = "from sim.policy import Policy\nclass Own(Policy):\n    def decide(self, view):\n        return ()\n"
 
@@ -135,3 +143,63 @@ def test_measures_of_models_with_dots_and_what_follows_from_others() -> None:
     assert measure_named("cost").of(summary) == 5.0
     assert measure_named("cost_kept").of(summary) == 50.0
     assert measure_named("cost").of({"cost": {"output_tokens_per_usd": None}}) is None
+
+
+# --- what choosing costs
+
+
+COUNTS = """
+import os
+from pathlib import Path
+from sim.policy import Load, Policy, Route
+
+with open(Path(__file__).with_suffix(".count"), "a") as file:
+    file.write(f"{os.getpid()}\\n")
+
+
+class Counts(Policy):
+    def start(self, view):
+        for model in view.models:
+            gpu = max(view.gpus, key=lambda gpu: gpu.available_bytes)
+            yield Load(model, gpu, model.layers_within(gpu.available_bytes // 2))
+
+    def decide(self, view):
+        for request in view.waiting:
+            if request.model.instances:
+                yield Route(request, request.model.instances[0])
+"""
+
+
+def executions(file: Path) -> tuple[int, int]:
+    """How often a policy's file was executed in this process, and in others; the count begins anew."""
+    count = file.with_suffix(".count")
+    found = [int(line) for line in count.read_text().splitlines()]
+    count.unlink()
+    return found.count(os.getpid()), len(found) - found.count(os.getpid())
+
+
+def test_a_policy_file_is_executed_once_a_run(tmp_path: Path) -> None:
+    file, path = tmp_path / "counts.py", write_scenario(tmp_path)
+    file.write_text(COUNTS)
+    run(RunOptions(path, str(file), out=tmp_path / "run"))
+    assert executions(file) == (1, 0)
+    run(RunOptions(path, str(file), out=tmp_path / "run"))  # its folder is there, so its name is asked for first
+    assert executions(file) == (1, 0)
+    sim.simulate(path, policy=file)
+    assert executions(file) == (1, 0)
+
+
+def test_a_policy_file_is_executed_once_a_task_and_once_to_ask_it(tmp_path: Path) -> None:
+    file, path = tmp_path / "counts.py", write_scenario(tmp_path)
+    file.write_text(COUNTS)
+    study = StudyOptions(RunOptions(path), ["lru-swap", file], seeds=3, machines=Machines(1))
+    made = compare(CompareOptions(study, bounds=False))
+    assert not any(policy.errors for policy in made.policies)
+    assert executions(file) == (1, 3)
+    grid = write_grid(tmp_path, vary={"policy": [str(file)], "engine.max_sequences": [4, 8]})
+    made_sweep = sweep(SweepOptions(tmp_path / "sweep", grid, Machines(1)))
+    assert not any(result.error for result in made_sweep.results)
+    assert executions(file) == (0, 2)  # this process knows it already
+    file.write_text(COUNTS + "\n# another\n")
+    sweep(SweepOptions(tmp_path / "sweep", grid, Machines(0)))
+    assert executions(file) == (3, 0)

@@ -17,8 +17,9 @@ from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 import sim
-from sim.cli.tables.run_tables import number, print_run, seconds, share
+from sim.cli.tables.run_tables import print_run
 from sim.common.errors import PolicyError
+from sim.common.text import number, seconds, share
 from sim.engine.engine import simulate
 from sim.policy import catalogue, policy_names
 from sim.results.summary import summarize

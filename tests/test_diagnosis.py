@@ -19,7 +19,7 @@ from sim.common.errors import PolicyError
 from sim.policy import Action, Load, Policy, Route, Stop, View, Wake, load_policy
 from sim.report.write import report
 from sim.results import diagnosis
-from sim.results.diagnosis import Queue, coming_back, queue_of
+from sim.results.diagnosis import QueueGrowth, coming_back, queue_of
 from sim.runs.run_one import RunOptions, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,8 +226,8 @@ def test_thresholds_stand_in_the_texts() -> None:
 
 
 def test_a_queue_grows_only_quarter_after_quarter() -> None:
-    assert Queue((10, 20, 60, 120), came=200, left=100, half_s=1.0).grows
-    assert not Queue((100, 20, 10, 120), came=200, left=100, half_s=1.0).grows
+    assert QueueGrowth((10, 20, 60, 120), came=200, left=100, half_s=1.0).grows
+    assert not QueueGrowth((100, 20, 10, 120), came=200, left=100, half_s=1.0).grows
 
 
 def test_a_model_that_was_away_for_long_does_not_come_back_soon() -> None:

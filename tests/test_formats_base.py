@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sim.common.errors import ConfigError, SimError, TraceError
-from sim.traces.formats import FORMATS, guess_format, import_stream, import_trace
+from sim.traces.formats import FORMATS, guess_format, import_stream
 from sim.traces.formats.base import parse_options, shown
 from sim.traces.formats.members import sample_of
 from sim.traces.stream import gather, read_trace
@@ -59,11 +59,11 @@ def test_formats_are_guessed_and_read_under_another_name_too(tmp_path: Path, nam
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".csv.gz"])
 def test_native_files_are_guessed(tmp_path: Path, suffix: str) -> None:
-    trace = import_trace(EXAMPLES["mooncake"](tmp_path))
+    trace = gather(import_stream([EXAMPLES["mooncake"](tmp_path)]))
     path = tmp_path / f"native{suffix}"
     write_trace(trace, path)
     assert guess_format([path]).name == "native"
-    assert import_trace(path).digest() == trace.digest() == read_trace(path).digest()
+    assert gather(import_stream([path])).digest() == trace.digest() == read_trace(path).digest()
 
 
 def test_what_cannot_be_told_is_said(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_every_published_file_imports_with_no_notice_that_is_not_foretold() -> N
     for path in published_files():
         if path.parent.name == "ragpulse" and not path.name.startswith("0_"):
             with pytest.raises(TraceError, match="table of parts of prompts and holds no requests"):
-                import_trace(path)
+                gather(import_stream([path]))
             continue
         drawn = {"rate": "0.5"} if path.parent.name == "servegen" or path.name.startswith("arxiv") else {}
         stream = import_stream([path], None, drawn)

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from sim.common.errors import ConfigError
 from sim.traces.formats import guess_format, json_items
 from sim.traces.formats.json_items import json_items as items_of
-from sim.traces.stream import Turns
+from sim.traces.stream import TurnOrder
 
 
 def turns(*texts: str, start: str = "human") -> list[dict[str, str]]:
@@ -94,7 +94,7 @@ def test_conversations_are_closed_loops(tmp_path: Path) -> None:
     assert trace.think_s is not None
     assert np.isnan(trace.think_s).tolist() == [True, False, True, True]
     assert trace.arrival_s[0] == trace.arrival_s[1] < trace.arrival_s[2]
-    Turns().check(trace, "the test")
+    TurnOrder().check(trace, "the test")
     assert trace.notices == (
         "left out 1 conversation without any answer",
         "left out 2 questions without an answer",

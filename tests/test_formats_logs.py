@@ -10,7 +10,7 @@ import pytest
 from format_files import imported, made, refused
 
 from sim.traces.formats import guess_format
-from sim.traces.stream import Turns
+from sim.traces.stream import TurnOrder
 
 # As vLLM's benchmark writes it; the second request failed, the fourth was never sent.
 RESULT: dict[str, Any] = {
@@ -138,7 +138,7 @@ def test_openai_completions(tmp_path: Path) -> None:
     kept = imported(path, "openai-log", failures="keep")
     assert kept.arrival_s.tolist() == [0, 1, 1, 1, 1, 1.5, 2, 3]
     assert kept.prompt_tokens.tolist() == [10, 1, 10, 10, 10, 20, 30, 1]
-    Turns().check(kept, "the test")
+    TurnOrder().check(kept, "the test")
     assert "row 2: arrives 2 s before a row above it" in refused(path, "openai-log", strict=True)
 
 

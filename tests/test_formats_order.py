@@ -19,7 +19,7 @@ from sim.common.errors import TraceError
 from sim.traces.formats import FORMATS, assembly, import_stream
 from sim.traces.formats.assembly import Block, Clock, assembled
 from sim.traces.formats.base import FormatOptions
-from sim.traces.stream import TraceStream, Turns
+from sim.traces.stream import TraceStream, TurnOrder
 from sim.traces.trace import Trace
 
 Times = list[list[int]]
@@ -234,7 +234,7 @@ def test_damage_is_told_in_one_line(form: str, tmp_path: Path) -> None:
 
 def count_requests(stream: TraceStream) -> int:
     """How many there are; all are lawful."""
-    turns, rows, latest_s = Turns(), 0, 0.0
+    turns, rows, latest_s = TurnOrder(), 0, 0.0
     for chunk in stream.chunks:
         turns.check(chunk, "the test")
         assert float(chunk.arrival_s[0]) >= latest_s

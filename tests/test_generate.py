@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sim.common.errors import ConfigError
 from sim.scenario.scenario import GenerateWorkload, ModelTraffic
-from sim.traces.compose.assign import assign_models
+from sim.traces.compose.assign import Assignment
 from sim.traces.describe.trace_statistics import describe
 from sim.traces.stream import read_trace
 from sim.traces.trace import Trace
@@ -209,7 +209,7 @@ def test_mistakes(duration_s: float, traffic: dict[str, Any], problem: str) -> N
 def test_zipf_follows_its_law_and_leaves_the_rest_alone() -> None:
     trace = drawn(10_000, {"model": "x", "rate_per_s": 10.0})
     models = [f"m{n}" for n in range(5)]
-    assigned = assign_models(trace, "zipf:1.0", models, seed=3)
+    assigned = Assignment("zipf:1.0", models, seed=3).apply(trace)
     weights = 1 / np.arange(1, 6)
     expected = weights / weights.sum() * len(trace)
     counts = np.bincount(assigned.model, minlength=5)
@@ -218,19 +218,19 @@ def test_zipf_follows_its_law_and_leaves_the_rest_alone() -> None:
     assert replace(assigned, model=trace.model, models=trace.models).digest() == trace.digest()
     same = np.mean(assigned.model[1:] == assigned.model[:-1])  # independent draws: the sum of squared shares
     assert same == pytest.approx(float(((weights / weights.sum()) ** 2).sum()), abs=0.01)
-    assert assign_models(trace, "zipf:1.0", models, seed=3).digest() == assigned.digest()
-    assert assign_models(trace, "zipf:1.0", models, seed=4).digest() != assigned.digest()
+    assert Assignment("zipf:1.0", models, seed=3).apply(trace).digest() == assigned.digest()
+    assert Assignment("zipf:1.0", models, seed=4).apply(trace).digest() != assigned.digest()
     assert describe(assigned)["popularity_slope"] == pytest.approx(-1.0, abs=0.05)
 
 
 def test_uniform_and_round_robin() -> None:
     trace = drawn(3000, {"model": "x", "rate_per_s": 10.0})
-    even = np.bincount(assign_models(trace, "uniform", ["a", "b", "c"], seed=1).model)
+    even = np.bincount(Assignment("uniform", ["a", "b", "c"], seed=1).apply(trace).model)
     assert (np.abs(even - len(trace) / 3) < 4.5 * math.sqrt(len(trace) / 3)).all()
-    assert even.tolist() == np.bincount(assign_models(trace, "zipf:0", ["a", "b", "c"], seed=1).model).tolist()
-    turns = assign_models(trace, "round-robin", ["a", "b", "c"], seed=1).model
+    assert even.tolist() == np.bincount(Assignment("zipf:0", ["a", "b", "c"], seed=1).apply(trace).model).tolist()
+    turns = Assignment("round-robin", ["a", "b", "c"], seed=1).apply(trace).model
     assert turns.tolist() == [n % 3 for n in range(len(trace))]
-    steep = assign_models(trace, "zipf:100", ["a", "b"], seed=1)
+    steep = Assignment("zipf:100", ["a", "b"], seed=1).apply(trace)
     assert set(steep.model.tolist()) == {0}
 
 
@@ -238,10 +238,10 @@ def test_uniform_and_round_robin() -> None:
 def test_bad_laws_are_named_with_the_good_ones(law: str) -> None:
     trace = drawn(100, B)
     with pytest.raises(ConfigError, match=r"zipf:1\.0") as caught:
-        assign_models(trace, law, ["a"], seed=1)
+        Assignment(law, ["a"], seed=1).apply(trace)
     assert law in str(caught.value)
     with pytest.raises(ConfigError, match="no models"):
-        assign_models(trace, "uniform", [], seed=1)
+        Assignment("uniform", [], seed=1).apply(trace)
 
 
 def test_the_small_trace_is_what_its_readme_says() -> None:

@@ -11,7 +11,9 @@ from random_cases import Seeded, random_case
 from scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
 from test_bounds import drawn
 
-from sim.bounds.alone import alone_bound
+from sim.bounds.alone import alone_of
+from sim.bounds.demand import requests_of
+from sim.bounds.machines import BoundMachines
 from sim.bounds.places import PlanOptions
 from sim.bounds.schedule import optimal_schedule
 from sim.common.errors import ConfigError
@@ -43,7 +45,8 @@ def test_a_plan_is_between_every_policy_and_the_best_order_of_all(
         engine={"max_sequences": 1},
     )
     rows: list[Row] = [(0.0, "a", 10, 300), (0.1, "b", 10, 100), (0.2, "a", 10, 50)]
-    alone = alone_bound(of, workload_of(trace(of, rows))).e2e_s
+    machines = BoundMachines(of)
+    alone = alone_of(machines, requests_of(machines, workload_of(trace(of, rows)))).e2e_s
     load_s = {"a": 1.5 + 4 / 8, "b": 1.5 + 16 / 8}
     best = min(
         serial_mean_s(of, [(rows[i][0], rows[i][1], alone[i]) for i in order], load_s)
@@ -87,7 +90,8 @@ def test_no_run_passes_the_bound_of_its_plan(seed: int) -> None:
 def test_a_plan_of_one_request_waits_for_its_load_and_no_longer() -> None:
     of = scenario(models={"a": "four"}, engine={"max_sequences": 1})
     plan = planned(of, [(0.0, "a", 10, 100)], slot_s=0.1, levels=5, limit_s=10)
-    alone_s = float(alone_bound(of, workload_of(trace(of, [(0.0, "a", 10, 100)]))).e2e_s[0])
+    machines = BoundMachines(of)
+    alone_s = float(alone_of(machines, requests_of(machines, workload_of(trace(of, [(0.0, "a", 10, 100)])))).e2e_s[0])
     ended = columns(play(of, load_policy("lru-swap")[0], trace(of, [(0.0, "a", 10, 100)])))
     assert alone_s + 0.5 < plan.bound_s <= ended["end_s"][0]
     assert plan.stays[0].model == "a"

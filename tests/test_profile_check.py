@@ -11,7 +11,7 @@ from profile_cases import FACTS, ROWS, Plan, folder, measured
 from sim.cli.main import main
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library
-from sim.profiling.check import Report, check, is_sound
+from sim.profiling.check import CheckReport, check, is_sound
 from sim.profiling.fill import fill
 from sim.profiling.measured import Measured, write_measured
 
@@ -22,7 +22,7 @@ PLAN = Plan(ROWS[1:2], batches=(1, 8), noise=0.005)
 UNPREDICTABLE = ("Gemma-3-1B", "OLMoE-7B-A1B")
 
 
-def report(tmp_path: Path, content: Measured) -> Report:
+def report(tmp_path: Path, content: Measured) -> CheckReport:
     write_measured(content, tmp_path / "measured")
     return check(tmp_path / "measured", Library())
 
@@ -134,7 +134,7 @@ def test_a_hole_and_a_break_in_a_table_are_found(tmp_path: Path) -> None:
 # --- published sweeps
 
 
-def published() -> Report:
+def published() -> CheckReport:
     if not PUBLISHED.is_file():
         pytest.skip("the published sweeps lie outside the repository and are not here")
     return check(PUBLISHED, Library())

@@ -17,7 +17,7 @@ from sim.cli.main import main
 from sim.profiling.collect import collect
 from sim.profiling.fill import fill
 from sim.profiling.fitting import fit_rates
-from sim.profiling.grids import Grid, _obeying, table_rows
+from sim.profiling.grids import FittedGrid, _obeying, table_rows
 from sim.profiling.physics import Prompts, Rates, decode_s, prefill_s, shape_of, weight_bytes
 from sim.scenario.scenario import load_scenario
 
@@ -303,7 +303,7 @@ def test_a_full_model_that_was_never_run_is_written_as_no_slower_than_a_part_all
     kinds = np.array([["measured"], ["measured"], ["fitted"]])
     times = np.array([[2 * seconds], [seconds], [seconds / (7 / 8) / share]])
     sources = np.full((3, 1), "here", dtype=object)
-    grid = _obeying(Grid(((0.0, 7.0, 8.0), (0.0,)), times, np.full((3, 1), 0.1), kinds, sources), [])
+    grid = _obeying(FittedGrid(((0.0, 7.0, 8.0), (0.0,)), times, np.full((3, 1), 0.1), kinds, sources), [])
     rows = table_rows(("M", "BF16"), grid)
     found = {row["layers"]: float(row["prefill_s"]) for row in rows}
     assert found["7"] - 7 / 8 * found["8"] >= 0

@@ -13,7 +13,7 @@ from sim.common.errors import ConfigError, ProfileError
 from sim.plots.profile_figures import _GAP, _apart, plot_profiles
 from sim.profiles.break_even import At, break_even
 from sim.profiles.library import Library
-from sim.profiling.figure_data import PARTS, Choice, portraits
+from sim.profiling.figure_data import PARTS, TableChoice, portraits
 from sim.profiling.fill import fill
 
 
@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_curves_bars_and_points_are_those_of_the_tables(place: Path) -> None:
-    (page,) = portraits(Choice((place / "measured",), profiles=place / "profiles"))
+    (page,) = portraits(TableChoice((place / "measured",), profiles=place / "profiles"))
     assert [model.name for model in page.models] == ["Tiny-1B", "Small-8B", "Big-30B"]
     assert page.left_out == 0
     small = page.models[1]
@@ -64,7 +64,7 @@ def test_a_page_is_drawn(place: Path, tmp_path: Path, ending: str, capsys: pytes
 
 
 def test_shipped_tables_of_a_gpu_stand_beside_each_other() -> None:
-    pages = portraits(Choice(gpu="l40s"))
+    pages = portraits(TableChoice(gpu="l40s"))
     assert [page.title.rsplit(", ", 1)[1] for page in pages] == ["hf-transformers", "llama.cpp"]
     assert all(len(page.models) <= 8 for page in pages)
     assert pages[1].left_out == 20 - len(pages[1].models)
@@ -72,7 +72,7 @@ def test_shipped_tables_of_a_gpu_stand_beside_each_other() -> None:
 
 
 def test_the_same_numbers_make_the_same_picture(place: Path, tmp_path: Path) -> None:
-    pages = portraits(Choice(profiles=place / "profiles"))
+    pages = portraits(TableChoice(profiles=place / "profiles"))
     plot_profiles(pages, tmp_path / "one.png")
     plot_profiles(pages, tmp_path / "two.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -89,23 +89,23 @@ def test_names_are_moved_apart_and_stay_in_order() -> None:
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (Choice(), "tables do not fit a page"),
-        (Choice(gpu="rtx-600"), "unknown GPU"),
-        (Choice(engine="lama.cpp"), "did you mean 'llama.cpp'"),
-        (Choice(gpu="rtx-a6000", engine="vllm"), "no tables for this GPU and engine"),
-        (Choice(gpu="l40s", quantization="Q5"), "no Q5 in"),
+        (TableChoice(), "tables do not fit a page"),
+        (TableChoice(gpu="rtx-600"), "unknown GPU"),
+        (TableChoice(engine="lama.cpp"), "did you mean 'llama.cpp'"),
+        (TableChoice(gpu="rtx-a6000", engine="vllm"), "no tables for this GPU and engine"),
+        (TableChoice(gpu="l40s", quantization="Q5"), "no Q5 in"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(choice: Choice, words: str) -> None:
+def test_what_cannot_be_drawn_is_refused(choice: TableChoice, words: str) -> None:
     with pytest.raises(ProfileError, match=words):
         portraits(choice)
 
 
 def test_a_folder_must_be_filled_first(place: Path) -> None:
     with pytest.raises(ProfileError, match="run profile fill"):
-        portraits(Choice((place / "measured",)))
+        portraits(TableChoice((place / "measured",)))
 
 
 def test_a_figure_has_an_ending(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown kind of figure"):
-        plot_profiles(portraits(Choice((place / "measured",), profiles=place / "profiles")), tmp_path / "page.bmp")
+        plot_profiles(portraits(TableChoice((place / "measured",), profiles=place / "profiles")), tmp_path / "page.bmp")

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sim.profiling.fitting import Series
+from sim.profiling.fitting import MeasuredSeries
 from sim.profiling.physics import Prompts, Rates, Shape, Steps, prefill_s, rounded_maximum
 from sim.profiling.physics import decode_s as law_s
 from sim.profiling.published.fits import fit_knee, fit_prompt, fit_speeds, misses, worst
@@ -292,11 +292,11 @@ def test_prefill_by_hand() -> None:
     assert prompt(0, 4096, replace(RATES, stream_gb_s=0.1)) == pytest.approx(4 * host_s + 0.5 / 50)
 
 
-def series(layers: int, size: float, places: list[tuple[int, int]], truth: Rates) -> Series:
+def series(layers: int, size: float, places: list[tuple[int, int]], truth: Rates) -> MeasuredSeries:
     """Steps of one sequence at (layers on the GPU, context), as the laws have them."""
     shape = Shape(layers, size, 3 * size, 2000, 5e8)
     at = Steps.of(np.array([(n, 1, context) for n, context in places], float), layers)
-    return Series(shape, at, law_s(shape, truth, at, "cpu"), np.full(len(places), 0.01))
+    return MeasuredSeries(shape, at, law_s(shape, truth, at, "cpu"), np.full(len(places), 0.01))
 
 
 def test_fits_recover_what_they_are_given() -> None:

@@ -22,7 +22,7 @@ from sim.common.errors import ConfigError
 from sim.runs.execute import identified, play
 from sim.runs.store import Store
 from sim.runs.task import Machines, Progress
-from sim.runs.worker import Job, job_of, play_one, version
+from sim.runs.worker import RunJob, job_of, play_one, version
 from sim.studies.grid import read_grid
 
 has_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra dask")
@@ -240,12 +240,12 @@ def test_bad_machines_are_refused(tmp_path: Path) -> None:
 # --- a worker on another machine, played here
 
 
-def job(tmp_path: Path, **changes: object) -> Job:
+def job(tmp_path: Path, **changes: object) -> RunJob:
     """A job as a cluster gets it, there and back through pickle."""
     path = write_policy(tmp_path, "mine", "if False:\n    raise ValueError")
     (one,) = identified(tasks_of((str(path),), 1, **changes))
     assert one.error is None
-    made: Job = pickle.loads(pickle.dumps(job_of(one.run_id, one.task.scenario, version(), None, True)))
+    made: RunJob = pickle.loads(pickle.dumps(job_of(one.run_id, one.task.scenario, version(), None, True)))
     return made
 
 

@@ -12,14 +12,14 @@ from sweep_cases import write_grid
 
 from sim.common.errors import ConfigError
 from sim.scenario.scenario import load_scenario
-from sim.studies.grid import Grid, read_grid
+from sim.studies.grid import SweepGrid, read_grid
 
 
-def grid_of(folder: Path, **parts: Any) -> Grid:
+def grid_of(folder: Path, **parts: Any) -> SweepGrid:
     return read_grid(write_grid(folder, **parts))
 
 
-def labels(grid: Grid) -> list[tuple[Any, ...]]:
+def labels(grid: SweepGrid) -> list[tuple[Any, ...]]:
     return [tuple(task.labels.values()) for task in grid.tasks]
 
 

@@ -31,7 +31,7 @@ def read(rows: bool = True) -> None:
     stream = in_chunks(TRACE, [2])
     if not rows:
         stream.rows = None
-    with showing.counted(stream, "import [red]x") as counted:
+    with showing.counting(stream, "import [red]x") as counted:
         assert len(rows_of(counted)) == 6
 
 

@@ -29,11 +29,9 @@ ORDER = [
     "request_view", "views", "actions", "knapsack", "decision", "costs", "keepalive", "replicas", "prices",
     "fairness", "sequencing", "slack", "standing", "swapping", "turns", "feedback", "virtual_queues", "pressure",
     "future", "boxes", "swap_queue", "eviction", "combinations", "policy", "ideal", "catalogue", "breakeven",
-    "tables", "catalogue_tables", "profiling.physics", "profiling.fitting", "profiling.collect", "profiling.sweeps",
-    "profiling.grids", "profiling.switching", "profiling.nearest", "profiling.publish",
-    "profiling.published.sources", "profiling.published.fits", "profiling.published.tables",
-    "profiling.published.__main__", "profiling.fill",
-    "profiling.check", "profiling.check_tables", "profiling.portrait", "measures", "amounts", "choice",
+    "measures", "tables", "catalogue_tables", "profiling.physics", "profiling.fitting", "profiling.collect",
+    "profiling.sweeps", "profiling.grids", "profiling.switching", "profiling.nearest", "profiling.publish",
+    "profiling.fill", "profiling.check", "profiling.check_tables", "profiling.portrait", "amounts", "choice",
     "traces.blocks", "traces.files", "traces.columns", "traces.trace", "traces.extras", "traces.order",
     "traces.stream", "traces.write", "traces.shape", "traces.models", "traces.overlay", "traces.spread",
     "traces.facts", "traces.assign", "formats", "workloads.draws", "workloads.rates", "workloads.popularity",
@@ -59,8 +57,8 @@ ORDER = [
     "authoring", "sweeps.task", "sweeps.collect", "sweeps.store", "sweeps.axes", "sweeps.identity", "sweeps.worker",
     "sweeps.crew", "sweeps.local_crew", "sweeps.dask_crew", "sweeps.ray_crew", "sweeps.crews", "sweeps.execute",
     "sweeps.grid", "sweeps.merge", "sweeps.sweep", "sweeps.tables", "verdict", "wording", "comparison", "bounding",
-    "study", "load", "search", "compare", "compare_tables", "capacity", "capacity_tables", "terminal", "bounds_cli",
-    "api", "studies", "trace_cli", "study_cli", "report.content", "report.material", "report.groups",
+    "study", "load", "search", "compare", "compare_tables", "capacity", "capacity_tables", "terminal", "options",
+    "bounds_cli", "api", "studies", "trace_cli", "study_cli", "report.content", "report.material", "report.groups",
     "report.words", "report.latency", "report.sections", "report.rivalry", "report.break_even", "report.against",
     "report.over_time", "report.run_report", "report.store_report", "report.capacity_report", "report.page",
     "report.markdown", "report.document", "report.write", "report_cli", "sweep_cli", "policy_cli", "profile_cli",
@@ -220,6 +218,16 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 
 
 # --- chance
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """In what a run is made of; a policy's own `Parameters` stand within its class."""
+    homes: dict[str, list[str]] = {}
+    for path in RUNNING:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
 
 
 def is_set(node: ast.AST) -> bool:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sim.common.errors import TraceError
-from sim.traces.formats import import_trace
-from sim.traces.stream import read_trace
+from sim.traces.formats import import_stream
+from sim.traces.stream import gather, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace
 
@@ -93,7 +93,7 @@ def test_any_edit_gives_a_trace_or_one_line(
 
 def trace_or_problem(path: Path, format_name: str | None) -> Trace | str:
     try:
-        return import_trace(path, format_name)
+        return gather(import_stream([path], format_name))
     except TraceError as error:
         return str(error)
 

@@ -13,7 +13,7 @@ from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 from sim.common import rng
 from sim.common.errors import TraceError
 from sim.traces.shape import Draws, limit, part_by_model, part_by_share, part_by_time, shift, thin, time_scale, window
-from sim.traces.stream import TraceStream, Turns
+from sim.traces.stream import TraceStream, TurnOrder
 from sim.traces.trace import Trace
 
 FEW = settings(deadline=None, max_examples=60)
@@ -30,7 +30,7 @@ def plain(rows: list[Row]) -> list[Row]:
 
 def legal(stream: TraceStream) -> list[Row]:
     """The rows of a stream, checked as a reader checks closed loops."""
-    turns = Turns()
+    turns = TurnOrder()
 
     def checked() -> object:
         for chunk in stream.chunks:

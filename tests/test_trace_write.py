@@ -20,7 +20,7 @@ from sim.common.errors import TraceError
 from sim.traces import stream as trace_stream
 from sim.traces.extras import EXTRAS, arrow_type
 from sim.traces.files import SUFFIXES
-from sim.traces.stream import Names, TraceStream, gather, read_stream, read_trace, stream_of
+from sim.traces.stream import NameTable, TraceStream, gather, read_stream, read_trace, stream_of
 from sim.traces.trace import Trace, TraceDigest, join
 from sim.traces.write import read_recipe, write_stream, write_trace
 
@@ -143,7 +143,7 @@ def test_selecting_takes_all_columns() -> None:
 
 
 def test_names_keep_their_codes() -> None:
-    names = Names()
+    names = NameTable()
     assert names.codes(np.array([1, 0, -1]), ["b", "a"]).tolist() == [1, 0, -1]
     assert names.codes(np.array([0, 1, -1]), ["c", "a"]).tolist() == [2, 1, -1]
     assert names.codes(np.array([-1]), []).tolist() == [-1]

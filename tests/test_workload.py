@@ -13,7 +13,7 @@ from sim.common.errors import ConfigError, SimError, TraceError
 from sim.scenario.scenario import GenerateWorkload, Scenario, parse_scenario
 from sim.traces import blocks as trace_blocks
 from sim.traces import order as trace_order
-from sim.traces.compose.assign import assign_models
+from sim.traces.compose.assign import Assignment
 from sim.traces.stream import read_trace
 from sim.traces.trace import join
 from sim.traces.write import write_trace
@@ -81,7 +81,7 @@ def test_assign_replaces_the_models_by_the_scenarios_seed(file: str) -> None:
     assert fitted.models == ("x", "y", "z")
     assert fitted.model.tolist() == [0, 1, 2, 0]
     drawn = build_trace(scenario({"file": file, "assign": "zipf:0.5"}, models="x y z", seed=7))
-    expected = assign_models(read_trace(Path(file)), "zipf:0.5", ["x", "y", "z"], 7)
+    expected = Assignment("zipf:0.5", ["x", "y", "z"], 7).apply(read_trace(Path(file)))
     assert drawn.digest() == expected.digest()
     with pytest.raises(ConfigError, match="unknown law 'zopf:1'; the laws are zipf:S"):
         build_trace(scenario({"file": file, "assign": "zopf:1"}))

@@ -139,7 +139,7 @@ class Run:
         return f"<table>{rows}</table>" + (f"<ul>{notes}{more}</ul>" if notes else "")
 
     def _facts(self) -> list[tuple[str, str]]:
-        from sim.cli.tables.run_tables import number, seconds, share  # noqa: PLC0415  they need rich
+        from sim.common.text import number, seconds, share  # noqa: PLC0415  they need rich
 
         summary = self.summary
         counts, ttft, e2e = summary["requests"], summary["ttft_s"], summary["e2e_s"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import json
 import linecache
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from sim.policy.loader import load_policy, policy_class, policy_names, policy_of
 from sim.results.summary import summarize
 from sim.runs.progress import RunProgress
 from sim.runs.run_one import RunOptions, compose, peak_rss_bytes, play
-from sim.scenario.scenario import Scenario
+from sim.scenario.scenario import Scenario, Setting
 from sim.workload.requests import Workload, open_workload
 
 if TYPE_CHECKING:
@@ -75,20 +75,23 @@ def simulate(
             scenario=Path(scenario) if isinstance(scenario, str) else scenario,
             policy=given.spec,
             trace=file if file is not None else None if trace is None else Path(str(trace)),
-            settings=setting_texts(settings),
+            settings=settings_of(settings),
             seed=seed,
         )
         found = compose(options)
-        given.check(found)
+        chosen = given.checked(found)
         workload = open_workload(found)
 
-    def again(recorder: Recorder) -> Outcome:
+    def played(chosen: Chosen, recorder: Recorder) -> Outcome:
         with _in_words(file):
-            return _play(found, workload, given.make(found), recorder, check, progress)
+            return _play(found, workload, chosen, recorder, check, progress)
+
+    def again(recorder: Recorder) -> Outcome:
+        return played(given.make(found), recorder)
 
     recorder = Recorder()
     recorder.series = Series()
-    outcome = again(recorder)
+    outcome = played(chosen, recorder)
     if given.unreadable:
         outcome = replace(outcome, notices=(*outcome.notices, given.unreadable))
     return Run(outcome, summarize(outcome, peak_rss_bytes()), again, file, home)
@@ -105,19 +108,34 @@ def _play(
             shown.close()
 
 
-def setting_texts(settings: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
-    """Settings as the command line has them."""
+def settings_of(settings: Mapping[str, Any] | Sequence[str]) -> tuple[Setting, ...]:
+    """Settings as a run takes them. Raises ConfigError: a value that no scenario can hold."""
     if isinstance(settings, str):
         raise ConfigError(f"settings: give a mapping or a list, [{settings!r}]")
     if not isinstance(settings, Mapping):
         return tuple(settings)
-    texts = []
+    found = []
     for path, value in settings.items():
         try:
-            texts.append(f"{path}={json.dumps(value, ensure_ascii=False, allow_nan=False)}")
-        except (TypeError, ValueError) as error:
+            found.append((str(path), _plain(value)))
+        except (TypeError, RecursionError) as error:
             raise ConfigError(f"settings: {path} is no plain value ({error})") from None
-    return tuple(texts)
+    return tuple(found)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of what YAML can say. Raises TypeError."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    raise TypeError(f"{value!r:.60} of type {type(value).__name__}")
 
 
 # --- policies that are objects
@@ -136,8 +154,8 @@ class _Given:
     fixed: dict[str, Any] | None = None
     unreadable: str = ""
 
-    def check(self, scenario: Scenario) -> None:
-        """Look at the parameters before a long trace is read. Raises SimError."""
+    def checked(self, scenario: Scenario) -> Chosen:
+        """The first of those that play, made before a long trace is read. Raises SimError."""
         if self.fixed is not None:
             asked = {"name": scenario.policy.name, **scenario.policy.parameters}
             changed = [key for key in {**self.fixed, **asked} if asked.get(key) != self.fixed.get(key)]
@@ -145,7 +163,7 @@ class _Given:
                 raise ConfigError(
                     f"settings: policy.{changed[0]} cannot be changed, the policy is an object already; give its class"
                 )
-        self.make(scenario)
+        return self.make(scenario)
 
 
 def _given(policy: str | Path | Mapping[str, Any] | type[Policy] | Policy | None) -> _Given:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from sim.api.simulate import setting_texts
+from sim.api.simulate import settings_of
 from sim.common.errors import ConfigError, did_you_mean
 from sim.results.format_estimate import amount, with_half
 from sim.runs.run_one import RunOptions
@@ -106,8 +106,7 @@ def _study(
     jobs: int | None,
 ) -> StudyOptions:
     source = Path(scenario) if isinstance(scenario, str) else scenario
-    named = policies if isinstance(policies, str) else ",".join(str(policy) for policy in policies)
-    return StudyOptions(RunOptions(source, settings=setting_texts(settings)), named, seeds, machines=Machines(jobs))
+    return StudyOptions(RunOptions(source, settings=settings_of(settings)), policies, seeds, machines=Machines(jobs))
 
 
 class _Shown:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.bounds.demand import Requests, requests_of
-from sim.bounds.machines import Floats, GpuGroup, Machines, Sort, decode_seconds
-from sim.scenario.scenario import Scenario
-from sim.workload.requests import Workload
+from sim.bounds.demand import Requests
+from sim.bounds.machines import BoundMachines, EqualGpus, Floats, Sort, decode_seconds
 
 _PLACES = 33  # contexts at which a batch is compared with a sequence alone
 _MOST_BATCHES = 512
@@ -42,13 +40,7 @@ class AloneBound:
         }
 
 
-def alone_bound(scenario: Scenario, workload: Workload) -> AloneBound:
-    """See AloneBound. Raises SimError: nothing to serve; whatever scenario and workload raise."""
-    machines = Machines(scenario)
-    return alone_of(machines, requests_of(machines, workload))
-
-
-def alone_of(machines: Machines, requests: Requests) -> AloneBound:
+def alone_of(machines: BoundMachines, requests: Requests) -> AloneBound:
     """The same of requests at hand."""
     ttft_s, decode_s = np.empty(len(requests)), np.empty(len(requests))
     for number, sort in enumerate(machines.sorts):
@@ -62,7 +54,7 @@ def alone_of(machines: Machines, requests: Requests) -> AloneBound:
     return AloneBound(requests, ttft_s, ttft_s + decode_s)
 
 
-def residencies(machines: Machines, sort: Sort) -> list[tuple[GpuGroup, int]]:
+def residencies(machines: BoundMachines, sort: Sort) -> list[tuple[EqualGpus, int]]:
     """Every group with the layers at which a time can be least: the tables' own and the most that fit."""
     found = []
     for group in machines.groups:
@@ -73,7 +65,7 @@ def residencies(machines: Machines, sort: Sort) -> list[tuple[GpuGroup, int]]:
     return found
 
 
-def _least_prompt_s(machines: Machines, sort: Sort, prompts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
+def _least_prompt_s(machines: BoundMachines, sort: Sort, prompts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
     least = np.full(len(prompts), np.inf)
     for group, layers in residencies(machines, sort):
         profile = sort.profile(group)
@@ -87,7 +79,7 @@ def _least_prompt_s(machines: Machines, sort: Sort, prompts: np.ndarray[tuple[in
     return least
 
 
-def least_steps_s(machines: Machines, sort: Sort) -> Floats:
+def least_steps_s(machines: BoundMachines, sort: Sort) -> Floats:
     """Seconds of the fastest iteration that gives a sequence with context 1, 2, ... its token."""
     contexts = np.arange(1, sort.model.max_context + 1, dtype=np.float64)
     least = np.full(len(contexts), np.inf)
@@ -108,7 +100,7 @@ def _places(sort: Sort) -> Floats:
     return np.unique(np.geomspace(1, sort.model.max_context, _PLACES).round())
 
 
-def _batched_s(machines: Machines, sort: Sort, group: GpuGroup, layers: int) -> Floats:
+def _batched_s(machines: BoundMachines, sort: Sort, group: EqualGpus, layers: int) -> Floats:
     """Of each of _places(sort): seconds of the fastest iteration of a batch in which a sequence has that context."""
     profile, places = sort.profile(group), _places(sort)
     most = machines.scenario.engine.max_sequences

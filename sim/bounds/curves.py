@@ -10,14 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.bounds.machines import Floats, GpuGroup, Level, Sort, decode_seconds
+from sim.bounds.machines import EqualGpus, Floats, Level, Sort, decode_seconds
 
 _PLACES = 65  # contexts at which the drift is looked at
 
 Chain = list[tuple[float, float]]  # (mean context, seconds per token), contexts rising, slopes too
 
 
-def decode_chains(sort: Sort, group: GpuGroup, level: Level, touching: Floats) -> tuple[Chain, Chain]:
+def decode_chains(sort: Sort, group: EqualGpus, level: Level, touching: Floats) -> tuple[Chain, Chain]:
     """GPU seconds and host seconds per decoded token against mean context; the second is empty at full residency.
 
     Every whole batch up to max_sequences is looked at, at the contexts of the tables and where the KV memory ends.
@@ -81,7 +81,7 @@ def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[
     return (middle[1] - left[1]) * (right[0] - left[0]) >= (right[1] - left[1]) * (middle[0] - left[0])
 
 
-def drift(sort: Sort, group: GpuGroup, level: Level, tokens: int) -> tuple[float, float]:
+def drift(sort: Sort, group: EqualGpus, level: Level, tokens: int) -> tuple[float, float]:
     """How far an instance can have more of the GPU, and of the host, than it seems to: two factors of at least 1.
 
     Instances share by the shares of GPU and host that their batches began with, and no batch stays as it is for more
@@ -110,7 +110,7 @@ def drift(sort: Sort, group: GpuGroup, level: Level, tokens: int) -> tuple[float
     return rises, falls
 
 
-def gpu_shares(sort: Sort, group: GpuGroup, level: Level) -> tuple[tuple[float, float], tuple[float, float]]:
+def gpu_shares(sort: Sort, group: EqualGpus, level: Level) -> tuple[tuple[float, float], tuple[float, float]]:
     """The least and the greatest share of the GPU in an iteration's time: of those that decode, of those that prefill.
 
     Linear pieces are compared at their ends, where their ratios are least and greatest.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.bounds.machines import Floats, Machines, Sort
+from sim.bounds.machines import BoundMachines, Floats, Sort
 from sim.common.errors import TraceError
 from sim.workload.requests import Workload
 
@@ -60,7 +60,7 @@ class Requests:
         return np.asarray(tokens * (self.prompt_tokens + self.output_tokens / 2))
 
 
-def requests_of(machines: Machines, workload: Workload) -> Requests:
+def requests_of(machines: BoundMachines, workload: Workload) -> Requests:
     """The workload's requests in memory. Raises TraceError: none can be served; whatever the workload raises."""
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("arrival", "model", "prompt", "output")}
     left_out = closed_loop = 0
@@ -95,7 +95,7 @@ class Demand:
     total: Floats  # [3 + knots]
 
 
-def demand_of(machines: Machines, sort: Sort, requests: Requests, rows: NDArray[np.intp]) -> Demand:
+def demand_of(machines: BoundMachines, sort: Sort, requests: Requests, rows: NDArray[np.intp]) -> Demand:
     """The work of the requests at `rows`, which are for models of this sort.
 
     A prompt of p tokens stands for the two knots of the tables around it, so that any table with these knots gives its

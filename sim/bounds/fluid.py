@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.bounds.demand import Requests, demand_of, requests_of
-from sim.bounds.machines import Floats, Machines
+from sim.bounds.machines import BoundMachines, Floats
 from sim.bounds.program import Options, Program, Solution
 from sim.common.errors import ConfigError
 from sim.scenario.scenario import Scenario
@@ -80,11 +80,11 @@ def fluid_capacity(scenario: Scenario, workload: Workload, options: Options = HA
     bound of this simulated world under `contention: time_slice`, or where all layers compute on GPUs.
     Raises SimError: nothing to serve; stay_s not above 0; whatever scenario and workload raise.
     """
-    machines = Machines(scenario)
+    machines = BoundMachines(scenario)
     return fluid_of(machines, requests_of(machines, workload), options)
 
 
-def fluid_of(machines: Machines, requests: Requests, options: Options = HARD) -> FluidBound:
+def fluid_of(machines: BoundMachines, requests: Requests, options: Options = HARD) -> FluidBound:
     """The same of requests at hand."""
     if options.stay_s is not None and not options.stay_s > 0:
         raise ConfigError(f"stay_s: {options.stay_s:g} must be above 0 seconds")
@@ -115,7 +115,7 @@ def fluid_of(machines: Machines, requests: Requests, options: Options = HARD) ->
     )
 
 
-def _shares(machines: Machines, solution: Solution) -> list[Share]:
+def _shares(machines: BoundMachines, solution: Solution) -> list[Share]:
     found = []
     for group, instances, share in solution.shares:
         named = tuple(

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GpuGroup:
+class EqualGpus:
     """`count` equal GPUs, on `nodes` equal nodes (number `node_type`) of `node_gpus` GPUs of any kind each."""
 
     label: str
@@ -56,10 +56,10 @@ class Sort:
         self.members = [model.index]
         self.layers = model.weights.layers
 
-    def profile(self, group: GpuGroup) -> Profile:
+    def profile(self, group: EqualGpus) -> Profile:
         return self.model.profiles[group.gpu.kind.gpu, group.gpu.node.kind.host]
 
-    def fitting(self, group: GpuGroup) -> range:
+    def fitting(self, group: EqualGpus) -> range:
         """The numbers of layers that the tables have and an empty GPU holds, with KV for one longest request."""
         fewest = self.profile(group).fewest_layers
         most = self.layers
@@ -70,7 +70,7 @@ class Sort:
     def _bytes(self, layers: int) -> int:
         return need(self.model, layers, self.model.max_context, self.options).gpu
 
-    def levels(self, group: GpuGroup, most: int = 64, fineness: int = 1) -> list[Level]:
+    def levels(self, group: EqualGpus, most: int = 64, fineness: int = 1) -> list[Level]:
         """All that fits, from the most layers down: full residency by itself, below it ever wider levels, each by as
         much as what is above them, or by a share of that: the finer, the nearer is a bound and the larger its program.
         The last takes all that is left when there are to be at most so many.
@@ -87,7 +87,7 @@ class Sort:
             high, most = low - 1, most - 1
         return found
 
-    def pool_tokens(self, group: GpuGroup, level: Level) -> float:
+    def pool_tokens(self, group: EqualGpus, level: Level) -> float:
         """KV tokens that can be there at once, at most: what is left of the GPU, and of the host."""
         weights = self.model.weights
         room = group.gpu.capacity_bytes - weights.gpu_bytes(level.low)
@@ -97,7 +97,7 @@ class Sort:
         return min(on_gpu, on_host)
 
 
-class Machines:
+class BoundMachines:
     """A scenario's GPU groups and sorts of models. Raises SimError: what build_cluster refuses."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -124,12 +124,12 @@ class Machines:
             raise ConfigError(f"scenario '{scenario.name}': no model fits anywhere, so there is nothing to bound")
 
 
-def _groups(cluster: Cluster) -> list[GpuGroup]:
+def _groups(cluster: Cluster) -> list[EqualGpus]:
     alike: dict[object, list[Node]] = {}
     for node in cluster.nodes:
         inside = tuple(sorted((gpu.kind.gpu, gpu.capacity_bytes) for gpu in node.gpus))
         alike.setdefault((node.kind.host, node.memory.capacity, inside), []).append(node)
-    found: list[GpuGroup] = []
+    found: list[EqualGpus] = []
     for number, nodes in enumerate(alike.values()):
         kinds: dict[str, list[Gpu]] = {}
         for gpu in nodes[0].gpus:
@@ -138,7 +138,7 @@ def _groups(cluster: Cluster) -> list[GpuGroup]:
             label = f"{kind} in {nodes[0].kind.host}"
             same = sum(group.label.split(" #")[0] == label for group in found)
             label += f" #{same + 1}" if same else ""
-            found.append(GpuGroup(label, gpus[0], len(gpus) * len(nodes), len(nodes), len(nodes[0].gpus), number))
+            found.append(EqualGpus(label, gpus[0], len(gpus) * len(nodes), len(nodes), len(nodes[0].gpus), number))
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from sim.bounds.alone import least_steps_s, residencies
 from sim.bounds.curves import Chain, decode_chains, gpu_shares
 from sim.bounds.demand import Demand, Requests, demand_of
-from sim.bounds.machines import Floats, GpuGroup, Level, Machines, Sort
+from sim.bounds.machines import BoundMachines, EqualGpus, Floats, Level, Sort
 from sim.core.state.machines import Gpu
 
 
@@ -28,7 +28,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class Job:
+class RequestPhase:
     """The prompt of a request, or its decoding: steps, whose progress is measured in their least seconds.
 
     steps: a slice of the sort's steps (prompt tokens, or contexts). least_s: of all its steps.
@@ -46,7 +46,7 @@ class Place:
     GPU, of the host and on the clock that a job takes here at least, however its steps are divided among places."""
 
     gpu: Gpu
-    group: GpuGroup
+    group: EqualGpus
     model: int
     level: Level
     load_s: float
@@ -57,10 +57,10 @@ class Place:
     clock_s: Floats
 
 
-class Steps:
+class LeastSteps:
     """The steps of one sort: by prompt token 1, 2, ... and by context 1, 2, ... the least seconds of each anywhere."""
 
-    def __init__(self, machines: Machines, sort: Sort) -> None:
+    def __init__(self, machines: BoundMachines, sort: Sort) -> None:
         self.contexts = np.arange(1, sort.model.max_context + 1, dtype=np.float64)
         prompt_s = np.full(len(self.contexts), np.inf)
         for group, layers in residencies(machines, sort):
@@ -73,7 +73,7 @@ class Steps:
         places = np.concatenate([[0.0], self.contexts])
         return np.diff(np.interp(places, knots, seconds))
 
-    def charge_s(self, job: Job, seconds: Floats) -> float:
+    def charge_s(self, job: RequestPhase, seconds: Floats) -> float:
         """What the job costs of something of which its steps cost `seconds`, at least: any part of its progress costs
         as much in proportion as the step that costs least for its own least time."""
         least_s = self.least_s[job.decoding][job.steps]
@@ -81,7 +81,7 @@ class Steps:
         return job.least_s * float(np.min(seconds[job.steps][counted] / least_s[counted]))
 
 
-def jobs_of(machines: Machines, requests: Requests, steps: dict[int, Steps]) -> list[Job]:
+def jobs_of(machines: BoundMachines, requests: Requests, steps: dict[int, LeastSteps]) -> list[RequestPhase]:
     """The jobs of all requests that take any time."""
     found = []
     for request in range(len(requests)):
@@ -90,14 +90,16 @@ def jobs_of(machines: Machines, requests: Requests, steps: dict[int, Steps]) -> 
         for decoding, part in enumerate((slice(0, prompt), slice(prompt, prompt + output - 1))):
             least_s = float(own.least_s[decoding][part].sum())
             if least_s > 0:
-                found.append(Job(request, bool(decoding), part, least_s))
+                found.append(RequestPhase(request, bool(decoding), part, least_s))
     return found
 
 
-def places_of(machines: Machines, requests: Requests, options: PlanOptions) -> tuple[list[Job], list[Place]]:
+def places_of(
+    machines: BoundMachines, requests: Requests, options: PlanOptions
+) -> tuple[list[RequestPhase], list[Place]]:
     """The jobs, and wherever each can be done."""
     asked = np.unique(requests.sort).tolist()
-    steps = {number: Steps(machines, machines.sorts[number]) for number in asked}
+    steps = {number: LeastSteps(machines, machines.sorts[number]) for number in asked}
     jobs = jobs_of(machines, requests, steps)
     found = []
     for number in asked:
@@ -124,7 +126,9 @@ def places_of(machines: Machines, requests: Requests, options: PlanOptions) -> t
     return jobs, found
 
 
-def _step_costs(sort: Sort, group: GpuGroup, level: Level, demand: Demand, steps: Steps) -> list[tuple[Floats, Floats]]:
+def _step_costs(
+    sort: Sort, group: EqualGpus, level: Level, demand: Demand, steps: LeastSteps
+) -> list[tuple[Floats, Floats]]:
     """GPU, host and clock seconds of each prompt token and of each context, at least, in whatever batch."""
     profile, share, contexts = sort.profile(group), level.low / sort.layers, steps.contexts
     mean = float(demand.total[1] / demand.total[0]) if demand.total[0] else 1.0
@@ -138,7 +142,7 @@ def _step_costs(sort: Sort, group: GpuGroup, level: Level, demand: Demand, steps
     return [(prompt_gpu_s, gpu_s), (prompt_host_s, host_s), (prompt_gpu_s + prompt_host_s, clock_s)]
 
 
-def _same(gpu: Gpu, group: GpuGroup) -> bool:
+def _same(gpu: Gpu, group: EqualGpus) -> bool:
     """Is this GPU one of the group's?"""
     mine = (gpu.kind.gpu, gpu.node.kind.host, gpu.node.memory.capacity, sorted(g.kind.gpu for g in gpu.node.gpus))
     other = group.gpu
@@ -160,7 +164,7 @@ def _line(chain: Chain, context: float) -> tuple[float, float]:
     return low - slope * left, slope
 
 
-def _load_s(machines: Machines, sort: Sort, group: GpuGroup, level: Level, lower: Level | None) -> float:
+def _load_s(machines: BoundMachines, sort: Sort, group: EqualGpus, level: Level, lower: Level | None) -> float:
     """The least time from having nothing (or, elastic, the next lower level) to having this level."""
     switch, weights = sort.profile(group).switch, sort.model.weights
     kind, host = group.gpu.kind, group.gpu.node.kind

@@ -17,7 +17,7 @@ import numpy as np
 
 from sim.bounds.curves import decode_chains, drift, gpu_shares
 from sim.bounds.demand import Demand
-from sim.bounds.machines import Floats, GpuGroup, Level, Machines, Sort
+from sim.bounds.machines import BoundMachines, EqualGpus, Floats, Level, Sort
 from sim.bounds.packing import QUANTA, best_packing
 
 MOST_ROUNDS = 200
@@ -39,7 +39,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WorkWeights:
     """How a second of GPU work, and one of host work, counts: in the row of all work, and in that of work times the
     share that its instance asks for."""
 
@@ -47,7 +47,7 @@ class Weights:
     host: tuple[float, float]
 
 
-_PLAIN = Weights((1.0, 1.0), (1.0, 1.0))
+_PLAIN = WorkWeights((1.0, 1.0), (1.0, 1.0))
 
 
 def limits(node_gpus: int) -> tuple[float, float]:
@@ -64,7 +64,7 @@ class Solution:
     work_prices: dict[int, Floats]
     prices: dict[str, float]
     utilisation: dict[str, float]
-    shares: list[tuple[GpuGroup, list[tuple[int, Level, int]], float]]
+    shares: list[tuple[EqualGpus, list[tuple[int, Level, int]], float]]
     rounds: int
 
 
@@ -72,7 +72,7 @@ class Program:
     """Maximise f such that f times the demand is served."""
 
     def __init__(
-        self, machines: Machines, rates: Mapping[int, Floats], demands: Mapping[int, Demand], options: Options
+        self, machines: BoundMachines, rates: Mapping[int, Floats], demands: Mapping[int, Demand], options: Options
     ) -> None:
         self.machines = machines
         self.rates = rates
@@ -117,7 +117,7 @@ class Program:
         self._columns += 1
         return self._columns - 1
 
-    def _machine_rows(self, place: int, group: GpuGroup) -> None:
+    def _machine_rows(self, place: int, group: EqualGpus) -> None:
         """What a group's GPUs, their links and their nodes' CPUs can give."""
         count, nodes, host = float(group.count), group.nodes, group.gpu.node.kind.host
         most_gpu, most_cpu = limits(group.node_gpus) if self.by_share else (1.0, 1.0)
@@ -169,18 +169,18 @@ class Program:
             if self.rates[number][kind] > 0:
                 self._enter(self._rows["work", number, kind], column, -amount)
 
-    def _weights(self, sort: Sort, group: GpuGroup, level: Level, longest: int) -> tuple[Weights, Weights]:
+    def _weights(self, sort: Sort, group: EqualGpus, level: Level, longest: int) -> tuple[WorkWeights, WorkWeights]:
         """How a GPU second, and a host second, of decoding and of prompts count in each of the machines' rows."""
         if not self.by_share:
             return _PLAIN, _PLAIN
         rises, falls = drift(sort, group, level, longest)
         decode, prompt = (
-            Weights((1 / rises, least), (1 / falls, 1 - most)) for least, most in gpu_shares(sort, group, level)
+            WorkWeights((1 / rises, least), (1 / falls, 1 - most)) for least, most in gpu_shares(sort, group, level)
         )
         return decode, prompt
 
     def _load(
-        self, place: int, number: int, level: Level, column: int, seconds: tuple[float, float], weights: Weights
+        self, place: int, number: int, level: Level, column: int, seconds: tuple[float, float], weights: WorkWeights
     ) -> None:
         """An activity's (GPU, host) seconds weigh on the machines, and on its instance's own time."""
         gpu_s, host_s = seconds

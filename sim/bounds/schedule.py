@@ -31,7 +31,7 @@ import numpy as np
 
 from sim.bounds.alone import alone_of
 from sim.bounds.demand import Requests, requests_of
-from sim.bounds.machines import Floats, Machines
+from sim.bounds.machines import BoundMachines, Floats
 from sim.bounds.places import Place, PlanOptions, places_of
 from sim.common.errors import ConfigError
 from sim.profiles.profile import Profile
@@ -74,7 +74,7 @@ def optimal_schedule(scenario: Scenario, workload: Workload, options: PlanOption
     options = options or PlanOptions()
     if options.levels < 2 or not options.slot_s > 0 or not options.limit_s > 0:
         raise ConfigError("a plan needs at least 2 levels of residency, and slots and a time limit above 0 s")
-    machines = Machines(scenario)
+    machines = BoundMachines(scenario)
     requests = requests_of(machines, workload)
     for what, number, most in (
         ("requests", len(requests), MOST_REQUESTS),
@@ -87,7 +87,7 @@ def optimal_schedule(scenario: Scenario, workload: Workload, options: PlanOption
             )
     if requests.closed_loop:
         raise ConfigError("a plan needs arrivals that do not depend on it; this workload is a closed loop (think_s)")
-    return _Plan(machines, requests, options).solve()
+    return _ScheduleProgram(machines, requests, options).solve()
 
 
 @contextmanager
@@ -104,10 +104,10 @@ def _silent() -> Iterator[None]:
             os.close(kept)
 
 
-class _Plan:
+class _ScheduleProgram:
     """The program's columns and rows. Times count from the start of the run, when loads may begin."""
 
-    def __init__(self, machines: Machines, requests: Requests, options: PlanOptions) -> None:
+    def __init__(self, machines: BoundMachines, requests: Requests, options: PlanOptions) -> None:
         self.machines = machines
         self.requests = requests
         self.options = options

@@ -11,7 +11,7 @@ from typing import Any
 from sim.bounds.alone import AloneBound, alone_of
 from sim.bounds.demand import requests_of
 from sim.bounds.fluid import HARD, FluidBound, fluid_of
-from sim.bounds.machines import Machines
+from sim.bounds.machines import BoundMachines
 from sim.bounds.pooled import MeanBound, mean_bound
 from sim.bounds.program import Options
 from sim.scenario.scenario import Scenario
@@ -41,18 +41,6 @@ class Bounds:
         for name, numbers in self.alone.spreads().items():
             found.update({f"{name}.{key}": numbers[key] for key in ("mean", *_QUANTILES)})
         found["e2e_s.mean"] = self.mean.e2e_s
-        return found
-
-    def distances(self, summary: dict[str, Any]) -> dict[str, float | None]:
-        """By the names of `limits`: the summary's number over its bound, at least 1; 1 is as good as can be. None: the
-        summary has no such number, or is of a run that did not complete all requests that can be served."""
-        counts = summary["requests"]
-        whole = counts["arrived"] == counts["completed"] + counts["impossible"]
-        found: dict[str, float | None] = {}
-        for name, limit in self.limits().items():
-            group, _, key = name.partition(".")
-            value = summary[group][key]
-            found[name] = value / limit if whole and value is not None and limit > 0 else None
         return found
 
     def as_data(self) -> dict[str, Any]:
@@ -89,7 +77,7 @@ def _fluid_data(fluid: FluidBound) -> dict[str, Any]:
 def bounds_of(scenario: Scenario, workload: Workload | None = None, since_s: float | None = None) -> Bounds:
     """All bounds but the plan. `workload`: the scenario's own, if it is open. `since_s`: latencies are bounded over the
     requests that arrive then or later (None: the scenario's warm_up_s). Raises SimError."""
-    machines = Machines(scenario)
+    machines = BoundMachines(scenario)
     requests = requests_of(machines, workload if workload is not None else open_workload(scenario))
     since_s = scenario.warm_up_s if since_s is None else since_s
     fluid = fluid_of(machines, requests, HARD)

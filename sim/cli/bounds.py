@@ -6,11 +6,11 @@ Parses, calls the package bounds, prints. Nothing here computes.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.options import AsJson, ScenarioFile, Seed, Settings
 from sim.cli.terminal import console, mistakes_in_one_line
 
 if TYPE_CHECKING:
@@ -24,20 +24,15 @@ _MOST_SHARES = 6  # configurations shown of each group of GPUs
 
 
 def bounds(
-    scenario: Annotated[
-        Path | None, typer.Argument(metavar="SCENARIO.yaml", help="The experiment; default: the one that is shipped.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B.0.C=VALUE", help="Change a field of the scenario; may be repeated."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of everything that is drawn.")] = None,
+    scenario: ScenarioFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
     milp: Annotated[
         bool, typer.Option("--milp", help="Plan it too, as well as can be: at most 40 requests, 6 models, 4 GPUs.")
     ] = False,
     slot_s: Annotated[float, typer.Option("--slot", min=0.001, help="Seconds of a slot of the plan.")] = 0.5,
     limit_s: Annotated[float, typer.Option("--limit", min=0.1, help="Seconds that the plan's solver may take.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what no policy can do better: the load, the latencies and, of a small instance, the best plan."""
     with mistakes_in_one_line():
@@ -79,7 +74,8 @@ def _plan_data(plan: Schedule) -> dict[str, Any]:
 def _print(name: str, seed: int, found: Bounds, plan: Schedule | None) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from sim.cli.tables.run_tables import number, seconds, show  # noqa: PLC0415
+    from sim.cli.tables.run_tables import show  # noqa: PLC0415
+    from sim.common.text import number, seconds  # noqa: PLC0415
 
     out, requests = console(), found.fluid.requests
     left_out = f"; {number(requests.left_out)} impossible ones left out" if requests.left_out else ""
@@ -95,7 +91,8 @@ def _print(name: str, seed: int, found: Bounds, plan: Schedule | None) -> None:
 
 
 def _capacity_table(found: Bounds) -> Table:
-    from sim.cli.tables.run_tables import grid, number, seconds  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid  # noqa: PLC0415
+    from sim.common.text import number, seconds  # noqa: PLC0415
 
     headers = ("requests/s", "x offered", "all done in")
     table = grid("Largest load that can be sustained", "", *headers)
@@ -106,7 +103,8 @@ def _capacity_table(found: Bounds) -> Table:
 
 
 def _machine_table(fluid: FluidBound) -> Table:
-    from sim.cli.tables.run_tables import grid, share  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid  # noqa: PLC0415
+    from sim.common.text import share  # noqa: PLC0415
 
     table = grid("Machines at the hard bound", "", "in use", "one more: load grows by")
     for name, used in fluid.utilisation.items():
@@ -115,7 +113,8 @@ def _machine_table(fluid: FluidBound) -> Table:
 
 
 def _latency_table(found: Bounds) -> Table:
-    from sim.cli.tables.run_tables import grid, seconds  # noqa: PLC0415
+    from sim.cli.tables.run_tables import grid  # noqa: PLC0415
+    from sim.common.text import seconds  # noqa: PLC0415
 
     since = f", of arrivals from {found.since_s:g} s on" if found.since_s else ""
     table = grid(f"Least latency when all complete{since}", "", "mean", "p50", "p90", "p99", "max")
@@ -127,7 +126,8 @@ def _latency_table(found: Bounds) -> Table:
 
 
 def _share_tables(found: Bounds) -> list[Table]:
-    from sim.cli.tables.run_tables import MOST_ROWS, grid, share, shown  # noqa: PLC0415
+    from sim.cli.tables.run_tables import MOST_ROWS, grid, shown  # noqa: PLC0415
+    from sim.common.text import share  # noqa: PLC0415
 
     models = {name: part for name, part in found.fluid.model_shares.items() if part > 0}
     table = grid(shown("Whose work it is, at the machines' prices", models, "--json has all"), "", "share")
@@ -150,7 +150,8 @@ def _instance_text(model: str, low: int, high: int, copies: int) -> str:
 
 
 def _plan_tables(plan: Schedule) -> list[Table]:
-    from sim.cli.tables.run_tables import facts, grid, seconds, share  # noqa: PLC0415
+    from sim.cli.tables.run_tables import facts, grid  # noqa: PLC0415
+    from sim.common.text import seconds, share  # noqa: PLC0415
 
     pairs = [("no policy's mean end-to-end time is below", seconds(plan.bound_s))]
     if plan.mean_s is None:

@@ -16,13 +16,14 @@ import typer
 
 from sim.cli.bounds import bounds
 from sim.cli.hardware import validate_app
+from sim.cli.options import AsJson, Assign, ScenarioFile, Seed, Settings, Strict, TraceFormat, TraceToPlay
 from sim.cli.policies import policy_app
 from sim.cli.profile import profile_app
 from sim.cli.report import report
 from sim.cli.study import study_app
 from sim.cli.sweep import sweep_app
 from sim.cli.terminal import console, mistakes_in_one_line
-from sim.cli.trace import Strict, TraceFormat, trace_app
+from sim.cli.trace import trace_app
 from sim.common.time_limit import end_process, set_limit
 from sim.runs.progress import RunProgress, say
 
@@ -73,27 +74,17 @@ def _program(
 
 @app.command()
 def run(
-    scenario: Annotated[
-        Path | None, typer.Argument(metavar="SCENARIO.yaml", help="The experiment; default: the one that is shipped.")
-    ] = None,
+    scenario: ScenarioFile = None,
     policy: Annotated[
         str | None, typer.Option(metavar="NAME", help="A policy's name, or the path of its file.")
     ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Play this trace in place of the scenario's workload.")
-    ] = None,
+    trace: TraceToPlay = None,
     trace_format: TraceFormat = None,
-    assign: Annotated[
-        str | None,
-        typer.Option(metavar="LAW", help="Give the trace's requests the scenario's models: zipf:1.0, uniform, ..."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B.0.C=VALUE", help="Change a field of the scenario; may be repeated."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of everything that is drawn.")] = None,
+    assign: Assign = None,
+    settings: Settings = None,
+    seed: Seed = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the results in this new folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    as_json: AsJson = False,
     check: Annotated[
         bool, typer.Option("--check", help="Assert the laws of the model at every instant (slow).")
     ] = False,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.options import Gpu, Quantization
 from sim.cli.terminal import console, mistakes_in_one_line, wide_console
+from sim.common.text import counted
 from sim.runs.progress import say
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ def profile_list() -> None:
 @profile_app.command("show")
 def profile_show(
     model: Annotated[str, typer.Argument(help="A model of profiles/models.csv, for example Llama-3-8B.")],
-    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
+    gpu: Gpu = None,
+    quantization: Quantization = None,
 ) -> None:
     """Show a model's throughput against residency, what preempting it costs, and how that is known."""
     with mistakes_in_one_line():
@@ -47,8 +49,8 @@ def profile_show(
 @profile_app.command("break-even")
 def profile_break_even(
     model: Annotated[str | None, typer.Argument(help="A model of profiles/models.csv; default: all.")] = None,
-    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
+    gpu: Gpu = None,
+    quantization: Quantization = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences that decode together.")] = 1,
     context: Annotated[int, typer.Option(min=0, help="Tokens of context of each.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
@@ -149,7 +151,7 @@ def profile_import(
         for folder, part in zip(folders, imported.parts, strict=True):
             print(f"{folder}: {part.name}: {_points(part)}")
         left_out = f"; {len(imported.skipped)} left out" if imported.skipped else ""
-        print(f"read {imported.records} record{'' if imported.records == 1 else 's'}{left_out}")
+        print(f"read {counted(imported.records, 'record')}{left_out}")
 
 
 def _points(part: Measured) -> str:
@@ -208,16 +210,16 @@ def profile_plot(
     folders: Annotated[
         list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Filled folders: draw their points and tables.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(metavar="G", help="Only this GPU's tables.")] = None,
+    gpu: Gpu = None,
     engine: Annotated[str | None, typer.Option(metavar="E", help="Only this engine's.")] = None,
-    quantization: Annotated[str | None, typer.Option(metavar="Q", help="Only this quantization.")] = None,
+    quantization: Quantization = None,
     profiles: Annotated[Path | None, typer.Option(metavar="DIR", help="The profiles; default: the project's.")] = None,
 ) -> None:
     """Draw throughput against residency, preemption by part, prefill and n* of up to three tables on one page."""
     with mistakes_in_one_line():
         from sim.plots.profile_figures import plot_profiles  # noqa: PLC0415
-        from sim.profiling.figure_data import Choice, portraits  # noqa: PLC0415
+        from sim.profiling.figure_data import TableChoice, portraits  # noqa: PLC0415
 
-        choice = Choice(tuple(folders or ()), gpu, engine, quantization, profiles)
+        choice = TableChoice(tuple(folders or ()), gpu, engine, quantization, profiles)
         plot_profiles(portraits(choice), out)
         print(f"drawn in {out}")

@@ -7,15 +7,27 @@ exit status is then 1. Heavy imports wait inside the verbs. `cli` adds them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.terminal import mistakes_in_one_line, wide_console
-from sim.cli.trace import Strict, TraceFormat
+from sim.cli.options import (
+    Address,
+    AsJson,
+    Assign,
+    EngineOf,
+    Jobs,
+    ScenarioFile,
+    Settings,
+    Strict,
+    TraceFormat,
+    TraceToPlay,
+    machines_of,
+    one_of,
+)
+from sim.cli.terminal import following_runs, mistakes_in_one_line, wide_console
 from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
@@ -23,9 +35,6 @@ if TYPE_CHECKING:
 
 study_app = typer.Typer()
 
-ScenarioFile = Annotated[
-    Path | None, typer.Argument(metavar="SCENARIO.yaml", help="The experiment; default: the one that is shipped.")
-]
 Policies = Annotated[
     str,
     typer.Option(
@@ -35,45 +44,10 @@ Policies = Annotated[
     ),
 ]
 FirstSeed = Annotated[int, typer.Option(metavar="N", help="The first of the seeds, which follow each other.")]
-TraceFile = Annotated[
-    Path | None, typer.Option("--trace", metavar="FILE", help="Play this trace in place of the scenario's workload.")
-]
-Assign = Annotated[
-    str | None,
-    typer.Option(metavar="LAW", help="Give the trace's requests the scenario's models: zipf:1.0, uniform, ..."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B.0.C=VALUE", help="Change a field of the scenario; may be repeated."),
-]
-Jobs = Annotated[
-    int | None, typer.Option(metavar="N", min=0, help="Processes (local) or runs at once; 0: all in this process.")
-]
-EngineOf = Annotated[str, typer.Option("--engine", metavar="local|dask|ray", help="Who plays the runs.")]
-Address = Annotated[str | None, typer.Option("--address", "--scheduler", metavar="URL", help="Of the cluster.")]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Keep all runs and the result here; runs that are there are not played again."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
-
-@contextmanager
-def _runs(out: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Progress of many runs; after Ctrl-C, and where memory ends, it says what there is."""
-    progress = RunsProgress()
-    try:
-        with (
-            mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"),
-            redirect_stdout(sys.stderr),
-        ):  # a policy may print; stdout is for the result
-            yield progress
-    except KeyboardInterrupt:
-        progress.close()
-        say(f"{progress}; {progress.kept(out)}")
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
 
 
 def _study(
@@ -83,17 +57,12 @@ def _study(
     first_seed: int,
     machines: tuple[int | None, str, str | None],
 ) -> StudyOptions:
-    from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
     from sim.runs.run_one import RunOptions  # noqa: PLC0415
-    from sim.runs.task import Machines  # noqa: PLC0415
     from sim.studies.study import StudyOptions  # noqa: PLC0415
 
     scenario, trace, trace_format, assign, settings, strict = run
-    jobs, engine, address = machines
-    if engine not in ("local", "dask", "ray"):
-        raise ConfigError(f"--engine {engine}: {did_you_mean(engine, ('local', 'dask', 'ray'))}")
     options = RunOptions(scenario, None, trace, trace_format, assign, tuple(settings or ()), strict=strict)
-    return StudyOptions(options, policies, seeds, first_seed, Machines(jobs, engine, address))  # type: ignore[arg-type]
+    return StudyOptions(options, policies, seeds, first_seed, machines_of(*machines))
 
 
 def _tell_failures(errors: Iterable[str]) -> None:
@@ -123,7 +92,7 @@ def compare(
         typer.Option(metavar="auto|SECONDS", help="Leave out requests that arrive before; auto: found by MSER-5."),
     ] = None,
     bounds: Annotated[bool, typer.Option("--bounds/--no-bounds", help="Also say how far all are from optimal.")] = True,
-    trace: TraceFile = None,
+    trace: TraceToPlay = None,
     trace_format: TraceFormat = None,
     assign: Assign = None,
     settings: Settings = None,
@@ -144,7 +113,8 @@ def compare(
         run = (scenario, trace, trace_format, assign, settings, strict)
         study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
         names = tuple(filter(None, (name.strip() for name in (metrics or "").split(","))))
-        with _runs(out) as progress:
+        progress = RunsProgress()
+        with following_runs(progress, out):
             made = compared(CompareOptions(study, baseline, names, warm_up, bounds, out), progress)
         if as_json or as_csv:
             sys.stdout.write(made.as_json() if as_json else comparison_csv(made))
@@ -189,7 +159,7 @@ def capacity(
     ] = 64.0,
     seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds each load is played with.")] = 5,
     first_seed: FirstSeed = 1,
-    trace: TraceFile = None,
+    trace: TraceToPlay = None,
     trace_format: TraceFormat = None,
     assign: Assign = None,
     settings: Settings = None,
@@ -203,17 +173,16 @@ def capacity(
 ) -> None:
     """Find how much load each policy carries within its SLOs, how few nodes it needs, or what its tokens cost."""
     with mistakes_in_one_line():
-        from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
         from sim.studies.capacity import CapacityOptions, capacity_csv  # noqa: PLC0415
         from sim.studies.capacity import capacity as searched  # noqa: PLC0415
 
-        if find not in ("rate", "cluster", "cost"):
-            raise ConfigError(f"--find {find}: {did_you_mean(find, ('rate', 'cluster', 'cost'))}")
+        one_of("--find", find, ("rate", "cluster", "cost"))
         run = (scenario, trace, trace_format, assign, settings, strict)
         study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
         goal = (metric, attainment, limit)
         options = CapacityOptions(study, find, *goal, load, grow, tolerance, most, out)  # type: ignore[arg-type]
-        with _runs(out) as progress:
+        progress = RunsProgress()
+        with following_runs(progress, out):
             made = searched(options, progress)
         if as_json or as_csv:
             sys.stdout.write(made.as_json() if as_json else capacity_csv(made))

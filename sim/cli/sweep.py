@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.study import Address, EngineOf, Jobs
-from sim.cli.terminal import mistakes_in_one_line, wide_console
+from sim.cli.options import Address, AsJson, EngineOf, Jobs, machines_of, one_of
+from sim.cli.terminal import following_runs, mistakes_in_one_line, wide_console
+from sim.common.text import counted
 from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
@@ -51,21 +52,18 @@ def sweep(
         int | None, typer.Option(metavar="N", min=1, help="Refuse a grid of more runs; default: 10,000.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and which are done; run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Play a grid of scenarios, policies and seeds, on all processors or on a cluster; the same command resumes it."""
     progress = _Begun()
     with mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"):
-        from sim.common.errors import ConfigError, did_you_mean  # noqa: PLC0415
-        from sim.runs.task import Machines  # noqa: PLC0415
+        from sim.common.errors import ConfigError  # noqa: PLC0415
         from sim.studies.sweep import SweepOptions  # noqa: PLC0415
 
-        for flag, value, known in (("engine", engine, ("local", "dask", "ray")), ("keep", keep, ("all", "summary"))):
-            if value not in known:
-                raise ConfigError(f"--{flag} {value}: {did_you_mean(value, known)}")
+        machines = machines_of(jobs, engine, address)
+        one_of("--keep", keep, ("all", "summary"))
         if out is None:
             raise ConfigError("--out is missing: name the folder of the sweep, --out DIR")
-        machines = Machines(jobs, engine, address)  # type: ignore[arg-type]
         options = SweepOptions(out, grid, machines, keep, tuple(merge or ()), retry_errors, every_run)  # type: ignore[arg-type]
         if max_runs is not None:
             options = replace(options, max_runs=max_runs)
@@ -79,17 +77,8 @@ def _sweep(options: SweepOptions, as_json: bool, progress: RunsProgress) -> None
     from sim.cli.tables import sweep_tables  # noqa: PLC0415
     from sim.studies.sweep import sweep as play  # noqa: PLC0415
 
-    try:
-        with redirect_stdout(sys.stderr):  # a policy may print; stdout is for the results
-            made = play(
-                options, lambda points: say(f"{options.grid}: {sweep_tables.counted(points, 'point')}"), progress
-            )
-    except KeyboardInterrupt:
-        progress.close()
-        say(f"{progress}; {progress.kept(options.out)}")
-        raise typer.Exit(130) from None
-    finally:
-        progress.close()
+    with following_runs(progress, options.out):
+        made = play(options, lambda points: say(f"{options.grid}: {counted(points, 'point')}"), progress)
     if as_json:
         print(json.dumps(sweep_tables.as_data(made, options.out), indent=2, allow_nan=False))
     else:
@@ -116,8 +105,7 @@ class _Begun(RunsProgress):
             left = progress.total - progress.before
             there = f", {progress.before:,} there already" if progress.before else ""
             failed = f" ({progress.failed:,} of them failed; --retry-errors runs them again)" if progress.failed else ""
-            runs = "different run" if progress.total == 1 else "different runs"
-            say(f"{progress.total:,} {runs}{there}{failed}; {left:,} to play")
+            say(f"{counted(progress.total, 'different run')}{there}{failed}; {left:,} to play")
         super().__call__(progress)
 
 

@@ -9,14 +9,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from sim.common.atomic_files import why
 from sim.common.errors import SimError, out_of_memory
-from sim.runs.progress import say
+from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,3 +67,18 @@ def wide_console(columns: int = 130) -> Console:
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else columns
     return Console(markup=False, emoji=False, highlight=False, width=width)
+
+
+@contextmanager
+def following_runs(progress: RunsProgress, out: Path | None) -> Iterator[None]:
+    """After Ctrl-C, and where memory ends, it says what there is; what a policy prints is not among the results."""
+    with mistakes_in_one_line(lambda: progress.kept(out), "use fewer --jobs"):
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except KeyboardInterrupt:
+            progress.close()
+            say(f"{progress}; {progress.kept(out)}")
+            raise typer.Exit(130) from None
+        finally:
+            progress.close()

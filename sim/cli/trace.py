@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.options import AsJson, Strict, TraceFormat
 from sim.cli.terminal import console, mistakes_in_one_line
 from sim.common.errors import ConfigError
-from sim.runs.progress import counted, say
+from sim.common.text import counted
+from sim.runs.progress import counting, say
 
 if TYPE_CHECKING:
     from sim.workload.trace_jobs import Reading, Written
@@ -23,19 +25,13 @@ trace_app = typer.Typer(help="Make, look at, convert and compose request traces.
 
 TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A trace: .csv, .jsonl (also .gz) or .parquet.")]
 TraceFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces, each on its own.")]
-TraceFormat = Annotated[
-    str | None,
-    typer.Option("--format", metavar="FORMAT", help="Its format (see trace formats); default: told by looking."),
-]
 FormatOption = Annotated[
     list[str] | None,
     typer.Option(
         "--option", metavar="NAME=VALUE", help="An option of the format (see trace formats); may be repeated."
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse traces that are out of order or have unknown columns.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The new file; its ending says how it is written.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _pairs(options: list[str] | None) -> dict[str, str]:
@@ -56,10 +52,6 @@ def _reading(trace_format: str | None, options: list[str] | None, strict: bool) 
     return Reading(trace_format, _pairs(options), strict)
 
 
-def _requests(rows: int) -> str:
-    return f"{rows:,} request{'' if rows == 1 else 's'}"
-
-
 def _tell(notices: list[str] | tuple[str, ...]) -> None:
     for notice in notices:
         say(f"notice: {notice}")
@@ -73,10 +65,10 @@ def check(
     with mistakes_in_one_line():
         from sim.workload.trace_jobs import check_file  # noqa: PLC0415
 
-        rows, notices = check_file(file, _reading(trace_format, option, strict), counted)
+        rows, notices = check_file(file, _reading(trace_format, option, strict), counting)
         for notice in notices:
             print(f"notice: {notice}")
-        print(f"{file}: {_requests(rows)} can be played")
+        print(f"{file}: {counted(rows, 'request')} can be played")
 
 
 @trace_app.command("describe")
@@ -115,7 +107,7 @@ def describe(
         descriptions, facts = {}, {}
         for file, name in zip(files, trace_jobs.short_names(files), strict=True):
             load = None if scenario is None else load_on(scenario, settings or (), str(file))
-            descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counted)
+            descriptions[name], facts[name], noticed = trace_jobs.describe_file(file, reading, assumed, load, counting)
             _tell([f"{name}: {notice}" if len(files) > 1 else notice for notice in noticed])
         if plot is not None:
             from sim.plots.trace_figures import plot_traces  # noqa: PLC0415
@@ -147,9 +139,9 @@ def import_(
     with mistakes_in_one_line():
         from sim.workload.trace_jobs import convert_trace  # noqa: PLC0415
 
-        rows, notices = convert_trace(files, out, _reading(trace_format, option, strict), counted)
+        rows, notices = convert_trace(files, out, _reading(trace_format, option, strict), counting)
         _tell(notices)
-        print(f"{out}: wrote {_requests(rows)}")
+        print(f"{out}: wrote {counted(rows, 'request')}")
 
 
 _Files = Annotated[list[Path], typer.Argument(metavar="RECIPE.yaml | FILE...", help="A recipe, or traces to overlay.")]
@@ -244,9 +236,9 @@ def compose(
             data = trace_jobs.read_recipe_of(files[0]) if asked is None else as_data(asked)
             sys.stdout.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
         elif asked is None:
-            _told(trace_jobs.follow_file(files[0], out, seed, counted))
+            _told(trace_jobs.follow_file(files[0], out, seed, counting))
         else:
-            _told(trace_jobs.compose_files(asked, [Path()], out, counted))
+            _told(trace_jobs.compose_files(asked, [Path()], out, counting))
 
 
 def _alone(recipe_file: Path, given: Mapping[str, Any]) -> None:
@@ -261,7 +253,7 @@ def _alone(recipe_file: Path, given: Mapping[str, Any]) -> None:
 def _told(written: Sequence[Written]) -> None:
     for each in written:
         _tell(each.notices)
-        print(f"{each.path}: wrote {_requests(each.rows)}")
+        print(f"{each.path}: wrote {counted(each.rows, 'request')}")
 
 
 @trace_app.command("generate")
@@ -291,7 +283,7 @@ def generate(
 
         if out is None:
             raise ConfigError("--out is missing: where should the trace go?")
-        _told([generate_file(what, settings or (), out, seed, rows, counted)])
+        _told([generate_file(what, settings or (), out, seed, rows, counting)])
 
 
 @trace_app.command("recipe")

@@ -2,7 +2,8 @@
 
 A timer looks now and then whether the same call still runs. It never changes a result: a run either ends as it
 would have, or is broken off with an error. Only the main thread of a Unix is watched, and code that never returns
-from C (a huge power, a bad regular expression) only ends with the process. Called by asking, policy and engine.
+from C (a huge power, a bad regular expression) only ends with the process. Called by asking, policy and engine, and
+by what tries policies and parsers out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def not_for_ever(running: Callable[[], int], blame: Callable[[str], str]) -> Ite
     the call will not be stopped, and this process is the program's own (`end_process`), the process ends.
     """
     seconds = limit_s()
-    if not seconds or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    if not seconds or not _can_be_told():
         yield
         return
     looks = _Looks(running, blame, seconds)
@@ -67,6 +68,34 @@ def not_for_ever(running: Callable[[], int], blame: Callable[[str], str]) -> Ite
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def limited(seconds: float, error: Callable[[str], BaseException]) -> Iterator[None]:
+    """Raises what `error` makes of the reason, in the middle of whatever computes for longer than `seconds`."""
+    if not _can_be_told():
+        yield
+        return
+
+    def stop(_signal: int, frame: FrameType | None) -> None:
+        raise error(_endless(seconds, frame))
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _can_be_told() -> bool:
+    return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+
+
+def _endless(seconds: float, frame: FrameType | None) -> str:
+    place = "" if frame is None else f" (it was at {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
+    return f"it computed for {seconds:g} s without coming to an end{place}"
 
 
 class _Looks:
@@ -86,8 +115,7 @@ class _Looks:
         self._seen += 1
         if self._seen < _LOOKS:
             return
-        place = "" if frame is None else f" (it was at {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
-        reason = f"it computed for {self._seconds:g} s without coming to an end{place}"
+        reason = _endless(self._seconds, frame)
         self._raised += 1
         if self._raised > _SWALLOWED and _own_process:
             text = " ".join(f"error: {self._blame(reason)}, and would not be stopped".split())

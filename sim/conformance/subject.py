@@ -6,23 +6,20 @@ What goes wrong in a run is raised as Failed, with the scenario and the requests
 from __future__ import annotations
 
 import inspect
-import signal
-import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sim.common.errors import SimError
+from sim.common.time_limit import limited
 from sim.conformance.hardware import Row, play, scenario, trace
 from sim.conformance.laws import assert_laws
 from sim.engine.engine import Engine
 from sim.policy.interface.policy import Policy
-from sim.policy.loader import policy_class, policy_of
-from sim.scenario.scenario import Scenario, override
+from sim.policy.loader import policy_of, read_policy
+from sim.scenario.scenario import Scenario, is_code, override
 
 LONGEST_S = 20.0  # of computing, for 100 requests at most: about twenty times what the slowest of ours takes
 
@@ -76,7 +73,7 @@ class Subject:
 
     def scenario(self, resize: str, **changes: Any) -> Scenario:
         """A scenario for this policy on the synthetic machines."""
-        name = str(self.file) if _is_path(self.name) else self.name
+        name = str(self.file) if is_code(self.name) else self.name
         policy = {"name": name, **self.parameters}
         engine = {"max_sequences": 4, "resize": resize}
         return scenario(**{"engine": engine, "horizon_s": 5000.0, "policy": policy, **changes})
@@ -84,15 +81,11 @@ class Subject:
 
 def subject(name: str, parameters: Mapping[str, Any] | None = None) -> Subject:
     """The policy of that name, path or entry point. Raises PolicyError (not there) and ConfigError (parameters)."""
-    with _not_for_ever():
-        cls, _ = policy_class(name)
+    with limited(LONGEST_S, TooLong):
+        cls, _ = read_policy(name)
         found = Subject(name, cls, dict(parameters or {}))
         found.fresh(found.parameters)
     return found
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(".py") or "/" in name
 
 
 def run(policy: Subject, of: Scenario, rows: Sequence[Row], chosen: Policy | None = None) -> Engine:
@@ -101,7 +94,7 @@ def run(policy: Subject, of: Scenario, rows: Sequence[Row], chosen: Policy | Non
     Raises Failed.
     """
     try:
-        with _not_for_ever():
+        with limited(LONGEST_S, TooLong):
             engine = play(of, chosen or policy.fresh(of.policy.parameters), trace(of, rows))
         assert_laws(engine, len(rows))
     except SimError as error:
@@ -117,23 +110,3 @@ def _fault(error: Exception) -> str:
     where = f"{Path(place.filename).name}, line {place.lineno}: {place.line}"
     what = "a law of the model is broken" if isinstance(error, AssertionError) else "the simulator failed"
     return f"{what}, please report it: {type(error).__name__} {error} ({where})"
-
-
-@contextmanager
-def _not_for_ever() -> Iterator[None]:
-    """Raises TooLong in the middle of a run that goes on computing. Only a main thread of a Unix can be told so."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, frame: FrameType | None) -> None:
-        place = "" if frame is None else f" (it was at {Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
-        raise TooLong(f"it computed for {LONGEST_S:g} s without coming to an end{place}")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -34,7 +34,7 @@ from sim.core.world import World
 
 
 @dataclass
-class Load:
+class LoadInProgress:
     """A load under way: what it waits for, and when its parts began. `wake` loads have no engine start to pay."""
 
     asked_s: float
@@ -56,13 +56,13 @@ class Loading:
         self.transfers = transfers
         self.serving = serving
         self._number = 0
-        self.loads: dict[int, Load] = {}
+        self.loads: dict[int, LoadInProgress] = {}
         # Weights that have their place in a node's host memory, but have not been read from disk yet.
         self.arriving: dict[tuple[int, tuple[str, str]], bool] = {}
         self.resizing = Resizing(world, transfers, self)
         serving.takes_over = self._take_over
         self.fails: Callable[[Gpu], bool] | None = None  # is the load that ends now on this GPU one that fails?
-        self.on_failed: Callable[[Instance, Load], None] = lambda instance, load: None
+        self.on_failed: Callable[[Instance, LoadInProgress], None] = lambda instance, load: None
 
     @property
     def _now_s(self) -> float:
@@ -81,7 +81,7 @@ class Loading:
         self.world.cluster.instances[instance.number] = instance
         gpu.instances[instance.number] = instance
         model.instances[instance.number] = instance
-        self.wait_for_memory(instance, Load(self._now_s))
+        self.wait_for_memory(instance, LoadInProgress(self._now_s))
         return instance
 
     def resize(self, instance: Instance, layers: int) -> None:
@@ -92,7 +92,7 @@ class Loading:
             if not instance.pins_weights:
                 self.pin(instance)
             self.take_host_kv(instance, instance.host_kv_bytes_at(layers))
-            self.wait_for_memory(instance, Load(self._now_s, wake=True))
+            self.wait_for_memory(instance, LoadInProgress(self._now_s, wake=True))
         else:
             self.resizing.begin(instance, layers)
 
@@ -116,7 +116,7 @@ class Loading:
         node.memory.pin(weights.key)
         instance.pins_weights = True
 
-    def wait_for_memory(self, instance: Instance, load: Load) -> None:
+    def wait_for_memory(self, instance: Instance, load: LoadInProgress) -> None:
         self.become(instance, PENDING)
         instance.changed()
         instance.model.loading[instance.number] = instance
@@ -171,7 +171,7 @@ class Loading:
 
         load.transfers = [self.transfers.start(size, path, limit, "weights", done) for size, path in sizes]
 
-    def _on_loaded(self, instance: Instance, load: Load) -> None:
+    def _on_loaded(self, instance: Instance, load: LoadInProgress) -> None:
         now_s, gpu = self._now_s, instance.gpu
         weights = instance.model.weights
         if load.from_disk:
@@ -209,7 +209,7 @@ class Loading:
 
     def restart(self, instance: Instance) -> None:
         """Load an instance anew, with the layers that it now has."""
-        self.wait_for_memory(instance, Load(self._now_s))
+        self.wait_for_memory(instance, LoadInProgress(self._now_s))
 
     # --- stop
 
@@ -262,7 +262,7 @@ class Loading:
             gpu.take(-instance.gpu_bytes, self._now_s)
         self.vanish(instance)
 
-    def record_end(self, instance: Instance, load: Load, kind: str) -> None:
+    def record_end(self, instance: Instance, load: LoadInProgress, kind: str) -> None:
         """What a load that came to nothing has cost so far."""
         spent_s = self._now_s - load.begun_s
         moved = sum([transfer.size - transfer.remaining for transfer in load.transfers or []], 0.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Resize:
+class ResizeInProgress:
     """An elastic resize under way. `extra_gpu_bytes` are taken beyond what the present layers hold."""
 
     layers: int
@@ -109,7 +109,7 @@ class Resizing:
         grow = layers > instance.layers
         moved_layers = abs(layers - instance.layers)
         delta_bytes = instance.gpu_bytes_at(layers) - instance.gpu_bytes
-        resize = Resize(
+        resize = ResizeInProgress(
             layers,
             extra_gpu_bytes=max(0, delta_bytes),
             extra_host_bytes=0 if grow else moved_layers * kv_bytes,
@@ -154,7 +154,7 @@ class Resizing:
     def break_off(self, instance: Instance) -> None:
         """Its GPU is gone: what it holds of the host for another layout than the present one goes back."""
         resize, gpu = instance.resizing, instance.gpu
-        if isinstance(resize, Resize):
+        if isinstance(resize, ResizeInProgress):
             if resize.transfer is not None and resize.transfer.under_way:
                 self.transfers.cancel(resize.transfer)
                 gpu.account(self._now_s)
@@ -171,7 +171,7 @@ class Resizing:
     def apply(self, instance: Instance) -> None:
         """At a boundary: if a move is through, iterations run with the new layers from here on."""
         resize = instance.resizing
-        if not isinstance(resize, Resize) or not resize.moved:
+        if not isinstance(resize, ResizeInProgress) or not resize.moved:
             return
         gpu, memory = instance.gpu, instance.gpu.node.memory
         before_bytes = instance.gpu_bytes

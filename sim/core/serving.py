@@ -18,7 +18,7 @@ from sim.core.state.instance import READY, Instance
 from sim.core.state.leap import (
     NEGLIGIBLE,
     DecodeLeap,
-    Progress,
+    LeapProgress,
     PromptLeap,
     prompt_steps,
     sequence_blocks,
@@ -271,7 +271,7 @@ class Serving:
             self._end_leap(instance)
             self.world.touch(instance)
 
-    def _account(self, instance: Instance, progress: Progress) -> None:
+    def _account(self, instance: Instance, progress: LeapProgress) -> None:
         """Book finished iterations: tokens, blocks, prompt chunks, latencies, stalls."""
         leap = instance.leap
         assert leap is not None
@@ -283,7 +283,7 @@ class Serving:
         instance.stalled_s += progress.stalled_s
         instance.settled_s = self.clock.now_s
 
-    def _account_tokens(self, instance: Instance, progress: Progress, batch: int) -> None:
+    def _account_tokens(self, instance: Instance, progress: LeapProgress, batch: int) -> None:
         instance.advance(progress.completed)
         self.recorder.tokens(progress.completed * batch, instance.residency)
         end_s = instance.settled_s + progress.first_end_s

@@ -31,7 +31,7 @@ from sim.engine.build_cluster import build_cluster
 from sim.engine.faults import make_faults
 from sim.engine.ideal_hardware import in_its_world, marks
 from sim.engine.run_code import code_digests
-from sim.engine.stall_guard import Progress
+from sim.engine.stall_guard import StallGuard
 from sim.engine.validate_action import Gate
 from sim.policy.interface.estimates import Estimates
 from sim.policy.interface.future import Future
@@ -90,7 +90,7 @@ class Engine:
         self.views = Views(self.world, self.estimates)
         gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
         self.asking = Asking(self.world, self.views, gate, scenario.policy.name)
-        self.progress = Progress(self.world, self.asking)
+        self.progress = StallGuard(self.world, self.asking)
         self.on_progress: Callable[[int, float], None] | None = None
         self.on_events: Callable[[int], None] | None = None
         self._feed = Feed(chunks, self.clock, self._on_arrival)

@@ -7,7 +7,7 @@ when; nothing here knows time or chance.
 
 from __future__ import annotations
 
-from sim.core.loading import Load, Loading
+from sim.core.loading import Loading, LoadInProgress
 from sim.core.record.recorder import FaultRecord
 from sim.core.serving import Serving
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
@@ -96,7 +96,7 @@ class Losses:
 
     # --- instances
 
-    def load_failed(self, instance: Instance, load: Load) -> None:
+    def load_failed(self, instance: Instance, load: LoadInProgress) -> None:
         """A load took its time, and there is nothing to show for it."""
         del instance.model.loading[instance.number]
         self.loading.record_end(instance, load, "failed load")

@@ -15,7 +15,7 @@ ROOTS = ("engine.engine", "results.summary", "results.run_folder")
 # Modules, and with `.*` all of a folder's, but not those of folders in it.
 _NAMES = """
     common.atomic_files common.column_store common.data_files common.errors common.rng common.safe_open
-    common.statistics common.time_limit common.yaml_files
+    common.statistics common.text common.time_limit common.yaml_files
     core.* core.record.recorder core.record.series core.state.*
     engine.*
     policy.interface.* policy.kit.* policy.loader

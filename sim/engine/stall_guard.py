@@ -21,7 +21,7 @@ _STALLED_S = 86_400.0
 _REPAIRS = 1_000
 
 
-class Progress:
+class StallGuard:
     """Of one run."""
 
     def __init__(self, world: World, asking: Asking) -> None:

@@ -23,7 +23,7 @@ _LONGEST_NAME = 30
 
 
 @dataclass(frozen=True)
-class Curve:
+class LineSeries:
     """Points of one series; `low` and `high` are the ends of its intervals, if it has any."""
 
     name: str
@@ -96,7 +96,7 @@ def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns:
         )  # fmt: skip
 
 
-def curves(found: Sequence[Curve], pens: Mapping[str, Pen], x: Axis, y: Axis, dots: bool = False) -> Draw:
+def curves(found: Sequence[LineSeries], pens: Mapping[str, Pen], x: Axis, y: Axis, dots: bool = False) -> Draw:
     """A line for each series, its intervals as upright strokes; the strong ones in the legend, the rest grey."""
 
     def draw(figure: Any) -> None:

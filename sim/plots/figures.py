@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from sim.plots.charts import Axis, Curve, Draw, curves, differences, part_colours, rows_in, stacks
+from sim.plots.charts import Axis, Draw, LineSeries, curves, differences, part_colours, rows_in, stacks
 from sim.plots.run_figures import RunFigure
 from sim.plots.style import WIDTH_IN, drawing, pens
 
@@ -26,7 +26,7 @@ def draw_lines(frame: pd.DataFrame, title: str, x: str | Axis, y: str | Axis, do
     found = []
     for name in frame.columns:
         column = frame[name].dropna()
-        found.append(Curve(str(name), column.index.tolist(), column.tolist()))
+        found.append(LineSeries(str(name), column.index.tolist(), column.tolist()))
     look = pens([curve.name for curve in found])
     return _figure(title, curves(found, look, _axis(x), _axis(y), dots), 3.8)
 

@@ -15,7 +15,7 @@ from sim.common.atomic_files import whole_file, why
 from sim.common.errors import ConfigError
 from sim.plots.style import CATEGORIES, GRID, INK, MUTED, PAPER, drawing
 from sim.plots.trace_figures import check_plot
-from sim.profiling.figure_data import PARTS, Curve, ModelPortrait, TablePortrait
+from sim.profiling.figure_data import PARTS, ModelPortrait, ProfileCurve, TablePortrait
 
 _PART_COLOURS = dict(
     zip(PARTS, (CATEGORIES[4], CATEGORIES[2], CATEGORIES[1], CATEGORIES[0], CATEGORIES[3]), strict=True)
@@ -83,7 +83,7 @@ def _throughput(panel: Any, models: Sequence[ModelPortrait], colours: dict[str, 
     _names(panel, [(model.name, model.throughput.y[-1], colours[model.name]) for model in models])
 
 
-def _line(panel: Any, curve: Curve, colour: str) -> None:
+def _line(panel: Any, curve: ProfileCurve, colour: str) -> None:
     """A line, its band of one error, and measured points over it."""
     if any(curve.error):
         low = [y / (1 + error) for y, error in zip(curve.y, curve.error, strict=True)]

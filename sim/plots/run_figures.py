@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError, did_you_mean
-from sim.plots.charts import Axis, Curve, curves, part_colours, rows_in, stacks
+from sim.plots.charts import Axis, LineSeries, curves, part_colours, rows_in, stacks
 from sim.plots.style import CATEGORIES, INK, MUTED, OTHER, WIDE_IN, WIDTH_IN, drawing, pens
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def latency(requests: pd.DataFrame, by: str) -> Figure:
     return figure
 
 
-def _shares(name: str, values: NDArray[np.float64], number: int) -> Curve:
+def _shares(name: str, values: NDArray[np.float64], number: int) -> LineSeries:
     """How many of `number` requests have at most so much; those with NaN never have."""
     known = np.sort(values[~np.isnan(values)])
     picked = np.unique(np.linspace(0, len(known) - 1, min(len(known), _MOST_POINTS)).round().astype(np.int64))
-    return Curve(name, np.maximum(known[picked], 1e-6).tolist(), ((picked + 1) / max(number, 1)).tolist())
+    return LineSeries(name, np.maximum(known[picked], 1e-6).tolist(), ((picked + 1) / max(number, 1)).tolist())
 
 
 def budget(requests: pd.DataFrame, by: str, phases: Sequence[str]) -> Figure:

@@ -45,24 +45,51 @@ def policy_names() -> list[str]:
     return sorted([*files, *(entry.name for entry in importlib.metadata.entry_points(group="sim.policies"))])
 
 
-def policy_class(name: str) -> tuple[type[Policy], str]:
-    """The class of a policy given by name or path, and the hash of its source.
+def read_policy(name: str) -> tuple[type[Policy], str]:
+    """The class of a policy given by name or path, its file executed anew, and the hash of its source.
 
     Raises PolicyError: no such policy, a file that does not import, or one without exactly one policy.
     """
+    path, digest = _file_of(name)
+    return _class_in_file(path, digest), digest
+
+
+_asked: dict[tuple[Path, str], type[Policy]] = {}
+
+
+def policy_class(name: str) -> tuple[type[Policy], str]:
+    """As `read_policy`, but its file is executed once a process, as long as it stays as it is: a class to ask, not one
+    that plays, since what a module keeps in its variables is not to pass from run to run."""
+    path, digest = _file_of(name)
+    key = path.absolute(), digest
+    if key not in _asked:
+        _asked[key] = _class_in_file(path, digest)
+    return _asked[key], digest
+
+
+def _file_of(name: str) -> tuple[Path, str]:
+    """A policy's file, and the hash of what it and its parts hold. Raises PolicyError."""
+    path = _path_of(name)
+    try:
+        return path, _digest(plain_bytes(path, _MOST_BYTES))
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot read the policy ({error.strerror}); check the path") from None
+
+
+def _path_of(name: str) -> Path:
     if is_code(name):
         path = Path(name)
         if not path.is_file():
             raise PolicyError(f"{name}: no such policy file; give a path to a .py file, or a name from: sim policies")
         if path.suffix != ".py":
             raise PolicyError(f"{name}: no Python file; a policy is a file whose name ends in .py")
-        return _class_in_file(path)
+        return path
     path = policies_folder() / f"{name.replace('-', '_')}.py"
     if path.is_file() and not path.stem.startswith("_"):
-        return _class_in_file(path)
+        return path
     for entry in importlib.metadata.entry_points(group="sim.policies"):
         if entry.name == name:
-            return _class_in_file(Path(inspect.getfile(entry.load())))
+            return Path(inspect.getfile(entry.load()))
     raise PolicyError(f"unknown policy '{name}'; {did_you_mean(name, policy_names())}")
 
 
@@ -97,12 +124,7 @@ def _digest(source: bytes) -> str:
     return digest.hexdigest()
 
 
-def _class_in_file(path: Path) -> tuple[type[Policy], str]:
-    try:
-        source = plain_bytes(path, _MOST_BYTES)
-    except OSError as error:
-        raise PolicyError(f"{path}: cannot read the policy ({error.strerror}); check the path") from None
-    digest = _digest(source)
+def _class_in_file(path: Path, digest: str) -> type[Policy]:
     spec = importlib.util.spec_from_file_location(f"_policy_{path.stem}_{digest[:8]}", path)
     assert spec is not None, path
     assert spec.loader is not None, path
@@ -133,7 +155,7 @@ def _class_in_file(path: Path) -> tuple[type[Policy], str]:
         )
     if reason := _why_no_policy(found[0]) or why_not_marked(found[0]):
         raise PolicyError(f"{path}: {reason}")
-    return found[0], digest
+    return found[0]
 
 
 def _why_no_policy(policy: type[Policy]) -> str:
@@ -174,6 +196,12 @@ def load_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Po
 
     Raises PolicyError (no such policy) or ConfigError (an unknown or bad parameter).
     """
+    cls, digest = read_policy(name)
+    return policy_of(cls, name, parameters), digest
+
+
+def asked_policy(name: str, parameters: dict[str, Any] | None = None) -> tuple[Policy, str]:
+    """As `load_policy`, of the class that is asked and does not play."""
     cls, digest = policy_class(name)
     return policy_of(cls, name, parameters), digest
 

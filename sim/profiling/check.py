@@ -24,7 +24,7 @@ from sim.profiling.nearest import expected
 from sim.profiling.physics import Rates, Shape, shape_of
 from sim.profiling.points import DecodePoint
 from sim.profiling.published.sources import shape_in
-from sim.profiling.sweeps import Ends, Sweep, from_ends, measured_sweeps, published_sweeps
+from sim.profiling.sweeps import Ends, LayerSweep, from_ends, measured_sweeps, published_sweeps
 
 TARGET = 0.10  # mean error of a sweep's interior, predicted from its ends
 # What is a break and what is noise: three times the spread of two medians, and what a clock's drift does anyway.
@@ -49,7 +49,7 @@ class SweepFacts:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What was found at one path. `findings` are broken and want mending; `notes` are good to know."""
 
     path: Path
@@ -61,7 +61,7 @@ class Report:
     models: list[tuple[str, dict[str, int], float | None]] = field(default_factory=list)  # of a table
 
 
-def check(path: Path, library: Library) -> Report:
+def check(path: Path, library: Library) -> CheckReport:
     """Raises ProfileError: the path is none of the three, or cannot be read at all."""
     if path.is_file() and path.suffix == ".csv":
         return _published(path, library)
@@ -75,9 +75,9 @@ def check(path: Path, library: Library) -> Report:
 # --- measured folders
 
 
-def _measured(path: Path, library: Library) -> Report:
+def _measured(path: Path, library: Library) -> CheckReport:
     measured = read_measured(path, library.weights)
-    report = Report(path, "measured", measured.name)
+    report = CheckReport(path, "measured", measured.name)
     for offload in offloads(measured, library.weights):
         found = collect(measured, offload, library.weights, gpu_memory_bytes(measured, library))
         report.findings += [each for each in found.left_out if "of the GPU" in each]
@@ -96,7 +96,7 @@ def _measured(path: Path, library: Library) -> Report:
     return report
 
 
-def _add_sweeps(report: Report, found: Collected, fits: Fits, start: Rates) -> None:
+def _add_sweeps(report: CheckReport, found: Collected, fits: Fits, start: Rates) -> None:
     for sweep in measured_sweeps(found):
         fit = fits.decode if sweep.what == "decode" else fits.prefill
         key = sweep.key
@@ -118,7 +118,7 @@ def _add_sweeps(report: Report, found: Collected, fits: Fits, start: Rates) -> N
         _judge(report, ends)
 
 
-def _judge(report: Report, ends: Ends) -> None:
+def _judge(report: CheckReport, ends: Ends) -> None:
     if ends.mean > TARGET:
         report.findings.append(
             f"{ends.sweep.label} ({ends.sweep.what}): its two ends predict what lies between {ends.mean:.0%} off on "
@@ -126,7 +126,7 @@ def _judge(report: Report, ends: Ends) -> None:
         )
 
 
-def _left_out(found: Collected, fit: Fit, key: Key, sweep: Sweep) -> float | None:
+def _left_out(found: Collected, fit: Fit, key: Key, sweep: LayerSweep) -> float | None:
     """Mean left-out error of the sweep's own points, which are some of its model's."""
     residuals = fit.residuals.get(key)
     if residuals is None or len(residuals.values) < 3:
@@ -216,12 +216,12 @@ def _holes(found: Collected) -> Iterator[str]:
 # --- tables
 
 
-def _table(path: Path) -> Report:
+def _table(path: Path) -> CheckReport:
     library = Library(path.parent.parent)
     key = next((key for key in library.table_keys() if library.table_folder(key).resolve() == path.resolve()), None)
     if key is None:
         raise ProfileError(f"{path}: not in a folder of profiles; it should be PROFILES/tables/{path.name}")
-    report = Report(path, "table", "--".join(key))
+    report = CheckReport(path, "table", "--".join(key))
     rows = _known_how(path)
     for model in rows:
         kinds, errors = rows[model]
@@ -276,8 +276,8 @@ def _table_breaks(profile: Profile, model: str) -> Iterator[str]:
 # --- published sweeps
 
 
-def _published(path: Path, library: Library) -> Report:
-    report = Report(path, "published", path.name)
+def _published(path: Path, library: Library) -> CheckReport:
+    report = CheckReport(path, "published", path.name)
     for sweep in published_sweeps(path, _shapes(path.parent, library)):
         ends = from_ends(sweep)
         facts = (None, None, ends.mean, ends.worst, sweep.remark)
@@ -301,5 +301,5 @@ def _shapes(folder: Path, library: Library) -> dict[Key, Shape]:
     return found
 
 
-def is_sound(reports: Sequence[Report]) -> bool:
+def is_sound(reports: Sequence[CheckReport]) -> bool:
     return not any(report.findings for report in reports)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from sim.profiles.profile import Weights
-from sim.profiling.fitting import LEAST_NOISE, Key, Series
+from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries
 from sim.profiling.measured import Measured
 from sim.profiling.physics import Prompts, Shape, Steps, shape_of
 from sim.profiling.points import OFFLOADS, DecodePoint, PrefillPoint, Row
@@ -42,10 +42,10 @@ class Collected:
     def keys(self) -> list[Key]:
         return list(dict.fromkeys([*self.decode_rows, *self.prefill_rows]))
 
-    def decode(self) -> dict[Key, Series]:
+    def decode(self) -> dict[Key, MeasuredSeries]:
         return {key: _series(self.shapes[key], rows) for key, rows in self.decode_rows.items()}
 
-    def prefill(self) -> dict[Key, Series]:
+    def prefill(self) -> dict[Key, MeasuredSeries]:
         return {key: _series(self.shapes[key], rows) for key, rows in self.prefill_rows.items()}
 
     def head_on_gpu(self, key: Key, layers: int) -> bool:
@@ -165,11 +165,11 @@ def _column(rows: Sequence[Point], name: str) -> np.ndarray:
     return np.array([getattr(row, name) for row in rows], dtype=float)
 
 
-def _series(shape: Shape, rows: Sequence[Point]) -> Series:
+def _series(shape: Shape, rows: Sequence[Point]) -> MeasuredSeries:
     layers, heads = _column(rows, "layers"), np.array([row.head_on_gpu(shape.layers) for row in rows])
     if isinstance(rows[0], DecodePoint):
         at: Steps | Prompts = Steps(layers, heads, _column(rows, "batch"), _column(rows, "context"))
     else:
         at = Prompts(layers, heads, _column(rows, "prompt_tokens"))
     noise = np.clip([spread(row) for row in rows], LEAST_NOISE, _MOST_NOISE)
-    return Series(shape, at, np.array([row_seconds(row) for row in rows]), noise)
+    return MeasuredSeries(shape, at, np.array([row_seconds(row) for row in rows]), noise)

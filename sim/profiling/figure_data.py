@@ -34,7 +34,7 @@ TableKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Curve:
+class ProfileCurve:
     """x and y of a line, the relative error of y (0: none known), and measured points (x, y)."""
 
     x: tuple[float, ...]
@@ -49,10 +49,10 @@ class ModelPortrait:
 
     name: str
     context: float
-    throughput: Curve
+    throughput: ProfileCurve
     preemption: dict[str, float]
     preemption_context: int
-    prefill: Curve
+    prefill: ProfileCurve
     worth: tuple[tuple[float, float], ...]  # (residency, tokens); empty where the model does not fit the GPU
 
 
@@ -66,7 +66,7 @@ class TablePortrait:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TableChoice:
     """Which tables and models to draw; None: all. `folders`: measured points to put over the curves."""
 
     folders: tuple[Path, ...] = ()
@@ -76,7 +76,7 @@ class Choice:
     profiles: Path | None = None
 
 
-def portraits(choice: Choice) -> list[TablePortrait]:
+def portraits(choice: TableChoice) -> list[TablePortrait]:
     """Raises ProfileError: nothing to draw, unknown names, more tables than fit a page, folders that are not filled."""
     library = Library(choice.profiles)
     measured = _measured(choice, library)
@@ -87,7 +87,7 @@ def portraits(choice: Choice) -> list[TablePortrait]:
     return [_portrait(library, key, points.get(key, []), choice) for key in keys]
 
 
-def _measured(choice: Choice, library: Library) -> list[tuple[TableKey, Measured]]:
+def _measured(choice: TableChoice, library: Library) -> list[tuple[TableKey, Measured]]:
     return [
         (table_name(measured, word), replace(measured, offload=(word,)))
         for measured in read_folders(choice.folders, dict(library.weights))
@@ -95,7 +95,7 @@ def _measured(choice: Choice, library: Library) -> list[tuple[TableKey, Measured
     ]
 
 
-def _tables(choice: Choice, library: Library, named: Sequence[TableKey]) -> list[TableKey]:
+def _tables(choice: TableChoice, library: Library, named: Sequence[TableKey]) -> list[TableKey]:
     have = library.table_keys()
     for key in named:
         if key not in have:
@@ -115,7 +115,7 @@ def _tables(choice: Choice, library: Library, named: Sequence[TableKey]) -> list
     return chosen
 
 
-def _portrait(library: Library, key: TableKey, measured: Sequence[Measured], choice: Choice) -> TablePortrait:
+def _portrait(library: Library, key: TableKey, measured: Sequence[Measured], choice: TableChoice) -> TablePortrait:
     folder = library.table_folder(key)
     rows = {name: _by_model(table_rows(folder / f"{name}.csv")) for name in ("decode", "prefill")}
     models, left_out = _chosen(library, key, rows["decode"], measured, choice)
@@ -132,7 +132,11 @@ def _by_model(rows: Sequence[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]
 
 
 def _chosen(
-    library: Library, key: TableKey, rows: dict[Key, list[dict[str, Any]]], measured: Sequence[Measured], choice: Choice
+    library: Library,
+    key: TableKey,
+    rows: dict[Key, list[dict[str, Any]]],
+    measured: Sequence[Measured],
+    choice: TableChoice,
 ) -> tuple[list[Key], int]:
     """The models to draw, by size: those measured first, else one quantisation, the one that most models have."""
     offered = [model for model in rows if choice.quantization in (None, model[1])]
@@ -191,7 +195,7 @@ def _context(rows: Sequence[dict[str, Any]], profile: Profile) -> float:
 
 def _throughput(
     library: Library, profile: Profile, context: float, rows: Sequence[dict[str, Any]], measured: Sequence[Measured]
-) -> Curve:
+) -> ProfileCurve:
     total, batch = profile.weights.layers, profile.knots[1][0]
     layers = range(profile.fewest_layers, total + 1)
     near = min((float(row["context"]) for row in rows), key=lambda each: (abs(each - context), each))
@@ -208,7 +212,7 @@ def _throughput(
             for row in line
             if row["kind"] in EXACT and near == context
         ]
-    return Curve(
+    return ProfileCurve(
         tuple(n / total for n in layers),
         tuple(batch / profile.step_s(n, batch, context) for n in layers),
         tuple(_errors(line, "layers", layers)),
@@ -228,7 +232,9 @@ def _errors(line: Sequence[dict[str, Any]], axis: str, at: Sequence[float]) -> l
     return [float(each) for each in np.interp(at, [x for x, _ in known], [e for _, e in known])]
 
 
-def _prefill(library: Library, profile: Profile, rows: Sequence[dict[str, Any]], measured: Sequence[Measured]) -> Curve:
+def _prefill(
+    library: Library, profile: Profile, rows: Sequence[dict[str, Any]], measured: Sequence[Measured]
+) -> ProfileCurve:
     total = profile.weights.layers
     line = [row for row in rows if float(row["layers"]) == total]
     points = [
@@ -249,7 +255,7 @@ def _prefill(library: Library, profile: Profile, rows: Sequence[dict[str, Any]],
     tokens = [float(each) for each in np.geomspace(min(64, longest), longest, 40)]
     tokens[-1] = float(longest)
     seconds = tuple(profile.prefill_s(total, each) for each in tokens)
-    return Curve(tuple(tokens), seconds, tuple(_errors(line, "prompt_tokens", tokens)), tuple(sorted(points)))
+    return ProfileCurve(tuple(tokens), seconds, tuple(_errors(line, "prompt_tokens", tokens)), tuple(sorted(points)))
 
 
 def _worth(library: Library, key: TableKey, model: Key, context: float) -> tuple[tuple[float, float], ...]:

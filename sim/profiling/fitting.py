@@ -48,7 +48,7 @@ _REACH = (0.35, 2.0, 3.0)  # how far a residual carries: share of the bytes, dou
 
 
 @dataclass(frozen=True)
-class Series:
+class MeasuredSeries:
     """Measured points of one model: steps or prompts, seconds and relative noise of each."""
 
     shape: Shape
@@ -59,7 +59,7 @@ class Series:
     def __len__(self) -> int:
         return len(self.seconds)
 
-    def only(self, chosen: NDArray[Any]) -> Series:
+    def only(self, chosen: NDArray[Any]) -> MeasuredSeries:
         """The chosen points, by a mask or by places."""
         parts = {name: getattr(self.at, name)[chosen] for name in self.at.__dataclass_fields__}
         return replace(self, at=type(self.at)(**parts), seconds=self.seconds[chosen], noise=self.noise[chosen])
@@ -117,7 +117,7 @@ class Fit:
 # --- what can be free
 
 
-def _varies(series: Sequence[Series], name: str, outside: bool | None = None) -> bool:
+def _varies(series: Sequence[MeasuredSeries], name: str, outside: bool | None = None) -> bool:
     """Whether some model has points that differ in `name`, of those with (or without) layers outside the GPU."""
     for each in series:
         values = getattr(each.at, name)
@@ -129,7 +129,7 @@ def _varies(series: Sequence[Series], name: str, outside: bool | None = None) ->
     return False
 
 
-def free_rates(series: Sequence[Series], offload: str) -> list[str]:
+def free_rates(series: Sequence[MeasuredSeries], offload: str) -> list[str]:
     """The shared rates that these points can tell apart from one another."""
     sizes = len({round(each.shape.layer_bytes / 1e6) for each in series})
     several = any(len(np.unique(each.at.layers)) > 2 for each in series)
@@ -156,7 +156,7 @@ def free_rates(series: Sequence[Series], offload: str) -> list[str]:
     ]
 
 
-def _own_scales(series: Series) -> list[str]:
+def _own_scales(series: MeasuredSeries) -> list[str]:
     if isinstance(series.at, Prompts):
         return ["prompt_scale", "host_prompt_scale"]
     varied = len(np.unique(series.at.context)) > 1
@@ -166,7 +166,7 @@ def _own_scales(series: Series) -> list[str]:
 # --- fitting
 
 
-def fit_rates(points: Mapping[Key, Series], expected: Rates, offload: str) -> Fit:
+def fit_rates(points: Mapping[Key, MeasuredSeries], expected: Rates, offload: str) -> Fit:
     """The most likely rates, given points and what was expected: robust least squares of the relative error.
 
     Steps and prompts are fitted apart; of prompts the way of the layers outside that explains them best is kept.
@@ -183,11 +183,11 @@ def fit_rates(points: Mapping[Key, Series], expected: Rates, offload: str) -> Fi
     return replace(best, residuals=_residuals(points, best))
 
 
-def _varies_outside(series: Sequence[Series]) -> bool:
+def _varies_outside(series: Sequence[MeasuredSeries]) -> bool:
     return any(bool((each.at.layers < each.shape.layers).any()) for each in series)
 
 
-def _fit(points: Mapping[Key, Series], expected: Rates, offload: str, way: str) -> Fit:
+def _fit(points: Mapping[Key, MeasuredSeries], expected: Rates, offload: str, way: str) -> Fit:
     from scipy.optimize import least_squares  # noqa: PLC0415
 
     shared = free_rates(list(points.values()), offload)
@@ -267,7 +267,7 @@ def _nearness(first: Array, second: Array) -> Array:
     return np.asarray((1 + distance) * np.exp(-distance))
 
 
-def _residuals(points: Mapping[Key, Series], fit: Fit) -> dict[Key, Residuals]:
+def _residuals(points: Mapping[Key, MeasuredSeries], fit: Fit) -> dict[Key, Residuals]:
     left = {
         key: np.log(each.seconds / predicted(each.shape, fit.own[key], each.at, fit.offload, fit.way))
         for key, each in points.items()
@@ -285,7 +285,7 @@ def _residuals(points: Mapping[Key, Series], fit: Fit) -> dict[Key, Residuals]:
     }
 
 
-def transfer_errors(points: Mapping[Key, Series], expected: Rates, offload: str) -> dict[Key, float]:
+def transfer_errors(points: Mapping[Key, MeasuredSeries], expected: Rates, offload: str) -> dict[Key, float]:
     """Mean relative error of each model's points, predicted from the other models alone; empty with fewer than two."""
     found = {}
     if len({name for name, _ in points}) < 2:

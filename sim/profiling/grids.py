@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim.common.errors import ProfileError
 from sim.profiles.profile import Weights
 from sim.profiling.collect import Collected, Point, row_seconds
-from sim.profiling.fitting import Fit, Key, Series
+from sim.profiling.fitting import Fit, Key, MeasuredSeries
 from sim.profiling.physics import Array, Prompts, Shape, Steps
 from sim.profiling.points import DecodePoint
 
@@ -44,7 +44,7 @@ class Known:
     longest: float
 
     @classmethod
-    def of(cls, points: Mapping[Key, Series]) -> Known:
+    def of(cls, points: Mapping[Key, MeasuredSeries]) -> Known:
         outside = crowd = both = contexts = False
         longest = 0.0
         for each in points.values():
@@ -71,7 +71,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Grid:
+class FittedGrid:
     """One model's full grid while it is made: seconds, errors (NaN: unknown) and kinds, indexed by the knots."""
 
     axes: tuple[tuple[float, ...], ...]
@@ -114,7 +114,7 @@ class Maker:
     transfer: float | None
     kind: str  # decode | prefill
 
-    def grid(self, key: Key, shape: Shape, weights: Weights, rows: Sequence[Point]) -> Grid:
+    def grid(self, key: Key, shape: Shape, weights: Weights, rows: Sequence[Point]) -> FittedGrid:
         """The full grid of a model, `rows` its measured points. Raises ProfileError: points against a table's law."""
         rows = [row for row in rows if self.found.on_grid(row)]
         axes = knots(self.kind, weights, rows)
@@ -132,7 +132,7 @@ class Maker:
             error = np.where(partly & (places[:, 0] > 0), np.hypot(error, END_POINTS_ERROR), error)
         form = tuple(len(axis) for axis in axes)
         sources = "+".join(list(dict.fromkeys(row.source for row in rows))[:3]) or self._sources()
-        grid = Grid(
+        grid = FittedGrid(
             axes,
             seconds.reshape(form),
             np.where(covered, error, np.nan).reshape(form),
@@ -148,7 +148,7 @@ class Maker:
         return "+".join(list(dict.fromkeys(row.source for row in rows))[:3])
 
 
-def _place(grid: Grid, row: Point) -> tuple[int, ...] | None:
+def _place(grid: FittedGrid, row: Point) -> tuple[int, ...] | None:
     # A table's contexts are whole numbers; a mean context of measured sequences need not be.
     if isinstance(row, DecodePoint):
         point: tuple[int, ...] = (row.layers, row.batch, round(row.context))
@@ -162,7 +162,7 @@ def _place(grid: Grid, row: Point) -> tuple[int, ...] | None:
     return tuple(place)
 
 
-def _with_points(grid: Grid, rows: Sequence[Point]) -> Grid:
+def _with_points(grid: FittedGrid, rows: Sequence[Point]) -> FittedGrid:
     for row in rows:
         place = _place(grid, row)
         if place is not None:
@@ -174,7 +174,7 @@ def _with_points(grid: Grid, rows: Sequence[Point]) -> Grid:
     return grid
 
 
-def _obeying(grid: Grid, rows: Sequence[Point]) -> Grid:
+def _obeying(grid: FittedGrid, rows: Sequence[Point]) -> FittedGrid:
     """The grid with its laws kept: k layers take at least k/L of the full time; longer and more is not faster."""
     seconds, layers = grid.seconds, np.array(grid.axes[0])
     exact = np.isin(grid.kind, ["measured", "published"])
@@ -202,7 +202,7 @@ def _obeying(grid: Grid, rows: Sequence[Point]) -> Grid:
     return replace(grid, seconds=seconds, kind=kind, source=source, error=error)
 
 
-def _refuse(grid: Grid, rows: Sequence[Point], place: tuple[int, ...]) -> None:
+def _refuse(grid: FittedGrid, rows: Sequence[Point], place: tuple[int, ...]) -> None:
     row = next(each for each in rows if _place(grid, each) == place)
     full_s, total = grid.seconds[(-1, *place[1:])], grid.axes[0][-1]
     raise ProfileError(
@@ -212,7 +212,7 @@ def _refuse(grid: Grid, rows: Sequence[Point], place: tuple[int, ...]) -> None:
     )
 
 
-def table_rows(key: Key, grid: Grid) -> list[Row]:
+def table_rows(key: Key, grid: FittedGrid) -> list[Row]:
     """The rows of a grid, as the columns of decode.csv or prefill.csv."""
     names = ("layers", "batch", "context") if len(grid.axes) == 3 else ("layers", "prompt_tokens")
     value = "step_s" if len(grid.axes) == 3 else "prefill_s"

@@ -16,7 +16,7 @@ from sim.profiles.library import Library
 from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
 from sim.profiling.heads import fastest_head_s, head_goes_first, layers_of
 from sim.profiling.imports.files import find_files, read_records
-from sim.profiling.imports.formats import Format, format_named
+from sim.profiling.imports.formats import RecordFormat, format_named
 from sim.profiling.imports.record import ALL_LAYERS, BadRecord, Record, Trial, Unused, timing_of
 from sim.profiling.measured import Measured, check_slug, checked, write_measured
 from sim.profiling.models import ModelFlags, identify
@@ -109,7 +109,7 @@ def _check_options(options: ImportOptions) -> None:
 
 
 def _read(
-    files: Sequence[Path], chosen_format: Format, options: ImportOptions, imported: Imported
+    files: Sequence[Path], chosen_format: RecordFormat, options: ImportOptions, imported: Imported
 ) -> tuple[list[Trial], list[str]]:
     chosen = Chosen(parse_where(options.where))
     trials: list[Trial] = []
@@ -248,7 +248,7 @@ def _sweep(known: Sequence[_Known]) -> list[tuple[int, float]]:
 
 
 def _measured(
-    group: Sequence[_Known], chosen_format: Format, options: ImportOptions, files: list[str], imported: Imported
+    group: Sequence[_Known], chosen_format: RecordFormat, options: ImportOptions, files: list[str], imported: Imported
 ) -> Measured:
     first = group[0]
     curves: dict[tuple[str, str, bool], list[_Known]] = {}
@@ -280,7 +280,7 @@ def _measured(
     return checked(part, {})
 
 
-def _row_values(each: _Known, chosen_format: Format, options: ImportOptions) -> dict[str, Any]:
+def _row_values(each: _Known, chosen_format: RecordFormat, options: ImportOptions) -> dict[str, Any]:
     trial = each.trial
     build = f"-{trial.build}" if trial.build and options.source is None else ""
     return {
@@ -329,7 +329,7 @@ def _pooled(curve: Sequence[_Known]) -> list[_Known]:
     return pooled
 
 
-def _facts(group: Sequence[_Known], chosen_format: Format, files: list[str]) -> dict[str, Any]:
+def _facts(group: Sequence[_Known], chosen_format: RecordFormat, files: list[str]) -> dict[str, Any]:
     trials = [each.trial for each in group]
     facts: dict[str, Any] = {
         "gpu_name": next((trial.gpu_name for trial in trials if trial.gpu_name), ""),

@@ -13,7 +13,7 @@ import numpy as np
 
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library, table_rows
-from sim.profiling.fitting import Key, Series, fit_rates
+from sim.profiling.fitting import Key, MeasuredSeries, fit_rates
 from sim.profiling.physics import Prompts, Rates, Steps, shape_of
 from sim.profiling.switching import ASSUMED, COSTS
 
@@ -56,11 +56,13 @@ def _rates_of(library: Library, key: tuple[str, str, str], start: Rates) -> Rate
         places = [(n, b, c) for n in layers[:: max(1, len(layers) // 4)] for b in batches for c in contexts]
         places += [(layers[-1], b, c) for b in batches for c in contexts]
         seconds = np.array([profile.step_s(int(n), int(b), c) for n, b, c in places])
-        decode[model] = Series(shape, Steps.of(np.array(places, float), shape.layers), seconds, _noise(seconds))
+        decode[model] = MeasuredSeries(shape, Steps.of(np.array(places, float), shape.layers), seconds, _noise(seconds))
         prompts = [(n, p) for n in (layers[0], layers[-1]) for p in (512, 2048) if p <= profile.longest_context]
         if prompts:
             seconds = np.array([profile.prefill_s(int(n), p) for n, p in prompts])
-            prefill[model] = Series(shape, Prompts.of(np.array(prompts, float), shape.layers), seconds, _noise(seconds))
+            prefill[model] = MeasuredSeries(
+                shape, Prompts.of(np.array(prompts, float), shape.layers), seconds, _noise(seconds)
+            )
     rates = fit_rates(decode, start, offload).shared if decode else start
     return fit_rates(prefill, rates, offload).shared if prefill else rates
 

@@ -16,7 +16,7 @@ import numpy as np
 from sim.common.errors import ProfileError, did_you_mean
 from sim.profiles.library import csv_rows
 from sim.profiling.collect import Collected
-from sim.profiling.fitting import LEAST_NOISE, Key, Series, fit_rates
+from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries, fit_rates
 from sim.profiling.heads import HEAD_FIRST_BUILD, placed
 from sim.profiling.physics import Array, Prompts, Rates, Shape, Steps, weight_bytes
 
@@ -35,26 +35,26 @@ _NOT_FEASIBLE = ("oversubscribed", "swapping")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class LayerSweep:
     """Points of one test at different numbers of layers. `what`: decode or prefill; `label` tells sweeps apart."""
 
     label: str
     key: Key
     what: str
     offload: str
-    series: Series
+    series: MeasuredSeries
     remark: str = ""
 
     @property
     def layers(self) -> Array:
         return self.series.at.layers
 
-    def holds(self, every: Series, place: int) -> bool:
+    def holds(self, every: MeasuredSeries, place: int) -> bool:
         """Whether a point of all of the model's is of this sweep: at the same batch and context, or prompt."""
         names = ("batch", "context") if self.what == "decode" else ("tokens",)
         return all(getattr(every.at, name)[place] == getattr(self.series.at, name)[0] for name in names)
 
-    def ordered(self) -> Series:
+    def ordered(self) -> MeasuredSeries:
         """The points from the fewest weights on the GPU to the most."""
         order = np.lexsort((self.series.at.head_on_gpu, self.layers))
         return self.series.only(order)
@@ -64,7 +64,7 @@ class Sweep:
 class Ends:
     """Relative errors of a sweep's interior points, predicted from the two ends alone; and the points themselves."""
 
-    sweep: Sweep
+    sweep: LayerSweep
     layers: Array
     errors: Array
 
@@ -77,7 +77,7 @@ class Ends:
         return float(self.errors[np.argmax(np.abs(self.errors))])
 
 
-def from_ends(sweep: Sweep, expected: Rates | None = None) -> Ends:
+def from_ends(sweep: LayerSweep, expected: Rates | None = None) -> Ends:
     """Predict the interior of a sweep of at least three points as `fill` would, had it only the two ends."""
     series = sweep.ordered()
     count = len(series)
@@ -90,7 +90,7 @@ def from_ends(sweep: Sweep, expected: Rates | None = None) -> Ends:
     return Ends(sweep, series.at.layers[1:-1], (guess_s / series.seconds - 1)[1:-1])
 
 
-def measured_sweeps(found: Collected) -> list[Sweep]:
+def measured_sweeps(found: Collected) -> list[LayerSweep]:
     """The sweeps of a measured folder with at least three points, decode first."""
     sweeps = []
     for what, points in (("decode", found.decode()), ("prefill", found.prefill())):
@@ -101,14 +101,14 @@ def measured_sweeps(found: Collected) -> list[Sweep]:
                 own = series.only((tests == test).all(axis=1))
                 if len(own) > 2:
                     where = f"batch {test[0]:g}, context {test[1]:g}" if what == "decode" else f"{test[0]:,.0f} tokens"
-                    sweeps.append(Sweep(f"{key[0]} {key[1]}, {where}", key, what, found.offload, own))
+                    sweeps.append(LayerSweep(f"{key[0]} {key[1]}, {where}", key, what, found.offload, own))
     return sweeps
 
 
 # --- published speeds
 
 
-def published_sweeps(path: Path, shapes: Mapping[Key, Shape]) -> list[Sweep]:
+def published_sweeps(path: Path, shapes: Mapping[Key, Shape]) -> list[LayerSweep]:
     """The sweeps with at least three feasible points of a CSV of published speeds.
 
     Points whose note says that GPU memory was oversubscribed, or the host swapping, are left out. `shapes`: known
@@ -172,7 +172,7 @@ def _group(row: Mapping[str, str]) -> tuple[str, ...]:
     return (*(row[name] for name in _TEST), mode if row["metric"] == "prefill" else "", build)
 
 
-def _published_sweep(name: Sequence[str], rows: Sequence[Mapping[str, str]], shapes: Mapping[Key, Shape]) -> Sweep:
+def _published_sweep(name: Sequence[str], rows: Sequence[Mapping[str, str]], shapes: Mapping[Key, Shape]) -> LayerSweep:
     first = rows[0]
     total = int(_number(first, "n_layers"))
     if any(row["gpu_layers"].isdigit() and total + 1 < int(row["gpu_layers"]) < total + 4 for row in rows):
@@ -193,10 +193,10 @@ def _published_sweep(name: Sequence[str], rows: Sequence[Mapping[str, str]], sha
         at = Prompts(placed, on_gpu, np.full(len(rows), tokens))
     label = f"{name[1]}, {name[2]}, {first['model']} {first['quant']}"
     label += "".join(f", {each}" for each in name[-2:] if each)
-    series = Series(shape, at, seconds, np.full(len(rows), LEAST_NOISE))
+    series = MeasuredSeries(shape, at, seconds, np.full(len(rows), LEAST_NOISE))
     test = "decode" if decode else "prefill"
     label = label if decode else f"{label}, {tokens:,.0f} tokens"
-    return Sweep(label, (first["model"], first["quant"]), test, "cpu", series, known)
+    return LayerSweep(label, (first["model"], first["quant"]), test, "cpu", series, known)
 
 
 def _placed(row: Mapping[str, str], total: int, head_first: bool) -> tuple[int, bool]:

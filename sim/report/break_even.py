@@ -11,13 +11,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sim.cli.tables.run_tables import number
 from sim.common.errors import SimError
+from sim.common.text import listed, number
 from sim.common.yaml_files import read_yaml
-from sim.plots.charts import Axis, Curve, curves
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.profiles.break_even import At, BreakEven, break_even
-from sim.report.content import Cell, Section, Table, listed, seconds_cell, share_cell, text_cell
+from sim.report.content import Cell, Section, Table, seconds_cell, share_cell, text_cell
 from sim.report.groups import Cast
 from sim.report.result_folder import Kept, plain
 
@@ -101,7 +101,7 @@ def _chart(key: str, gpu: str, found: Sequence[tuple[str, BreakEven]], way: str,
             xs, ys = lines.setdefault(name, ([], []))
             xs.append(point.residency)
             ys.append(tokens)
-    drawn = [Curve(name, *lines[name]) for name in cast.names if name in lines]
+    drawn = [LineSeries(name, *lines[name]) for name in cast.names if name in lines]
     if not drawn:
         return None
     half = {

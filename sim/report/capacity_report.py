@@ -10,19 +10,20 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.common.statistics import Estimate, Interval
-from sim.plots.charts import Axis, Curve, curves, ranges, rows_in
+from sim.common.text import counted, listed
+from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report import sentences
-from sim.report.content import Cell, Report, Section, Table, Tile, counted, listed, share_cell, text_cell
-from sim.report.groups import Cast
+from sim.report.content import Cell, Report, Section, Table, Tile, share_cell, text_cell
+from sim.report.groups import Cast, measure_of
 from sim.report.latency import ticks
 from sim.report.result_folder import Material, plain
 from sim.report.store_report import failed_section, runs_section
 from sim.results.format_estimate import amount, with_half
-from sim.results.metrics import Measure, Unit
+from sim.results.metrics import Unit
+from sim.studies.verdict_text import ASKED, goal_text, load_text
 
 _STRONG = 7
-_ASKED = {"rate": "largest load", "cluster": "fewest nodes", "cost": "cost of 1M output tokens"}
 
 
 def capacity_report(material: Material) -> Report:
@@ -39,8 +40,8 @@ def _report(material: Material) -> Report:
     order = sorted(data["policies"], key=lambda policy: _rank(policy, data["find"]))
     cast = Cast.of([_name(p) for p in order], [_name(p) for p in order if not p["oracle"]][:_STRONG])
     verdict = [plain(line) for line in data["verdict"]] or ["Nothing was found."]
-    goal = data["goal"]
-    said = [f"Goal: {_goal(goal)}, in the mean of {counted(len(data['seeds']), 'seed')}.", _load(data)]
+    goal = goal_text(measure_of(data["goal"]["metric"]), data["goal"]["target"])
+    said = [f"Goal: {goal}, in the mean of {counted(len(data['seeds']), 'seed')}.", _load(data)]
     if material.runs:
         said.append(sentences.scene(material.runs))
     sections = [_answers(data, order, cast), _curves(data, order, cast), _points(data, order, cast)]
@@ -80,14 +81,8 @@ def _rank(policy: Mapping[str, Any], find: str) -> tuple[bool, float, str]:
     return (value is None, sign * (value or 0.0), _name(policy))
 
 
-def _goal(goal: Mapping[str, Any]) -> str:
-    metric = goal["metric"]
-    side = "at least" if metric["better"] == "more" else "at most"
-    return f"{plain(metric['title'])} of {side} {amount(metric['unit'], goal['target'])}"
-
-
 def _load(data: Mapping[str, Any]) -> str:
-    told = f"A load of 1 is the scenario's own; {plain(data['load_means'])}." if data["load_means"] else ""
+    told = load_text(plain(data["load_means"])) if data["load_means"] else ""
     return f"{told} Loads were searched to {data['tolerance'] * 100:g}%." if data["find"] == "rate" else told
 
 
@@ -107,7 +102,7 @@ def _shown(find: str, value: float | None) -> str:
 def _tiles(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]]) -> tuple[Tile, ...]:
     find = data["find"]
     known = [policy for policy in order if not policy["oracle"] and _value(policy, find) is not None]
-    tiles = [Tile(_ASKED[find], _shown(find, _value(policy, find)), _name(policy)) for policy in known[:3]]
+    tiles = [Tile(ASKED[find], _shown(find, _value(policy, find)), _name(policy)) for policy in known[:3]]
     if data["bound"]["value"] is not None:
         tiles.append(Tile("no policy can carry more than", amount("rate", data["bound"]["value"]), "fluid bound"))
     return tuple(tiles)
@@ -134,11 +129,11 @@ def _answers(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: 
             )
         )  # fmt: skip
     headers = (
-        "policy", _ASKED[find], "by seed, mean", "missed at", "surely kept at", "surely missed at", "$ per 1M tokens",
+        "policy", ASKED[find], "by seed, mean", "missed at", "surely kept at", "surely missed at", "$ per 1M tokens",
         "remark",
     )  # fmt: skip
     table = Table(
-        "capacity-table", f"Capacity: {_ASKED[find]}", headers, tuple(rows), series=tuple(range(len(rows))),
+        "capacity-table", f"Capacity: {ASKED[find]}", headers, tuple(rows), series=tuple(range(len(rows))),
         note="± is half a 95% interval over seeds. “Surely”: the whole interval keeps or misses the goal.",
     )  # fmt: skip
     return Section("capacity", "What each policy carries", (), tuple(_chart(data, order, cast)), (table,))
@@ -156,11 +151,11 @@ def _chart(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: Ca
         return []
     label = {"rate": "load (1: the scenario's own)", "cluster": "nodes", "cost": "$ per million output tokens"}[find]
     best = next((name for name in rows if not name.endswith("(oracle)")), next(iter(rows)))
-    finding = f"{_ASKED[find][0].upper()}{_ASKED[find][1:]}: {best} with {_shown(find, rows[best][0])}"
+    finding = f"{ASKED[find][0].upper()}{ASKED[find][1:]}: {best} with {_shown(find, rows[best][0])}"
     bound = data["bound"]["value"] if find == "rate" else None
     draw = ranges(rows, ("answer", "least of any seed", "most of any seed"), cast.pens,
                   Axis(label, text=lambda value: f"{value:,.4g}", low=0, line=_number(bound)))  # fmt: skip
-    about = f"{_ASKED[find]} of {listed(rows)}, and the least and most of single seeds."
+    about = f"{ASKED[find]} of {listed(rows)}, and the least and most of single seeds."
     return [Chart("answers", finding, about, draw, cast.names, height_in=rows_in(len(rows), 2))]
 
 
@@ -177,7 +172,7 @@ def _curves(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: C
             if unit == "share":
                 low, high = [max(value, 0.0) for value in low], [min(value, 1.0) for value in high]
             drawn.append(
-                Curve(_name(policy), [p["at"] for p in points], [p["seen"]["mean"] for p in points], low, high)
+                LineSeries(_name(policy), [p["at"] for p in points], [p["seen"]["mean"] for p in points], low, high)
             )
     heading = f"{plain(metric['title'])} against {'nodes' if data['find'] == 'cluster' else 'load'}"
     if not any(len(curve.x) > 1 for curve in drawn):
@@ -208,8 +203,7 @@ def _axis_text(unit: Unit) -> Any:
 
 def _points(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: Cast) -> Section:
     """Everything that was played, a row a point."""
-    goal = data["goal"]["metric"]
-    measure = Measure(goal["key"], plain(goal["title"]), goal["unit"], goal["better"])
+    measure = measure_of(data["goal"]["metric"])
     rows, series = [], []
     for policy in order:
         for point in (policy["found"] or {"points": ()})["points"]:

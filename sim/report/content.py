@@ -5,10 +5,10 @@ Nothing here is escaped or formatted for a medium; page.py, markdown.py and docu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.text import number, seconds, share
 from sim.plots.style import Chart
 
 Sortable = float | str | None
@@ -93,20 +93,6 @@ def number_cell(value: float | None) -> Cell:
 
 def bytes_cell(value: float | None) -> Cell:
     return Cell("-" if value is None else f"{value / 1e9:,.1f}", value)
-
-
-def listed(items: Iterable[str], most: int = 6) -> str:
-    """Names in a sentence: "a, b and c"."""
-    names = list(items)
-    if len(names) > most:
-        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
-
-
-def counted(amount: float, noun: str) -> str:
-    """A number and its noun: "1 request", "3,042 requests"."""
-    plural = noun if amount == 1 else f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number(int(amount))} {plural}"
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sim.cli.tables.run_tables import share
-from sim.plots.charts import Axis, Curve, curves
+from sim.common.text import listed, share
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
-from sim.report.content import Cell, Section, Table, listed, text_cell
+from sim.report.content import Cell, Section, Table, text_cell
 from sim.report.groups import E2E, GOODPUT, SLO, Cast, Setting, ranked, shown
 from sim.report.latency import ticks
-from sim.report.policy_comparison import title
 from sim.results.format_estimate import amount
 from sim.results.metrics import Measure
 
@@ -76,7 +75,7 @@ def _chart(key: str, chosen: Sequence[Setting], label: str, rest: str, cast: Cas
     if not points or len(chosen) < 2:
         return None
     drawn = [
-        Curve(name, *(list(column) for column in zip(*points[name], strict=True)))
+        LineSeries(name, *(list(column) for column in zip(*points[name], strict=True)))
         for name in cast.names
         if name in points
     ]
@@ -86,9 +85,9 @@ def _chart(key: str, chosen: Sequence[Setting], label: str, rest: str, cast: Cas
     log_x = min(xs) > 0 and max(xs) / min(xs) > 30
     x = Axis(label, log_x, lambda value: f"{value:,.4g}", ticks=xs if len(xs) <= 8 and not log_x else None)
     top = 1.02 if measure.unit == "share" else None if log_y else 1.2 * max(ys)
-    y = Axis(_UNITS.get(measure.key, title(measure)), log_y, _text(measure), None if log_y else 0, top or None)
+    y = Axis(_UNITS.get(measure.key, measure.name), log_y, _text(measure), None if log_y else 0, top or None)
     draw = curves(drawn, cast.pens, x, y, dots=True)
-    about = f"{title(measure)} against {label}, mean and 95% interval, for {listed(curve.name for curve in drawn)}."
+    about = f"{measure.name} against {label}, mean and 95% interval, for {listed(curve.name for curve in drawn)}."
     return Chart(key, _finding(chosen, label, rest, measure), about, draw, cast.names)
 
 
@@ -103,10 +102,10 @@ def _finding(chosen: Sequence[Setting], label: str, rest: str, measure: Measure)
     runners = [group for group in last.groups if not group.oracle and group.mean(measure) is not None]
     where = f" ({rest})" if rest else ""
     if not runners:
-        return f"{title(measure)} against {label}{where}"
+        return f"{measure.name} against {label}{where}"
     best = ranked(runners, measure)[0]
     value = amount(measure.unit, best.mean(measure))
-    return f"{title(measure)}: at {label} = {shown(last.labels[label])}, {best.name} is best with {value}{where}"
+    return f"{measure.name}: at {label} = {shown(last.labels[label])}, {best.name} is best with {value}{where}"
 
 
 def _table(found: Sequence[Setting], cast: Cast, measure: Measure) -> Table:
@@ -122,5 +121,5 @@ def _table(found: Sequence[Setting], cast: Cast, measure: Measure) -> Table:
             means = [Cell(amount(each.unit, group.mean(each)), group.mean(each)) for each in measures]
             rows.append((*cells, text_cell(group.name), Cell(share(left), left), *means))
             series.append(cast.numbers[group.name])
-    headers = (*labels, "policy", "did not complete", *(title(each) for each in measures))
+    headers = (*labels, "policy", "did not complete", *(each.name for each in measures))
     return Table("settings-table", "All settings", headers, tuple(rows), left=len(labels) + 1, series=tuple(series))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.common.statistics import Difference, Estimate, difference, estimate
-from sim.plots.style import MOST_COLOURED, Pen, pens
+from sim.plots.style import Pen, pens
 from sim.report.result_folder import Kept, plain
 from sim.results.metrics import Measure, known_measures
 
@@ -22,11 +22,16 @@ E2E, E2E_P99, TTFT_P50, TTFT_P99 = (
 SLO, GOODPUT, COST = (MEASURES[key] for key in ("slo.attainment", "slo.goodput_rps", "cost.usd_per_million_tokens"))
 
 
+def measure_of(data: Mapping[str, Any]) -> Measure:
+    """A measure as a comparison or a search for capacity has kept it."""
+    return Measure(data["key"], plain(data["title"]), data["unit"], data["better"])
+
+
 ORACLE = "(oracle)"  # ends the name of what no real scheduler could be
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that differ in nothing but their seed."""
 
     name: str
@@ -59,7 +64,7 @@ class Group:
         """Requests that arrived and did not complete, in all runs; no latency contains them."""
         return self.arrived - int(self.total("requests.completed"))
 
-    def against(self, other: Group, measure: Measure) -> Difference:
+    def against(self, other: RunGroup, measure: Measure) -> Difference:
         """self - other, paired by seed; seeds that one of them lacks are left out."""
         mine, theirs = ({run.summary["seed"]: measure.of(run.summary) for run in g.runs} for g in (self, other))
         seeds = [seed for seed in mine if seed in theirs]
@@ -73,7 +78,7 @@ class Setting:
     """Everything that a store holds for one combination of what it varied. labels: {} where nothing was varied."""
 
     labels: Mapping[str, Any]
-    groups: tuple[Group, ...]
+    groups: tuple[RunGroup, ...]
 
     @property
     def name(self) -> str:
@@ -95,10 +100,6 @@ class Cast:
     @property
     def numbers(self) -> dict[str, int]:
         return {name: pen.number for name, pen in self.pens.items()}
-
-    @property
-    def crowded(self) -> bool:
-        return len(self.names) > MOST_COLOURED
 
 
 def shown(value: Any) -> str:
@@ -135,16 +136,16 @@ def policy_of(run: Kept) -> str:
     return f"{name} (oracle)" if run.summary["oracle"] and "oracle)" not in name else name
 
 
-def _group(name: str, runs: Sequence[Kept]) -> Group:
+def _group(name: str, runs: Sequence[Kept]) -> RunGroup:
     distinct = {run.summary["run_id"]: run for run in runs}
-    return Group(name, bool(runs[0].summary["oracle"]), tuple(distinct.values()))
+    return RunGroup(name, bool(runs[0].summary["oracle"]), tuple(distinct.values()))
 
 
-def ranked(groups: Sequence[Group], measure: Measure) -> list[Group]:
+def ranked(groups: Sequence[RunGroup], measure: Measure) -> list[RunGroup]:
     """Best mean first; those without the number, or who failed to run with every seed that others ran with, last."""
     most = max(len(group.runs) for group in groups)
 
-    def key(group: Group) -> tuple[bool, float, str]:
+    def key(group: RunGroup) -> tuple[bool, float, str]:
         value = group.mean(measure)
         sign = -1.0 if measure.better == "more" else 1.0
         return (value is None or len(group.runs) < most, 0.0 if value is None else sign * value, group.name)
@@ -152,7 +153,7 @@ def ranked(groups: Sequence[Group], measure: Measure) -> list[Group]:
     return sorted(groups, key=key)
 
 
-def rivals(groups: Sequence[Group]) -> list[Group]:
+def rivals(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Those whose latencies can be compared: no oracles, and nobody who left more than 1 % without an answer.
 
     All that are no oracles, where nobody else is left.

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cli.tables.run_tables import seconds, share
-from sim.plots.charts import Axis, Curve, curves, ranges, rows_in
+from sim.common.text import listed, seconds, share
+from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
-from sim.report.content import listed
-from sim.report.groups import ORACLE, Cast, Group
+from sim.report.groups import ORACLE, Cast, RunGroup
 
 Floats = NDArray[np.float64]
 NAMES = {"ttft_s": "Time to first token (TTFT)", "e2e_s": "End-to-end time (E2E)"}
@@ -26,7 +25,7 @@ _LOG_FROM = 12  # p99 / p10 from which on a linear axis shows only the tail
 
 
 @dataclass(frozen=True)
-class Distribution:
+class LatencyDistribution:
     """Seconds at quantiles of `_GRID` of those who have the latency, and how many of `arrived` these are."""
 
     quantiles_s: Floats
@@ -41,17 +40,17 @@ class Distribution:
         needed = quantile * self.arrived / self.known
         return self.at(needed) if needed <= 1 else float("inf")
 
-    def curve(self, name: str) -> Curve:
-        return Curve(name, self.quantiles_s.tolist(), (_GRID * self.known / self.arrived).tolist())
+    def curve(self, name: str) -> LineSeries:
+        return LineSeries(name, self.quantiles_s.tolist(), (_GRID * self.known / self.arrived).tolist())
 
 
-def distribution(values_s: Floats, arrived: int) -> Distribution | None:
+def distribution(values_s: Floats, arrived: int) -> LatencyDistribution | None:
     """None where nobody has the latency."""
     known = values_s[~np.isnan(values_s)]
-    return Distribution(np.quantile(known, _GRID), len(known), arrived) if len(known) else None
+    return LatencyDistribution(np.quantile(known, _GRID), len(known), arrived) if len(known) else None
 
 
-def by_group(groups: Sequence[Group], latency: str) -> dict[str, Distribution]:
+def by_group(groups: Sequence[RunGroup], latency: str) -> dict[str, LatencyDistribution]:
     """Of each group whose runs all kept their requests: the requests of all its seeds together."""
     found = {}
     for group in groups:
@@ -64,7 +63,7 @@ def by_group(groups: Sequence[Group], latency: str) -> dict[str, Distribution]:
     return found
 
 
-def by_code(columns: Mapping[str, NDArray[Any]], code: str, latency: str) -> dict[str, Distribution]:
+def by_code(columns: Mapping[str, NDArray[Any]], code: str, latency: str) -> dict[str, LatencyDistribution]:
     """Of each model or class of one run, the busiest first."""
     import pandas as pd  # noqa: PLC0415  heavy
 
@@ -78,7 +77,7 @@ def by_code(columns: Mapping[str, NDArray[Any]], code: str, latency: str) -> dic
     return found
 
 
-def cdf(key: str, latency: str, found: Mapping[str, Distribution], cast: Cast, title: str = "") -> Chart:
+def cdf(key: str, latency: str, found: Mapping[str, LatencyDistribution], cast: Cast, title: str = "") -> Chart:
     """How many of all that arrived had their latency within how long; a logarithmic axis when that serves."""
     low = min(max(each.at(0.02), 1e-4) for each in found.values())
     high = max(each.at(0.999) for each in found.values())
@@ -92,13 +91,13 @@ def cdf(key: str, latency: str, found: Mapping[str, Distribution], cast: Cast, t
     return Chart(key, title or _fastest(latency, found), about, draw, cast.names)
 
 
-def one_title(latency: str, only: Distribution) -> str:
+def one_title(latency: str, only: LatencyDistribution) -> str:
     """The finding of a CDF of one distribution."""
     short = latency.removesuffix("_s").upper()
     return f"{short}: half within {seconds(only.at(0.5))}, 99% within {seconds(only.at(0.99))}"
 
 
-def _fastest(latency: str, found: Mapping[str, Distribution]) -> str:
+def _fastest(latency: str, found: Mapping[str, LatencyDistribution]) -> str:
     """The finding of a CDF: who is fastest for the typical request, and who for the slow ones."""
     short = latency.removesuffix("_s").upper()
     if len(found) == 1:
@@ -146,7 +145,7 @@ def ticks(value: float) -> str:
     return f"{value:,.4g} s"
 
 
-def missing(found: Mapping[str, Distribution]) -> str:
+def missing(found: Mapping[str, LatencyDistribution]) -> str:
     """A sentence about those who never got the latency, or nothing."""
     short = {name: each for name, each in found.items() if each.known < 0.999 * each.arrived}
     if not short:

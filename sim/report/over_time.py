@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cli.tables.run_tables import seconds, share
-from sim.plots.charts import Axis, Curve, curves
+from sim.common.text import counted, seconds, share
+from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.plots.time_charts import Strip, memory_over_time
 from sim.report.content import Section
@@ -48,7 +48,7 @@ def over_time(run: Kept, cast: Cast) -> Section:
         part = "" if capacity is None else f", {share((gpu['mean_memory_bytes'] or 0.0) / capacity)} full on average"
         about = f"GPU {plain(name)}: gigabytes held by each model over time, and the share of its layers on the GPU."
         held = sum(bool(strip.gigabytes.any()) for strip in strips)
-        finding = f"{plain(name)}: {held} model{'' if held == 1 else 's'}{part}"
+        finding = f"{plain(name)}: {counted(held, 'model')}{part}"
         height_in = 2.1 + 0.2 * max(len(strips), 1)
         charts.append(Chart(f"memory-{number}", finding, about, draw, cast.names, height_in=height_in))
     charts.append(_requests(columns, (begin_s, stop_s), edges_s, (unit, scale)))
@@ -124,7 +124,7 @@ def _requests(
     names = ("running", "waiting")
     unit, scale = time
     middle = ((edges_s[1:] + edges_s[:-1]) / 2 / scale).tolist()
-    lines = [Curve(name, middle, _means(*stretches, columns[name], edges_s).tolist()) for name in names]
+    lines = [LineSeries(name, middle, _means(*stretches, columns[name], edges_s).tolist()) for name in names]
     peaks = {line.name: max(line.y) for line in lines}
     own = Cast.of(names)
     x, y = Axis(f"{unit} since the start", low=0, high=edges_s[-1] / scale), Axis("requests", low=0)

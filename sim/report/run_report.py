@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.text import counted, number, seconds, share
 from sim.report import latency, sections, sentences
 from sim.report.break_even import break_even_section
 from sim.report.content import (
@@ -23,22 +23,17 @@ from sim.report.content import (
     seconds_cell,
     text_cell,
 )
-from sim.report.groups import Cast, Group
+from sim.report.groups import Cast, RunGroup
 from sim.report.over_time import over_time
 from sim.report.result_folder import Kept, Material, plain
+from sim.results.metrics import LATENCIES, PHASES
 
 ALL = "all requests"
 _MOST_MODELS = 7  # with a curve of their own
 _MOST_ROWS = 24  # of a figure
 _STATS = ("mean", "p50", "p90", "p95", "p99", "max")
-_LATENCIES = {
-    "ttft_s": "first token (TTFT)",
-    "itl_s": "token gap (ITL)",
-    "tpot_s": "per token (TPOT)",
-    "e2e_s": "end to end (E2E)",
-    "e2e_all_s": "E2E of all, the unanswered to the end",
-    "queue_s": "queued or loading",
-}
+_LATENCIES = {**LATENCIES, "e2e_all_s": "E2E of all, the unanswered to the end"}
+_LATENCIES["queue_s"] = _LATENCIES.pop("queue_s")  # last
 
 
 def run_report(material: Material) -> Report:
@@ -101,12 +96,12 @@ def _time(summary: Mapping[str, Any]) -> str:
     if not total:
         return "No request spent any time in the system."
     order = sorted(spent, key=lambda name: -spent[name])[:3]
-    told = ", ".join(f"{sections.PHASES[name][0]} {share(spent[name] / total)}" for name in order if spent[name])
+    told = ", ".join(f"{PHASES[name]} {share(spent[name] / total)}" for name in order if spent[name])
     busy = [gpu["busy_fraction"] or 0.0 for gpu in summary["gpus"]]
     loads = summary["switching"]["loads"]
     return (
         f"Where the requests' time went, above all: {told}. The GPUs computed {share(sum(busy) / len(busy))} of the "
-        f"time; models were loaded {number(loads)} {'time' if loads == 1 else 'times'}."
+        f"time; models were loaded {counted(loads, 'time')}."
     )
 
 
@@ -187,7 +182,7 @@ def _budget(run: Kept, cast: Cast) -> Section | None:
     if not arrived:
         return None
     spent = run.summary["time_budget_s"]
-    rows: dict[str, Sequence[float]] = {ALL: [spent[name] / arrived for name in sections.PHASES]}
+    rows: dict[str, Sequence[float]] = {ALL: [spent[name] / arrived for name in PHASES]}
     models = run.requests(["model"])
     if models is not None and len(run.summary["models"]) > 1:
         import pandas as pd  # noqa: PLC0415  heavy
@@ -195,7 +190,7 @@ def _budget(run: Kept, cast: Cast) -> Section | None:
         codes, names = pd.factorize(models["model"])
         counts = np.bincount(codes, minlength=len(names))
         means = []
-        for phase in sections.PHASES:  # one column at a time: a run may have many millions of requests
+        for phase in PHASES:  # one column at a time: a run may have many millions of requests
             spent_s = (run.requests([f"{phase}_s"]) or {})[f"{phase}_s"]
             means.append(np.bincount(codes, weights=spent_s, minlength=len(names)) / counts)
         place = {str(name): at for at, name in enumerate(names)}
@@ -238,7 +233,7 @@ def _gpus(summary: Mapping[str, Any]) -> Section:
 def _switching(run: Kept, cast: Cast) -> Section:
     """What was switched: seconds by model, bytes by link."""
     summary = run.summary
-    policy = sections.switching([Group(run.policy, bool(summary["oracle"]), (run,))], cast)
+    policy = sections.switching([RunGroup(run.policy, bool(summary["oracle"]), (run,))], cast)
     steps = list(sections.SWITCH_TIME)
     columns = run.columns("switches.parquet", ["model", *steps])
     spent: dict[str, Sequence[float]] = {}
@@ -250,7 +245,7 @@ def _switching(run: Kept, cast: Cast) -> Section:
         }
     total_s = sum(summary["switching"][step] for step in steps)
     loads = summary["switching"]["loads"]
-    title = f"{number(loads)} {'load' if loads == 1 else 'loads'}; switching takes {seconds(total_s)} of GPU time"
+    title = f"{counted(loads, 'load')}; switching takes {seconds(total_s)} of GPU time"
     causes = sorted({cause for sizes in summary["links"].values() for cause in sizes})
     moved = {
         plain(link): [float(sizes.get(cause, 0)) for cause in causes]

@@ -10,25 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sim.cli.tables.run_tables import number, seconds, share
+from sim.common.text import number, seconds, share
 from sim.plots.charts import Axis, rows_in, stacks
 from sim.plots.style import CATEGORIES, COLOURS, Chart
 from sim.report.content import Cell, Section, Table, bytes_cell, number_cell, seconds_cell, share_cell, text_cell
-from sim.report.groups import Cast, Group
+from sim.report.groups import Cast, RunGroup
 from sim.report.result_folder import plain
+from sim.results.metrics import PHASES
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _SKY, _VIOLET = CATEGORIES
 _GREY = COLOURS["other"][0]
-PHASES = {
-    "queued": ("queued", _GREY),
-    "load_wait": ("waiting for a load", _ORANGE),
-    "prefill": ("prefill", _SKY),
-    "decode": ("decode", _BLUE),
-    "stalled": ("stalled by others", _PINK),
-    "preempted": ("preempted", _RED),
-    "kv_transfer": ("KV transfer", _GREEN),
-    "recompute": ("recompute", _VIOLET),
-}
+_PHASE_COLOURS = (_GREY, _ORANGE, _SKY, _BLUE, _PINK, _RED, _GREEN, _VIOLET)
 GPU_TIME = {
     "busy_fraction": ("computing", _BLUE),
     "loading_fraction": ("loading", _ORANGE),
@@ -54,7 +46,7 @@ _EVENTS = {
 
 def budget(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Section:
     """Seconds per request in each phase (the order of PHASES), for each row."""
-    parts = dict(PHASES.values())
+    parts = dict(zip(PHASES.values(), _PHASE_COLOURS, strict=True))
     totals = {name: sum(values) for name, values in rows.items()}
     draw = stacks(rows, parts, Axis("seconds per request that arrived", text=_short), cast.numbers)
     chart = Chart(
@@ -73,7 +65,7 @@ def budget(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Section:
     table = Table(
         "budget-table",
         f"Seconds per request, by {of}",
-        (of, *(label for label, _ in PHASES.values()), "all"),
+        (of, *PHASES.values(), "all"),
         tuple(
             (text_cell(name), *(seconds_cell(value) for value in values), seconds_cell(totals[name]))
             for name, values in rows.items()
@@ -89,7 +81,7 @@ def budget(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Section:
 
 def _budget_title(rows: Mapping[str, Sequence[float]], of: str) -> str:
     totals = {name: sum(values) for name, values in rows.items()}
-    labels = [label for label, _ in PHASES.values()]
+    labels = list(PHASES.values())
     name, values = min(rows.items(), key=lambda row: totals[row[0]])
     if len(rows) > 1:
         worst = max(totals, key=lambda name: totals[name])
@@ -123,7 +115,7 @@ def gpu_time(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Sectio
     return Section("gpus", "Where the GPUs' time went", words, (chart,), (table,))
 
 
-def switching(groups: Sequence[Group], cast: Cast) -> Section:
+def switching(groups: Sequence[RunGroup], cast: Cast) -> Section:
     """Policies: loads, evictions and preemptions; the time they took and the bytes they moved, by cause; per run."""
     causes = tuple(
         dict.fromkeys(
@@ -177,7 +169,7 @@ def _gigabytes(value: float) -> str:
     return f"{number(value / 1e9)} GB"
 
 
-def _switch_table(groups: Sequence[Group], cast: Cast, causes: Sequence[str]) -> Table:
+def _switch_table(groups: Sequence[RunGroup], cast: Cast, causes: Sequence[str]) -> Table:
     rows = []
     for group in groups:
         counts = [number_cell(group.average(f"switching.{name}")) for name in _EVENTS]

@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sim.cli.tables.run_tables import number, seconds, share
-from sim.report.content import counted, listed
-from sim.report.groups import Group
+from sim.common.text import counted, listed, number, seconds, share
+from sim.report.groups import RunGroup
 from sim.report.result_folder import Kept, plain
 
 _LEFT = ("unfinished", "rejected", "timed_out", "failed", "impossible")
@@ -24,18 +23,15 @@ def scene(runs: Sequence[Kept]) -> str:
     kinds = Counter(str(gpu["kind"]) for gpu in summary["gpus"])
     gpus = listed(f"{count} {plain(kind)}" for kind, count in kinds.items())
     arrived = [run.summary["requests"]["arrived"] for run in runs]
-    requests = (
-        f"{number(min(arrived))} to {number(max(arrived))}" if min(arrived) != max(arrived) else number(arrived[0])
-    )
-    lasted_s = [run.summary["engine"]["sim_s"] for run in runs]
-    noun = "request" if arrived[0] == 1 and len(arrived) == 1 else "requests"
+    requests = counted(max(arrived), "request")
+    if min(arrived) != max(arrived):
+        requests = f"{number(min(arrived))} to {requests}"
+    lasted = _long(sum(run.summary["engine"]["sim_s"] for run in runs) / len(runs))
+    many = len(runs) > 1
     return (
         f"Scenario “{plain(str(summary['scenario']))}”: {counted(len(summary['models']), 'model')} on "
-        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests} {noun} in each run, "
-        f"simulated for {_long(sum(lasted_s) / len(lasted_s))} on average."
-        if len(runs) > 1
-        else f"Scenario “{plain(str(summary['scenario']))}”: {counted(len(summary['models']), 'model')} on "
-        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests} {noun}, {_long(lasted_s[0])} simulated."
+        f"{counted(len(summary['gpus']), 'GPU')} ({gpus}), {requests}{' in each run' if many else ''}, "
+        f"{lasted} simulated{' on average' if many else ''}."
     )
 
 
@@ -61,7 +57,7 @@ def left_over(counts: Mapping[str, int]) -> str:
     )
 
 
-def all_left_over(groups: Sequence[Group]) -> str:
+def all_left_over(groups: Sequence[RunGroup]) -> str:
     """The same over policies: who left how many."""
     leaving = {group.name: group for group in groups if group.unserved}
     arrived = sum(group.arrived for group in groups)

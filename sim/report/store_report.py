@@ -10,32 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sim.cli.tables.run_tables import share
+from sim.common.text import counted, listed, share
 from sim.report import latency, policy_comparison, sections, sentences
 from sim.report.break_even import break_even_section
-from sim.report.content import (
-    Report,
-    Section,
-    Table,
-    Tile,
-    counted,
-    listed,
-    number_cell,
-    seconds_cell,
-    share_cell,
-    text_cell,
-)
+from sim.report.content import Report, Section, Table, Tile, number_cell, seconds_cell, share_cell, text_cell
 from sim.report.effects import against
 from sim.report.groups import (
     COST,
     E2E,
+    E2E_P99,
     GOODPUT,
     MEASURES,
     SLO,
+    TTFT_P50,
     TTFT_P99,
     Cast,
-    Group,
+    RunGroup,
     Setting,
+    measure_of,
     promised,
     ranked,
     rivals,
@@ -43,7 +35,7 @@ from sim.report.groups import (
     shown,
 )
 from sim.report.result_folder import Material, plain
-from sim.results.metrics import Measure
+from sim.results.metrics import PHASES, Measure
 
 _MOST_SHOWN = 3  # settings with figures of their own
 _MOST_STRONG = 7
@@ -92,7 +84,7 @@ def _deciding(material: Material) -> Measure:
     """What policies are ranked by: what the comparison says, else promises kept where there are any, else the mean."""
     first = next(iter(material.extra.get("metrics", ())), None)
     if first is not None:
-        return Measure(first["key"], first["title"], first["unit"], first["better"])
+        return measure_of(first)
     return SLO if promised(material.runs) else E2E
 
 
@@ -106,7 +98,7 @@ def _subtitle(material: Material, cast: Cast) -> str:
     )
 
 
-def _together(found: Sequence[Setting]) -> list[Group]:
+def _together(found: Sequence[Setting]) -> list[RunGroup]:
     """All runs of a policy, whatever the setting."""
     runs: dict[str, list[Any]] = {}
     oracles = {}
@@ -114,7 +106,7 @@ def _together(found: Sequence[Setting]) -> list[Group]:
         for group in setting.groups:
             runs.setdefault(group.name, []).extend(group.runs)
             oracles[group.name] = group.oracle
-    return [Group(name, oracles[name], tuple(each)) for name, each in runs.items()]
+    return [RunGroup(name, oracles[name], tuple(each)) for name, each in runs.items()]
 
 
 def _picked(found: Sequence[Setting]) -> list[Setting]:
@@ -136,13 +128,7 @@ def _tiles(found: Sequence[Setting], measure: Measure) -> tuple[Tile, ...]:
         if runners and each.better is not None:
             best = ranked(runners, each)[0]
             where = f", at {main.name}" if len(found) > 1 else ""
-            tiles.append(
-                Tile(
-                    f"best {policy_comparison.title(each)}",
-                    policy_comparison.said(each, best.mean(each)),
-                    best.name + where,
-                )
-            )
+            tiles.append(Tile(f"best {each.name}", policy_comparison.said(each, best.mean(each)), best.name + where))
     return tuple(tiles)
 
 
@@ -173,7 +159,7 @@ def _setting(setting: Setting, cast: Cast, material: Material, number: int | Non
     ]
 
 
-def _latency(groups: Sequence[Group], cast: Cast) -> Section:
+def _latency(groups: Sequence[RunGroup], cast: Cast) -> Section:
     charts = []
     said: list[str] = []
     for name in ("ttft_s", "e2e_s"):
@@ -196,16 +182,16 @@ def _latency(groups: Sequence[Group], cast: Cast) -> Section:
     return Section("latency", "Latency", tuple(dict.fromkeys(filter(None, said))), tuple(charts))
 
 
-def _budget(groups: Sequence[Group], cast: Cast) -> Section:
+def _budget(groups: Sequence[RunGroup], cast: Cast) -> Section:
     rows = {
-        group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in sections.PHASES]
+        group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in PHASES]
         for group in groups
     }
     return sections.budget(rows, cast, "policy")
 
 
-def _gpu_time(groups: Sequence[Group], cast: Cast) -> Section:
-    def fraction(group: Group, name: str) -> float:
+def _gpu_time(groups: Sequence[RunGroup], cast: Cast) -> Section:
+    def fraction(group: RunGroup, name: str) -> float:
         known = [gpu[name] or 0.0 for run in group.runs for gpu in run.summary["gpus"]]
         return sum(known) / len(known)
 
@@ -216,8 +202,8 @@ def _gpu_time(groups: Sequence[Group], cast: Cast) -> Section:
 def runs_section(material: Material) -> Section:
     """A row for each run."""
     labels = list(dict.fromkeys(name for run in material.runs for name in run.labels)) or ["policy", "seed"]
-    headers = (*map(plain, labels), "run", "arrived", "did not complete", "SLO kept", "TTFT p50", "TTFT p99",
-               "E2E of all, mean", "E2E of all, p99", "loads", "preemptions")  # fmt: skip
+    headers = (*map(plain, labels), "run", "arrived", "did not complete",
+               *(each.name for each in (SLO, TTFT_P50, TTFT_P99, E2E, E2E_P99)), "loads", "preemptions")  # fmt: skip
     rows = []
     for run in material.runs[:_MOST_ROWS]:
         summary = run.summary
@@ -228,8 +214,7 @@ def runs_section(material: Material) -> Section:
             else text_cell(run.policy if name == "policy" and summary["oracle"] else shown(value))
             for name, value in ((name, own.get(name, "")) for name in labels)
         ]  # fmt: skip
-        times = [seconds_cell(summary[key][stat]) for key in ("ttft_s", "e2e_all_s") for stat in ("mean", "p99")]
-        times[0] = seconds_cell(summary["ttft_s"]["p50"])
+        times = [seconds_cell(each.of(summary)) for each in (TTFT_P50, TTFT_P99, E2E, E2E_P99)]
         rows.append(
             (
                 *cells, text_cell(summary["run_id"]), number_cell(counts["arrived"]),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.core.state.request import COMPLETED, FAILED, IMPOSSIBLE, REJECTED, TIMED_OUT, UNFINISHED
-from sim.results.request_table import Requests
+from sim.results.request_table import RequestColumns
 
 if TYPE_CHECKING:
     from sim.engine.engine import Outcome
@@ -62,7 +62,7 @@ class Problem:
         return {"kind": self.kind, "text": self.text, **self.numbers}
 
 
-def diagnose(outcome: Outcome, table: Requests, summary: Mapping[str, Any]) -> list[Problem]:
+def diagnose(outcome: Outcome, table: RequestColumns, summary: Mapping[str, Any]) -> list[Problem]:
     """The problems of a run, the gravest first. table: of all its requests; summary: all else that is known of it."""
     names = [model.name for model in outcome.cluster.models]
     found = (
@@ -157,7 +157,7 @@ def _faults(outcome: Outcome, summary: Mapping[str, Any]) -> Problem | None:
 
 
 @dataclass(frozen=True)
-class Queue:
+class QueueGrowth:
     """How many requests waited for a first token when a quarter, half, three quarters and all of the time of arrivals
     had passed, and how many came and waited no more in its second half, which lasted half_s."""
 
@@ -173,7 +173,7 @@ class Queue:
         return steady and self.left < LEAVING * self.came and more >= max(GROWN, DEVIATIONS * self.came**0.5)
 
 
-def queue_of(arrival_s: Floats, left_s: Floats) -> Queue | None:
+def queue_of(arrival_s: Floats, left_s: Floats) -> QueueGrowth | None:
     """None where nobody comes, or all at once. left_s: when each waited no more; infinite: it still did at the end."""
     if not len(arrival_s) or arrival_s.min() == arrival_s.max():
         return None
@@ -182,10 +182,10 @@ def queue_of(arrival_s: Floats, left_s: Floats) -> Queue | None:
     come = np.searchsorted(np.sort(arrival_s), moments, side="right")
     gone = np.searchsorted(np.sort(left_s), moments, side="right")
     backlog = (come - gone)[1:].tolist()
-    return Queue(tuple(backlog), int(come[4] - come[2]), int(gone[4] - gone[2]), (last_s - first_s) / 2)
+    return QueueGrowth(tuple(backlog), int(come[4] - come[2]), int(gone[4] - gone[2]), (last_s - first_s) / 2)
 
 
-def _growth(table: Requests, names: list[str]) -> Problem | None:
+def _growth(table: RequestColumns, names: list[str]) -> Problem | None:
     """Of all requests together, or of some models alone."""
     possible = table["outcome"] != IMPOSSIBLE
     arrival_s, model = table["arrival_s"][possible], table["model"][possible]
@@ -195,7 +195,7 @@ def _growth(table: Requests, names: list[str]) -> Problem | None:
     whole = queue_of(arrival_s, left_s)
     if whole is None:
         return None
-    growing: list[tuple[str, Queue]] = []
+    growing: list[tuple[str, QueueGrowth]] = []
     for code, name in enumerate(names):
         queue = queue_of(arrival_s[model == code], left_s[model == code])
         if queue is not None and queue.grows:
@@ -220,14 +220,14 @@ def _growth(table: Requests, names: list[str]) -> Problem | None:
     return Problem("queue-growth", text, {**numbers, **rates})
 
 
-def _rates(queue: Queue) -> str:
+def _rates(queue: QueueGrowth) -> str:
     return f"{_rounded(queue.came / queue.half_s)}/s came and {_rounded(queue.left / queue.half_s)}/s left"
 
 
 # --- requests that wait in vain
 
 
-def _starvation(table: Requests, starvation_s: float, names: list[str]) -> Problem | None:
+def _starvation(table: RequestColumns, starvation_s: float, names: list[str]) -> Problem | None:
     possible = table["outcome"] != IMPOSSIBLE
     starved = possible & (table["wait_s"] > starvation_s)
     count, of = int(starved.sum()), int(possible.sum())
@@ -240,7 +240,7 @@ def _starvation(table: Requests, starvation_s: float, names: list[str]) -> Probl
     return Problem("starvation", text, {"starved": count, "share": count / of})
 
 
-def _unanswered(table: Requests, outcome: Outcome, names: list[str]) -> Problem | None:
+def _unanswered(table: RequestColumns, outcome: Outcome, names: list[str]) -> Problem | None:
     """Who came shortly before the horizon could not be answered and does not count."""
     ended, possible = table["outcome"], table["outcome"] != IMPOSSIBLE
     late = table["wait_s"] <= outcome.scenario.starvation_s if outcome.scenario.horizon_s is not None else False
@@ -259,7 +259,7 @@ def _unanswered(table: Requests, outcome: Outcome, names: list[str]) -> Problem 
     return Problem("unanswered", text, {"unanswered": count, "share": count / of})
 
 
-def _by_model(table: Requests, those: NDArray[np.bool_], of: NDArray[np.bool_], names: list[str]) -> str:
+def _by_model(table: RequestColumns, those: NDArray[np.bool_], of: NDArray[np.bool_], names: list[str]) -> str:
     """Whose they are: the models with most of them."""
     counts = np.bincount(table["model"][those], minlength=len(names))
     whole = np.bincount(table["model"][of], minlength=len(names))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from sim.cli.tables.run_tables import number, seconds, share
 from sim.common.statistics import Estimate, Interval
+from sim.common.text import number, seconds, share
 from sim.results.metrics import Unit
 
 

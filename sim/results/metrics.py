@@ -27,17 +27,46 @@ _SPREADS = {
     "queue": ("queue_s", "queued"),
     "normalised": ("normalised_s_per_token", "per token"),
 }
+_NAMES = {  # where a title is too short to be read alone
+    "e2e_s": "E2E of the completed",
+    "e2e_all_s": "E2E of all",
+    "slo.goodput_rps": "goodput",
+    "cost.usd_per_million_tokens": "cost of 1M output tokens",
+}
+LATENCIES = {
+    "ttft_s": "first token (TTFT)",
+    "itl_s": "token gap (ITL)",
+    "tpot_s": "per token (TPOT)",
+    "e2e_s": "end to end (E2E)",
+    "queue_s": "queued or loading",
+}
+PHASES = {  # of a request's time, in the order of request.PHASES
+    "queued": "queued",
+    "load_wait": "waiting for a load",
+    "prefill": "prefill",
+    "decode": "decode",
+    "stalled": "stalled by others",
+    "preempted": "preempted",
+    "kv_transfer": "KV transfer",
+    "recompute": "recompute",
+}
 _OF_GROUPS = ("ttft_s", "tpot_s", "e2e_s")  # what a summary has of each model and class
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`better`: None where neither less nor more is better by itself. `title` heads its column."""
+    """`better`: None where neither less nor more is better by itself. `title` heads its column in a terminal."""
 
     key: str
     title: str
     unit: Unit
     better: Better | None
+
+    @property
+    def name(self) -> str:
+        """What sentences and the report call it."""
+        head, _, stat = self.key.rpartition(".")
+        return f"{_NAMES[head]}, {stat}" if head in _NAMES else _NAMES.get(self.key, self.title)
 
     def of(self, summary: Mapping[str, Any]) -> float | None:
         """Its value in a summary; None where the run has none."""
@@ -45,10 +74,6 @@ class Measure:
         value = made(summary) if made is not None else _walk(summary, self.key)
         assert value is None or isinstance(value, int | float), (self.key, value)
         return None if value is None else float(value)
-
-    def beats(self, first: float, second: float) -> bool:
-        """Whether the first value is better than the second; never where there is no better."""
-        return self.better is not None and (first < second if self.better == "less" else first > second)
 
 
 def _walk(data: Any, path: str) -> Any:

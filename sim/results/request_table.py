@@ -91,13 +91,13 @@ class _Derived(Part):
         return holds & ~(self["e2e_s"] > self["deadline_s"])
 
 
-class Requests(Part):
+class RequestColumns(Part):
     """Columns of `rows` entries."""
 
     rows: int
 
 
-class RequestTable(Requests):
+class RequestTable(RequestColumns):
     """Requests as columns of `rows` entries, in the order of the given parts; NaN where one has no such number.
 
     The columns are those of the recorder (metrics.REQUEST_COLUMNS) and, derived from them: ttft_s of those with a
@@ -126,7 +126,7 @@ class RequestTable(Requests):
         assert filled == self.rows, (name, filled, self.rows)
         return values
 
-    def since(self, after_s: float) -> Requests:
+    def since(self, after_s: float) -> RequestColumns:
         """The requests that arrive at after_s or later, in the same order."""
         return _Kept(self, self["arrival_s"] >= after_s)
 
@@ -137,7 +137,7 @@ class RequestTable(Requests):
         return len(self._parts[0]) + len(DERIVED)
 
 
-class _Kept(Requests):
+class _Kept(RequestColumns):
     """The rows of a table that a mask keeps."""
 
     def __init__(self, table: RequestTable, mask: NDArray[np.bool_]) -> None:

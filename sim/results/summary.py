@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.statistics import mser5
+from sim.common.text import counted
 from sim.core.record.recorder import TokenLatencies
 from sim.core.state.machines import Gpu
 from sim.core.state.request import COMPLETED, IMPOSSIBLE, OUTCOMES, PHASES
 from sim.engine.ideal_hardware import UNBOUNDED_BYTES
 from sim.results.diagnosis import diagnose
 from sim.results.fault_summary import faults_summary, gpu_faults
-from sim.results.request_table import Requests, request_table
+from sim.results.request_table import RequestColumns, request_table
 from sim.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Figures:
 
     @property
     def possible(self) -> int:
-        """Requests that could have been served at all."""
+        """RequestColumns that could have been served at all."""
         return self.arrived - self.counts[OUTCOMES[IMPOSSIBLE]]
 
 
@@ -77,7 +78,7 @@ class Groups:
         return [values[low:high] for low, high in self._bounds]
 
 
-def figures(table: Requests, groupings: Sequence[Groups]) -> list[list[Figures]]:
+def figures(table: RequestColumns, groupings: Sequence[Groups]) -> list[list[Figures]]:
     """The figures of each group of each grouping. Every column is read once."""
 
     def split(values: NDArray[Any], number: Callable[[NDArray[Any]], Any]) -> list[list[Any]]:
@@ -206,14 +207,14 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
     return plain
 
 
-def _e2e_all_s(table: Requests, end_s: float) -> Floats:
+def _e2e_all_s(table: RequestColumns, end_s: float) -> Floats:
     """Seconds from arrival to the answer; to the end of the run where there was none; NaN: nobody could serve it."""
     outcome, arrival_s = table["outcome"], table["arrival_s"]
     lasted_s = np.where(outcome == COMPLETED, table["end_s"], end_s) - arrival_s
     return np.where(outcome == IMPOSSIBLE, np.nan, lasted_s)
 
 
-def _warm_up(everything: Requests, after_s: float, kept: int, end_s: float) -> dict[str, float | int | None]:
+def _warm_up(everything: RequestColumns, after_s: float, kept: int, end_s: float) -> dict[str, float | int | None]:
     """What was cut, and what MSER-5 on the end-to-end times would have cut; None: they do not settle in this run."""
     place = everything["request"]
     lasted_s, arrival_s = np.empty(everything.rows), np.empty(everything.rows)
@@ -259,7 +260,7 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
     }
 
 
-def _waits(table: Requests, starvation_s: float) -> tuple[float, int]:
+def _waits(table: RequestColumns, starvation_s: float) -> tuple[float, int]:
     """The longest wait for a first token, and how many were longer than starvation_s."""
     wait_s = table["wait_s"]
     return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
@@ -340,7 +341,7 @@ def _classes(outcome: Outcome, groups: list[Figures], period_s: float) -> dict[s
     }
 
 
-def _reasons(table: Requests, texts: list[str]) -> list[dict[str, Any]]:
+def _reasons(table: RequestColumns, texts: list[str]) -> list[dict[str, Any]]:
     """Why requests did not complete, the most frequent reasons first: outcome, reason, requests."""
     reasons = table["reason"]
     given = np.flatnonzero(reasons)
@@ -359,7 +360,7 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
     notices = list(outcome.notices)
     if summary["warm_up"]["after_s"]:
         notices.append(
-            f"warm-up: {_requests(summary['warm_up']['requests_before'])} that arrived before "
+            f"warm-up: {counted(summary['warm_up']['requests_before'], 'request')} that arrived before "
             f"{summary['warm_up']['after_s']:g} s are in no number of requests; ITL, switching, GPUs, links and cost "
             "are of the whole run"
         )
@@ -372,24 +373,22 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
         if model.fits_nowhere and model.fits_nowhere not in refused
     ]
     for row in summary["reasons"]:
-        notices.append(f"{_requests(row['requests'])} {row['outcome'].replace('_', ' ')}: {row['reason']}")
+        notices.append(f"{counted(row['requests'], 'request')} {row['outcome'].replace('_', ' ')}: {row['reason']}")
     unfinished = summary["requests"]["unfinished"]
     if unfinished:
         why = "the policy left them waiting" if scenario.horizon_s is None else "the horizon came first"
         why = why if outcome.cluster.up else "no GPU was up any more"
-        notices.append(f"{_requests(unfinished)} unfinished ({why}); no average of the completed contains them")
+        notices.append(
+            f"{counted(unfinished, 'request')} unfinished ({why}); no average of the completed contains them"
+        )
     starved = summary["switching"]["starved"]
     if starved:
         longest_s = summary["longest_wait_s"]
         notices.append(
-            f"{_requests(starved)} waited longer than {scenario.starvation_s:g} s for a first token "
+            f"{counted(starved, 'request')} waited longer than {scenario.starvation_s:g} s for a first token "
             f"(longest {longest_s:,.0f} s)"
         )
     dropped = outcome.recorder.counts["kv_dropped_for_lack_of_host_memory"]
     if dropped:
         notices.append(f"{dropped:,} times KV was dropped for lack of host memory; those sequences computed it again")
     return notices
-
-
-def _requests(number: int) -> str:
-    return f"{number:,} request{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.runs.executor import LOST, MOST_DEATHS, PATIENCE_S, cluster_trouble, died, one_line
-from sim.runs.worker import Job, Played, play_one
+from sim.runs.worker import Played, RunJob, play_one
 
 
 class DaskCrew:
@@ -30,7 +30,7 @@ class DaskCrew:
             raise ConfigError("--engine dask: give the address of its scheduler, --scheduler tcp://HOST:8786")
         self._dask = distributed
         self._hands = hands
-        self._out: dict[Any, Job] = {}
+        self._out: dict[Any, RunJob] = {}
         try:
             self._client = distributed.Client(address, timeout=PATIENCE_S, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
@@ -38,7 +38,7 @@ class DaskCrew:
                 f"no Dask scheduler answers at {address} ({one_line(error)}); check the address"
             ) from None
 
-    def play(self, jobs: list[Job]) -> Iterator[Played]:
+    def play(self, jobs: list[RunJob]) -> Iterator[Played]:
         left = deque(jobs)
         self._await_worker()
         while left or self._out:
@@ -59,7 +59,7 @@ class DaskCrew:
                 yield self._played(future, job)
                 future.release()
 
-    def _played(self, future: Any, job: Job) -> Played:
+    def _played(self, future: Any, job: RunJob) -> Played:
         try:
             played: Played = future.result()
         except self._dask.scheduler.KilledWorker:
@@ -83,7 +83,3 @@ class DaskCrew:
         if at_once and self._out:
             self._client.cancel(list(self._out), force=True)
         self._client.close()
-
-
-def _line(error: Exception) -> str:
-    return one_line(error) or type(error).__name__

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from sim.common.errors import ConfigError
 from sim.runs.choose_executor import crew_of
 from sim.runs.identity import Identified, Registry
-from sim.runs.store import Point, Store
+from sim.runs.store import Store, StoredPoint
 from sim.runs.task import Machines, Progress, Result, Task
 from sim.runs.worker import Played, job_of, version
 
@@ -63,7 +63,7 @@ class _Playing:
 
     def play(self, machines: Machines, retry_errors: bool) -> list[Result]:
         if self._store is not None:
-            self._store.remember(Point(one.run_id, one.task.labels) for one in self._named)
+            self._store.remember(StoredPoint(one.run_id, one.task.labels) for one in self._named)
         waiting = self._look(retry_errors)
         self._before = len(self._known)
         self._report()

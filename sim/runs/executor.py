@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from sim.common.errors import ConfigError
-from sim.runs.worker import Job, Played, play_one
+from sim.runs.worker import Played, RunJob, play_one
 
 MOST_DEATHS = 3  # of workers at the same job, then the job is held to be the reason
 PATIENCE_S = 30  # with a cluster that says nothing, before a look whether it is still there
@@ -23,14 +23,14 @@ class Crew(Protocol):
 
     desk: bool
 
-    def play(self, jobs: list[Job]) -> Iterator[Played]:
+    def play(self, jobs: list[RunJob]) -> Iterator[Played]:
         """What came of each job, in any order. Raises ConfigError when the cluster is lost."""
 
     def close(self, at_once: bool) -> None:
         """Let go of the workers, called once; at_once: what they are at is not wanted any more."""
 
 
-def died(job: Job, times: int, how: str) -> Played:
+def died(job: RunJob, times: int, how: str) -> Played:
     """A job at which workers died."""
     reason = f"the worker process died {times} times at it ({how}); out of memory, or killed from outside? "
     reason += "With fewer --jobs and --retry-errors it is tried again"
@@ -52,7 +52,7 @@ class Here:
 
     desk = True
 
-    def play(self, jobs: list[Job]) -> Iterator[Played]:
+    def play(self, jobs: list[RunJob]) -> Iterator[Played]:
         return map(play_one, jobs)
 
     def close(self, at_once: bool) -> None:

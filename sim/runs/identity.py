@@ -16,6 +16,7 @@ from sim.common.errors import SimError
 from sim.engine.engine import prepare
 from sim.engine.ideal_hardware import in_its_world
 from sim.policy.interface.policy import Policy
+from sim.policy.loader import asked_policy
 from sim.profiles.library import Library
 from sim.runs.task import Task
 from sim.scenario.scenario import Scenario, TraceWorkload, resolved, run_id
@@ -73,7 +74,8 @@ class Registry:
             try:
                 if scenario.profiles not in self._libraries:
                     self._libraries[scenario.profiles] = Library(Path(scenario.profiles) if scenario.profiles else None)
-                policy, _, ingredients = prepare(scenario, self._libraries[scenario.profiles])
+                asked = asked_policy(scenario.policy.name, scenario.policy.parameters)
+                policy, _, ingredients = prepare(scenario, self._libraries[scenario.profiles], asked)
                 self._ingredients[key] = policy, ingredients
             except SimError as error:
                 self._ingredients[key] = error

@@ -17,7 +17,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.runs.executor import MOST_DEATHS, died
-from sim.runs.worker import Job, Played, begin_worker, play_one
+from sim.runs.worker import Played, RunJob, begin_worker, play_one
 
 _IDLE_S = 300  # so long a worker without work stays
 
@@ -31,7 +31,7 @@ class LocalCrew:
         self._jobs = jobs
         self._pool: Any = None
 
-    def play(self, jobs: list[Job]) -> Iterator[Played]:
+    def play(self, jobs: list[RunJob]) -> Iterator[Played]:
         """All together; when a worker dies, those that were at work then one by one, since one of them may be why."""
         left = deque(jobs)
         while left:
@@ -45,9 +45,9 @@ class LocalCrew:
                 if alone:
                     yield died(job, deaths, how)
 
-    def _round(self, left: deque[Job], hands: int) -> Generator[Played, None, tuple[list[Job], str]]:
+    def _round(self, left: deque[RunJob], hands: int) -> Generator[Played, None, tuple[list[RunJob], str]]:
         """Play what is left until all is done or a worker dies. Returns who was at work then, and how it died."""
-        out: dict[Future[Played], Job] = {}
+        out: dict[Future[Played], RunJob] = {}
         stillborn = 0
         while left or out:
             try:

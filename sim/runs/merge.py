@@ -11,7 +11,7 @@ from typing import Any
 from sim.common.errors import ConfigError
 from sim.results.run_folder import FILES, IDENTITY, SUMMARY
 from sim.runs.collect import CLOCKS
-from sim.runs.store import SCENARIO, Point, Store
+from sim.runs.store import SCENARIO, Store, StoredPoint
 
 
 def merge(source: Path, target: Store) -> int:
@@ -48,7 +48,7 @@ def check_source(source: Path, target: Store) -> None:
         raise ConfigError(f"--merge {source}: is the folder to merge into; name another")
 
 
-def known_points(source: Path) -> list[Point]:
+def known_points(source: Path) -> list[StoredPoint]:
     """What the store in `source` was asked for, by whatever command."""
     return Store(source).points(every=True)
 

@@ -58,7 +58,7 @@ class _Shown:
 
 
 @contextmanager
-def counted(stream: TraceStream, doing: str) -> Iterator[TraceStream]:
+def counting(stream: TraceStream, doing: str) -> Iterator[TraceStream]:
     """The stream; while it takes long, its rows, rows/s and, if known, the time left are shown on stderr."""
     shown, total, done = _Shown(doing), stream.rows, 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.runs.executor import LOST, MOST_DEATHS, PATIENCE_S, cluster_trouble, died, one_line
-from sim.runs.worker import Job, Played, play_one
+from sim.runs.worker import Played, RunJob, play_one
 
 
 class RayCrew:
@@ -29,14 +29,14 @@ class RayCrew:
             raise ConfigError("--engine ray: give the address of its head node, --address HOST:6379")
         self._ray = ray
         self._hands = hands
-        self._out: dict[Any, Job] = {}
+        self._out: dict[Any, RunJob] = {}
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         except Exception as error:  # a refused connection, another version of Ray or Python: it says which
             raise ConfigError(f"no Ray cluster answers at {address} ({one_line(error)}); check the address") from None
         self._play = ray.remote(num_cpus=1, max_retries=MOST_DEATHS - 1)(play_one)
 
-    def play(self, jobs: list[Job]) -> Iterator[Played]:
+    def play(self, jobs: list[RunJob]) -> Iterator[Played]:
         left = deque(jobs)
         room = self._hands or 2 * int(self._ray.cluster_resources().get("CPU", 1))
         while left or self._out:
@@ -54,7 +54,7 @@ class RayCrew:
                 job = self._out.pop(reference)
                 yield self._played(reference, job)
 
-    def _played(self, reference: Any, job: Job) -> Played:
+    def _played(self, reference: Any, job: RunJob) -> Played:
         known = self._ray.exceptions
         try:
             played: Played = self._ray.get(reference)

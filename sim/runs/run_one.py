@@ -5,7 +5,6 @@ The verb `run` calls `run`, and api.simulate its parts: `compose` turns options 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ from sim.policy.loader import load_policy
 from sim.results.run_folder import check_target, home_of, what_is_kept, write_run
 from sim.results.summary import summarize
 from sim.results.timeline_file import TimelineOptions, check_timeline, new_timeline, write_timeline
-from sim.scenario.scenario import PolicySpec, Scenario, is_code, refuse_code, resolved, scenario_of
+from sim.scenario.scenario import PolicySpec, Scenario, Setting, is_code, path_set, refuse_code, resolved, scenario_of
 from sim.traces.formats import told_format
 from sim.workload.requests import Workload, open_workload
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `run` was asked. `settings` are path=value texts; a relative `trace` is taken from the current folder."""
+    """What `run` was asked. A relative `trace` is taken from the current folder."""
 
     # A file, or its data, or what was made of that; None: the default scenario that comes with the project.
     scenario: Path | Mapping[str, Any] | Scenario | None = None
@@ -38,7 +37,7 @@ class RunOptions:
     trace: Path | None = None
     trace_format: str | None = None
     assign: str | None = None
-    settings: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
     seed: int | None = None
     out: Path | None = None
     check: bool = False
@@ -53,22 +52,22 @@ def compose(options: RunOptions) -> Scenario:
     """
     given_data, where, folder = _source(options.scenario)
     data = given_data if isinstance(given_data, dict) else {}
-    assignments = []
+    settings: list[Setting] = []
     if isinstance(options.policy, Mapping):
-        assignments.append(_assignment("policy", dict(options.policy)))
+        settings.append(("policy", dict(options.policy)))
     elif options.policy is not None:
         given = data.get("policy", PolicySpec().name)
         own = given.get("name", PolicySpec().name) if isinstance(given, dict) else given
         kept = given if isinstance(given, dict) and _same_policy(own, options.policy) else {}
-        refuse_code({"policy": {**kept, "name": ""}}, where, [text.partition("=")[0] for text in options.settings])
-        assignments.append(_assignment("policy", {**kept, "name": options.policy}))
+        refuse_code({"policy": {**kept, "name": ""}}, where, map(path_set, options.settings))
+        settings.append(("policy", {**kept, "name": options.policy}))
     elif isinstance(options.scenario, Scenario):  # not a file's text any more: its maker has answered for its policy
-        assignments.append(_assignment("policy", data["policy"]))
+        settings.append(("policy", data["policy"]))
     if options.trace is not None:
         workload: dict[str, Any] = {"kind": "trace", "file": str(Path.cwd() / options.trace)}
         if options.trace_format is None and (told := told_format(options.trace)) is not None:
             workload["format"] = told
-        assignments.append(_assignment("workload", workload))
+        settings.append(("workload", workload))
     elif not _plays_trace(data.get("workload")):
         for flag, value in (("--format", options.trace_format), ("--assign", options.assign)):
             if value is not None:
@@ -77,10 +76,10 @@ def compose(options: RunOptions) -> Scenario:
             raise ConfigError("--strict: the scenario's requests are generated; give --trace FILE with it")
     for name, item in (("format", options.trace_format), ("assign", options.assign), ("strict", options.strict)):
         if item:
-            assignments.append(_assignment(f"workload.{name}", item))
+            settings.append((f"workload.{name}", item))
     if options.seed is not None:
-        assignments.append(_assignment("seed", options.seed))
-    return scenario_of(given_data, where, folder, [*assignments, *options.settings])
+        settings.append(("seed", options.seed))
+    return scenario_of(given_data, where, folder, [*settings, *options.settings])
 
 
 def _source(scenario: Path | Mapping[str, Any] | Scenario | None) -> tuple[Any, str, Path]:
@@ -104,10 +103,6 @@ def _plays_trace(workload: Any) -> bool:
     return isinstance(workload, dict) and ("file" in workload or workload.get("kind") == "trace")
 
 
-def _assignment(path: str, value: Any) -> str:
-    return f"{path}={json.dumps(value, ensure_ascii=False)}"
-
-
 def run(
     options: RunOptions,
     on_progress: Callable[[int, int | None, float], None] | None = None,
@@ -121,14 +116,14 @@ def run(
     if options.timeline is not None:
         check_timeline(options.timeline)
     scenario = compose(options)
-    load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
+    chosen = load_policy(scenario.policy.name, scenario.policy.parameters)  # before a long trace is read for nothing
     workload = open_workload(scenario)
     if options.out is not None:
-        check_target(options.out, lambda: identify(scenario, workload))
+        check_target(options.out, lambda: identify(scenario, workload, chosen))
     recorder = Recorder(None if options.out is None else home_of(options.out))
     recorder.series = None if options.out is None else Series()
     recorder.timeline = None if options.timeline is None else new_timeline(options.timeline)
-    outcome = play(scenario, workload, recorder, options.check, on_progress)
+    outcome = play(scenario, workload, recorder, options.check, on_progress, chosen)
     summary = summarize(outcome, peak_rss_bytes())
     if options.out is not None:
         write_run(options.out, outcome, summary)

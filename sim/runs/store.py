@@ -30,7 +30,7 @@ _POINTS, _WORK, _LOCK = "points.json", ".work", ".lock"
 
 
 @dataclass(frozen=True)
-class Point:
+class StoredPoint:
     """A task as a store remembers it: its labels and its run."""
 
     run_id: str
@@ -46,7 +46,7 @@ class Store:
     def __init__(self, folder: Path, keep: Keep = "all") -> None:
         self.folder, self.keep = Path(folder), keep
         self.runs, self.errors, self.work = self.folder / "runs", self.folder / "errors", self.folder / _WORK
-        self._now: list[Point] = []  # what the command at work has asked for
+        self._now: list[StoredPoint] = []  # what the command at work has asked for
         self._lock: Any = None
         with self._writing():
             self._refuse_foreign()
@@ -211,26 +211,28 @@ class Store:
 
     # --- what was asked, and its table
 
-    def remember(self, points: Iterable[Point]) -> None:
+    def remember(self, points: Iterable[StoredPoint]) -> None:
         """Add to what the command at work asks for."""
         self._now = _distinct([*self._now, *points])
         self._write_points(self.points(every=True))
 
-    def remember_earlier(self, points: Iterable[Point]) -> None:
+    def remember_earlier(self, points: Iterable[StoredPoint]) -> None:
         """Add to what earlier commands have asked for, which is kept apart."""
         self._write_points([*self.points(every=True), *points])
 
-    def _write_points(self, known: list[Point]) -> None:
+    def _write_points(self, known: list[StoredPoint]) -> None:
         now = [vars(point) for point in self._now]
         data = {"now": now, "earlier": [row for row in map(vars, _distinct(known)) if row not in now]}
         self.write_text(_POINTS, json.dumps(data, indent=1) + "\n")
 
-    def points(self, every: bool = False) -> list[Point]:
+    def points(self, every: bool = False) -> list[StoredPoint]:
         """What the last command asked for, in order; with `every`, then what earlier ones asked for too."""
         path = self.folder / _POINTS
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            found = {name: [Point(row["run_id"], row["labels"]) for row in data[name]] for name in ("now", "earlier")}
+            found = {
+                name: [StoredPoint(row["run_id"], row["labels"]) for row in data[name]] for name in ("now", "earlier")
+            }
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError):
@@ -269,8 +271,8 @@ def _read(path: Path, run_id: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("run_id") == run_id else None
 
 
-def _distinct(points: Iterable[Point]) -> list[Point]:
-    found: dict[str, Point] = {}
+def _distinct(points: Iterable[StoredPoint]) -> list[StoredPoint]:
+    found: dict[str, StoredPoint] = {}
     for point in points:
         found.setdefault(json.dumps([point.run_id, point.labels]), point)
     return list(found.values())

@@ -29,18 +29,18 @@ from sim.core.record.recorder import Recorder
 from sim.core.record.series import Series
 from sim.engine.engine import Outcome, simulate
 from sim.engine.run_code import code_digests
-from sim.policy.loader import policy_class
+from sim.policy.interface.policy import Policy
+from sim.policy.loader import policy_of, read_policy
 from sim.results.run_folder import put_run
 from sim.results.summary import summarize
 from sim.runs.identity import workload_key
 from sim.runs.run_one import peak_rss_bytes
-from sim.scenario.scenario import Scenario, TraceWorkload
-from sim.studies.axes import is_path
+from sim.scenario.scenario import Scenario, TraceWorkload, is_code
 from sim.workload.requests import Workload, open_workload
 
 
 @dataclass(frozen=True)
-class Job:
+class RunJob:
     """A run to be played. desk: a folder that driver and worker share, "" if none. tables: are files wanted?
 
     policy_source: of a policy that is given by path. version: that of the driver.
@@ -78,21 +78,21 @@ class _Fault(Exception):
     """This machine cannot play the run."""
 
 
-def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, tables: bool) -> Job:
+def job_of(name: str, scenario: Scenario, version: str, desk: Path | None, tables: bool) -> RunJob:
     """The job of a run that has been identified; raises ConfigError if its policy's file has gone since."""
     policy = scenario.policy.name
     source = None
-    if is_path(policy):
+    if is_code(policy):
         try:
             source = Path(policy).read_bytes()
         except OSError as error:
             raise ConfigError(f"{policy}: cannot read the policy ({error.strerror}); check the path") from None
     if scenario.profiles is not None:  # a worker has another current folder
         scenario = scenario.model_copy(update={"profiles": str(Path(scenario.profiles).resolve())})
-    return Job(name, scenario, version, source, "" if desk is None else str(desk), tables)
+    return RunJob(name, scenario, version, source, "" if desk is None else str(desk), tables)
 
 
-def play_one(job: Job) -> Played:
+def play_one(job: RunJob) -> Played:
     """Play a job. Never raises but for what ends the process."""
     mark = Path(job.desk) / f"{job.run_id}.begun" if job.desk else None
     try:
@@ -113,7 +113,7 @@ def play_one(job: Job) -> Played:
             mark.unlink(missing_ok=True)
 
 
-def _failed(job: Job, error: Exception) -> Played:
+def _failed(job: RunJob, error: Exception) -> Played:
     """What is said of a run that the machine could not play, or in which we have failed ourselves."""
     if out_of_memory(error):
         traceback.clear_frames(error.__traceback__)
@@ -134,7 +134,7 @@ def _temporary() -> str:
         return "no folder for temporary files"
 
 
-def _play(job: Job) -> Played:
+def _play(job: RunJob) -> Played:
     if job.version != version():
         raise _Fault("the worker has another version of the simulator than the driver; install the same on both")
     if not job.desk:
@@ -144,7 +144,8 @@ def _play(job: Job) -> Played:
         recorder = Recorder(Path(folder))
         recorder.series = Series() if job.tables else None
         try:
-            outcome = simulate(scenario, workload=_workload(scenario), recorder=recorder)
+            chosen = _chosen(scenario, job)
+            outcome = simulate(scenario, workload=_workload(scenario), recorder=recorder, chosen=chosen)
         except SimError as error:
             text = str(error).replace(scenario.policy.name, job.scenario.policy.name)
             raise type(error)(text) from None
@@ -155,7 +156,7 @@ def _play(job: Job) -> Played:
         return Played(job.run_id, summary, files=_keep(job, outcome, summary, Path(folder)))
 
 
-def _keep(job: Job, outcome: Outcome, summary: dict[str, Any], own: Path) -> dict[str, bytes]:
+def _keep(job: RunJob, outcome: Outcome, summary: dict[str, Any], own: Path) -> dict[str, bytes]:
     """Write the run's files to the desk, or hand them back."""
     if not job.tables:
         return {}
@@ -166,20 +167,26 @@ def _keep(job: Job, outcome: Outcome, summary: dict[str, Any], own: Path) -> dic
 
 
 def _look_for_files(scenario: Scenario) -> None:
-    """Raises _Fault if the trace, the tables or the policy are not on this machine."""
+    """Raises _Fault if the trace or the tables are not on this machine."""
     needed = [scenario.workload.file] if isinstance(scenario.workload, TraceWorkload) else []
     for path in (*needed, *([scenario.profiles] if scenario.profiles else [])):
         if not Path(path).exists():
             raise _Fault(f"{path} is not there; put it at the same path on every machine of the cluster")
-    if not is_path(scenario.policy.name):
-        try:
-            policy_class(scenario.policy.name)
-        except PolicyError as error:
-            raise _Fault(f"{error}; install the same policies on every machine of the cluster") from None
+
+
+def _chosen(scenario: Scenario, job: RunJob) -> tuple[Policy, str]:
+    """The policy that plays. Raises _Fault if it should be installed on this machine and is not; SimError."""
+    try:
+        cls, digest = read_policy(scenario.policy.name)
+    except PolicyError as error:
+        if job.desk or is_code(scenario.policy.name):
+            raise
+        raise _Fault(f"{error}; install the same policies on every machine of the cluster") from None
+    return policy_of(cls, scenario.policy.name, scenario.policy.parameters), digest
 
 
 @contextmanager
-def _policy_here(job: Job, folder: Path) -> Iterator[Scenario]:
+def _policy_here(job: RunJob, folder: Path) -> Iterator[Scenario]:
     """The job's scenario, its policy's file made anew where this machine does not have the same."""
     scenario = job.scenario
     if job.policy_source is not None and not _same_file(Path(scenario.policy.name), job.policy_source):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from sim.common.data_files import data_folder
@@ -27,12 +26,6 @@ def read_preset(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown preset '{name}'; {did_you_mean(str(name), preset_names())}")
     data: dict[str, Any] = read_yaml(data_folder("traces") / "presets" / f"{name}.yaml")
     return data
-
-
-def preset_file(name: str) -> Path:
-    """Where a preset lies. Raises ValueError when there is none of that name."""
-    read_preset(name)
-    return data_folder("traces") / "presets" / f"{name}.yaml"
 
 
 def written_out(data: dict[str, Any], whole: Sequence[str], stream: Sequence[str]) -> dict[str, Any]:

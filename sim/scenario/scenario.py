@@ -23,6 +23,7 @@ from sim.scenario.fields import Count, Frozen, Name, NonNegative, Positive, firs
 from sim.scenario.workload import GenerateWorkload, ModelTraffic, TraceWorkload
 
 GIB = 2**30
+Setting = str | tuple[str, Any]  # "a.b.0.c=value", its value read as YAML; or the path and the value itself
 
 __all__ = ["GenerateWorkload", "ModelTraffic", "TraceWorkload"]  # besides what is defined here: for whoever needs both
 
@@ -230,19 +231,27 @@ def _long_form(data: Any, where: str) -> dict[str, Any]:
     return dict(data)
 
 
-def override(data: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """A copy of a scenario's data with `path=value` settings applied, for example cluster.nodes.0.count=4.
+def override(data: dict[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
+    """A copy of a scenario's data with settings applied, for example cluster.nodes.0.count=4.
 
-    A value is read as YAML. Mappings gain keys (validation then refuses unknown ones); lists only change items that
-    exist. Raises ConfigError when a path leads nowhere.
+    Mappings gain keys (validation then refuses unknown ones); lists only change items that exist. Raises ConfigError
+    when a path leads nowhere.
     """
     result = deepcopy(data)
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
+    for setting in settings:
+        if isinstance(setting, tuple):
+            assign(result, setting[0], deepcopy(setting[1]), f"settings: {setting[0]}")
+            continue
+        path, separator, text = setting.partition("=")
         if not separator or not path:
-            raise ConfigError(f"--set {assignment}: write path=value, for example cluster.nodes.0.count=4")
-        assign(result, path, parse_value(text, f"--set {assignment}"), f"--set {assignment}")
+            raise ConfigError(f"--set {setting}: write path=value, for example cluster.nodes.0.count=4")
+        assign(result, path, parse_value(text, f"--set {setting}"), f"--set {setting}")
     return result
+
+
+def path_set(setting: Setting) -> str:
+    """The dotted path of the field that a setting sets."""
+    return setting[0] if isinstance(setting, tuple) else setting.partition("=")[0]
 
 
 def assign(data: dict[str, Any], path: str, value: Any, where: str) -> None:
@@ -301,23 +310,23 @@ def _code_within(value: Any) -> str | None:
     return next((file for file in map(_code_within, inside) if file is not None), None)
 
 
-def load_scenario(path: Path, assignments: Iterable[str] = ()) -> Scenario:
+def load_scenario(path: Path, settings: Iterable[Setting] = ()) -> Scenario:
     """Read, override and validate a scenario file. Relative paths in it (of a trace, of profiles) are taken from the
     scenario's own folder.
 
     Raises ConfigError.
     """
-    return scenario_of(read_yaml(path), str(path), path.parent, assignments)
+    return scenario_of(read_yaml(path), str(path), path.parent, settings)
 
 
-def scenario_of(data: Any, where: str, folder: Path, assignments: Iterable[str] = ()) -> Scenario:
+def scenario_of(data: Any, where: str, folder: Path, settings: Iterable[Setting] = ()) -> Scenario:
     """As load_scenario, from a file's data. where: what messages call it; folder: where relative paths begin; but
-    profiles of `assignments`, which a person types, where that person is."""
-    settings = list(assignments)
-    whole = _long_form(data, where)
-    refuse_code(whole, where, [setting.partition("=")[0] for setting in settings])
+    profiles of `settings`, which a person types, where that person is."""
+    settings = list(settings)
+    whole, paths = _long_form(data, where), [path_set(setting) for setting in settings]
+    refuse_code(whole, where, paths)
     scenario = parse_scenario(override(whole, settings), where)
-    if scenario.profiles and not any(each.partition("=")[0].strip() == "profiles" for each in settings):
+    if scenario.profiles and not any(path.strip() == "profiles" for path in paths):
         scenario = scenario.model_copy(update={"profiles": str(folder / scenario.profiles)})
     if isinstance(scenario.workload, TraceWorkload):
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sim.common.errors import ConfigError
 from sim.runs.task import Label
+from sim.scenario.scenario import is_code
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
@@ -26,14 +27,14 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """A field, by its dotted path, and the values that it takes."""
 
     field: str
     values: list[Value]
 
 
-def axis_of(field: str, given: Any, where: str, most: int) -> Axis:
+def axis_of(field: str, given: Any, where: str, most: int) -> GridAxis:
     """The axis that a grid file means: a list whose items are values or ranges, or a range alone.
 
     A range is a..b (whole numbers, both ends included) or {from: a, to: b, step: c}. Raises ConfigError: no values, a
@@ -57,12 +58,7 @@ def axis_of(field: str, given: Any, where: str, most: int) -> Axis:
             raise ConfigError(f"{where}: the value {name} is there twice; remove one")
         if other is not value:
             raise ConfigError(f"{where}: two values are both called {name}; write {{label: NAME, value: ...}} for them")
-    return Axis(field, values)
-
-
-def is_path(policy: str) -> bool:
-    """Is a policy given by the path of its file, not by name?"""
-    return policy.endswith(".py") or "/" in policy
+    return GridAxis(field, values)
 
 
 def _example(given: Any) -> str:
@@ -110,7 +106,7 @@ def label_of(field: str, content: Any) -> Value:
 
 def _short(field: str, text: str) -> str:
     """Files by their name alone."""
-    if field in ("scenario", "trace", "workload.file") or (field in ("policy", "policy.name") and is_path(text)):
+    if field in ("scenario", "trace", "workload.file") or (field in ("policy", "policy.name") and is_code(text)):
         return Path(text).name
     return text
 

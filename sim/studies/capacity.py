@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +20,15 @@ from sim.common.errors import ConfigError
 from sim.common.statistics import Estimate, estimate
 from sim.profiles.library import Library
 from sim.results.metrics import Measure, measure_named
-from sim.results.summary import without_nan
 from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Result, Task
 from sim.scenario.scenario import Scenario
-from sim.studies.choose_policies import Choice
-from sim.studies.ranking import Column, Ranking, rank
-from sim.studies.scale_load import Group, at_load, node_group, what_load_means
-from sim.studies.search import Found, Goal, Point, Search, crossing, fewest_nodes, largest_load
+from sim.studies.choose_policies import PolicyChoice
+from sim.studies.comparison import PlainResult
+from sim.studies.ranking import Column, PolicyRanking, rank
+from sim.studies.scale_load import NodeGroup, at_load, node_group, what_load_means
+from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
 from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, open_study
 from sim.studies.study_bounds import FluidLimit, saturation
 from sim.studies.verdict_text import capacity_lines
@@ -80,7 +79,7 @@ class PolicyCapacity:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(PlainResult):
     """All of it; `as_data` is what capacity.json holds."""
 
     scenario: str
@@ -92,29 +91,20 @@ class Capacity:
     load_means: str
     tolerance: float
     most: float
-    group: Group | None
+    group: NodeGroup | None
     policies: tuple[PolicyCapacity, ...]
-    ranking: Ranking | None
+    ranking: PolicyRanking | None
     bound: FluidLimit
     notices: tuple[str, ...]
     verdict: tuple[str, ...] = ()
     kind: str = "capacity"
     version: int = VERSION
 
-    def as_data(self) -> dict[str, Any]:
-        """Plain data without NaN."""
-        plain: dict[str, Any] = without_nan({"kind": self.kind, "version": self.version, **asdict(self)})
-        return plain
-
-    def as_json(self) -> str:
-        """The same bytes for the same runs."""
-        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
-
 
 class _Player:
     """Plays points: one load or number of nodes, one policy, every seed."""
 
-    def __init__(self, options: CapacityOptions, study: Study, goal: Goal, group: Group | None) -> None:
+    def __init__(self, options: CapacityOptions, study: Study, goal: Goal, group: NodeGroup | None) -> None:
         self.options, self.study, self.goal, self.group = options, study, goal, group
 
     def scenario(self, at: float) -> Scenario:
@@ -123,7 +113,7 @@ class _Player:
             return self.group.resized(at_load(self.study.scenario, self.options.load), int(at))
         return at_load(self.study.scenario, at)
 
-    def tasks(self, choice: Choice, at: float) -> list[Task]:
+    def tasks(self, choice: PolicyChoice, at: float) -> list[Task]:
         turned = "nodes" if self.options.find == "cluster" else "load"
         scenario = self.scenario(at)
         return [
@@ -131,7 +121,7 @@ class _Player:
             for seed in self.study.seeds
         ]
 
-    def point(self, at: float, results: Sequence[Result]) -> Point:
+    def point(self, at: float, results: Sequence[Result]) -> PlayedLoad:
         summaries = [result.summary for result in results if result.summary is not None]
         assert len(summaries) == len(results)
         values = [self.goal.metric.of(summary) for summary in summaries]
@@ -139,7 +129,7 @@ class _Player:
         seen = estimate(values, self.options.confidence)
         kept = None not in values and self.goal.kept(seen.mean)
         ends = [] if seen.t is None or seen.missing else [self.goal.kept(end) for end in (seen.t.low, seen.t.high)]
-        return Point(
+        return PlayedLoad(
             at=at,
             values=tuple(values),
             seen=seen,
@@ -262,7 +252,7 @@ def _searched(player: _Player, store: Store | None, on_progress: OnProgress | No
     return _ranked(player, policies)
 
 
-def _policy(player: _Player, choice: Choice, found: Found | None, error: str) -> PolicyCapacity:
+def _policy(player: _Player, choice: PolicyChoice, found: Found | None, error: str) -> PolicyCapacity:
     seeds = len(player.study.seeds)
     by_seed: tuple[float | None, ...] = (None,) * seeds
     at = None if found is None or found.value is None else next(p for p in found.points if p.at == found.value)

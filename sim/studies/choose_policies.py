@@ -7,15 +7,15 @@ in the tier `oracle`, never in `all`. Called by `compare` and `capacity`. Runs n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sim.common.errors import ConfigError, did_you_mean
 from sim.common.yaml_files import parse_value
-from sim.policy.loader import load_policy, policy_class, policy_names
-from sim.scenario.scenario import PolicySpec, Scenario
+from sim.policy.loader import asked_policy, policy_class, policy_names
+from sim.scenario.scenario import PolicySpec, Scenario, is_code
 
 TIERS = ("naive", "production", "research", "ours", "oracle")
 ALL = "all"
@@ -23,7 +23,7 @@ _PARAMETER = re.compile(r":(?=[A-Za-z_]\w*=)")
 
 
 @dataclass(frozen=True)
-class Choice:
+class PolicyChoice:
     """A policy with parameters under a label that no other one of the study has. oracle: what it knows; else ""."""
 
     label: str
@@ -36,15 +36,16 @@ class Choice:
         return scenario.model_copy(update={"policy": self.spec, "seed": seed})
 
 
-def choose(text: str, scenario: Scenario) -> list[Choice]:
-    """The policies of `a,b,tier,path.py,name:parameter=value,{name: x, parameter: value}`, each once, in that order.
+def choose(asked: str | Sequence[str | Path], scenario: Scenario) -> list[PolicyChoice]:
+    """The policies of `a,b,tier,path.py,name:parameter=value,{name: x, parameter: value}`, or of a list of such texts
+    and of paths, each once, in that order.
 
     A policy named alone has the parameters that the scenario gives to it, if it is the scenario's own. Raises
     ConfigError or PolicyError: nothing asked, unknown names (with the closest), bad parameters, equal labels.
     """
-    found: dict[str, Choice] = {}
-    for item in _items(text):
-        for name, parameters in _meant(item):
+    found: dict[str, PolicyChoice] = {}
+    for item, meant in _each(asked):
+        for name, parameters in meant:
             own = not parameters and name == scenario.policy.name
             choice = _choice(name, scenario.policy.parameters if own else parameters, _label(name, parameters))
             before = found.setdefault(choice.label, choice)
@@ -57,9 +58,18 @@ def choose(text: str, scenario: Scenario) -> list[Choice]:
     return list(found.values())
 
 
-def oracles() -> list[Choice]:
+def oracles() -> list[PolicyChoice]:
     """Every installed policy that knows what no scheduler can know."""
     return [_choice(name, {}, name) for name in _of_tier("oracle")]
+
+
+def _each(asked: str | Sequence[str | Path]) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """What is asked item by item: as messages call it, and (name, parameters) of what it stands for."""
+    for part in [asked] if isinstance(asked, str) else asked:
+        if isinstance(part, Path):
+            yield str(part), [(str(part), {})]
+        else:
+            yield from ((item, _meant(item)) for item in _items(part))
 
 
 def _items(text: str) -> Iterator[str]:
@@ -105,25 +115,21 @@ def _meant(item: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _label(name: str, parameters: dict[str, Any]) -> str:
-    base = Path(name).stem.replace("_", "-") if _is_path(name) else name
+    base = Path(name).stem.replace("_", "-") if is_code(name) else name
     return base + "".join(f":{key}={value}" for key, value in parameters.items())
 
 
-def _choice(name: str, parameters: dict[str, Any], label: str) -> Choice:
+def _choice(name: str, parameters: dict[str, Any], label: str) -> PolicyChoice:
     names = policy_names()
-    if not _is_path(name) and name not in names:
+    if not is_code(name) and name not in names:
         raise ConfigError(f"--policies: unknown policy '{name}'; {did_you_mean(name, [*names, ALL, *TIERS])}")
-    policy, _ = load_policy(name, parameters)
-    return Choice(label, PolicySpec(name=name, **parameters), tier_of(type(policy)), policy.oracle)
+    policy, _ = asked_policy(name, parameters)
+    return PolicyChoice(label, PolicySpec(name=name, **parameters), tier_of(type(policy)), policy.oracle)
 
 
 def tier_of(policy: Any) -> str:
     """The tier that a policy's class says; that of an oracle is always `oracle`."""
     return "oracle" if policy.oracle else str(getattr(policy, "tier", "other"))
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(".py") or "/" in name
 
 
 def _is_oracle(name: str) -> bool:

@@ -18,7 +18,7 @@ from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Machines, Result, Task
 from sim.scenario.scenario import Scenario
-from sim.studies.choose_policies import Choice, oracles
+from sim.studies.choose_policies import PolicyChoice, oracles
 from sim.studies.comparison import Comparison, WarmUp, common_notices, comparison_csv, front, policy_results, rankings
 from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, label_of, open_study
 from sim.studies.study_bounds import bounds_beside
@@ -64,12 +64,12 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _ComparePlan:
     """All that is decided before the first run."""
 
     study: Study
-    choices: list[Choice]
-    beside: list[Choice]  # oracles that nobody asked for by name, played for their bound
+    choices: list[PolicyChoice]
+    beside: list[PolicyChoice]  # oracles that nobody asked for by name, played for their bound
     bounds: bool
     metrics: tuple[Measure, ...]
     baseline: str
@@ -87,7 +87,7 @@ def compare(options: CompareOptions, on_progress: OnProgress | None = None) -> C
     baseline = options.baseline
     if baseline is None and study.scenario.policy.name in [choice.label for choice in study.choices]:
         baseline = study.scenario.policy.name
-    plan = _Plan(
+    plan = _ComparePlan(
         study,
         study.choices,
         _beside(study, options.bounds),
@@ -109,7 +109,7 @@ def compare(options: CompareOptions, on_progress: OnProgress | None = None) -> C
     return made
 
 
-def _beside(study: Study, bounds: bool) -> list[Choice]:
+def _beside(study: Study, bounds: bool) -> list[PolicyChoice]:
     """Oracles that nobody asked for by name."""
     asked = [choice.label for choice in study.choices]
     return [choice for choice in oracles() if choice.label not in asked] if bounds else []
@@ -150,7 +150,7 @@ def _asked_warm_up(text: str | None, study: Study) -> float | None:
     return asked_s
 
 
-def _warm_up(plan: _Plan, asked_s: float | None, store: Store | None, on_progress: OnProgress | None) -> WarmUp:
+def _warm_up(plan: _ComparePlan, asked_s: float | None, store: Store | None, on_progress: OnProgress | None) -> WarmUp:
     """The same cut for every policy and seed, or they would not be compared on the same requests."""
     if asked_s is not None:
         rule = "as given" if asked_s else "none: every number is of the whole run, cold start included"
@@ -173,12 +173,12 @@ def _warm_up(plan: _Plan, asked_s: float | None, store: Store | None, on_progres
 # --- the runs
 
 
-def _task(plan: _Plan, choice: Choice, seed: int, after_s: float) -> Task:
+def _task(plan: _ComparePlan, choice: PolicyChoice, seed: int, after_s: float) -> Task:
     scenario: Scenario = choice.of(plan.study.scenario, seed).model_copy(update={"warm_up_s": after_s})
     return Task(scenario, {"policy": choice.label, "seed": seed})
 
 
-def _compared(plan: _Plan, warm_up: WarmUp, store: Store | None, on_progress: OnProgress | None) -> Comparison:
+def _compared(plan: _ComparePlan, warm_up: WarmUp, store: Store | None, on_progress: OnProgress | None) -> Comparison:
     seeds, choices = plan.study.seeds, [*plan.choices, *plan.beside]
     tasks = [_task(plan, choice, seed, warm_up.after_s) for choice in choices for seed in seeds]
     played = play(tasks, store, plan.machines, on_progress)

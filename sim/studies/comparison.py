@@ -18,8 +18,8 @@ from sim.common.statistics import Difference, Estimate, difference, estimate, ho
 from sim.results.metrics import Measure
 from sim.results.summary import without_nan
 from sim.runs.task import Result
-from sim.studies.choose_policies import Choice
-from sim.studies.ranking import Column, Ranking, rank
+from sim.studies.choose_policies import PolicyChoice
+from sim.studies.ranking import Column, PolicyRanking, rank
 
 VERSION = 1
 _MORE_LOST = 0.01
@@ -27,7 +27,7 @@ COUNTS = ("arrived", "completed", "unfinished", "rejected", "timed_out", "failed
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricBySeed:
     """A metric of one policy: its value by seed (None: that run has none), and what they say together."""
 
     values: tuple[float | None, ...]
@@ -67,7 +67,7 @@ class PolicyResult:
     run_ids: tuple[str, ...]
     errors: tuple[Failure, ...]
     counts: dict[str, int]
-    measured: dict[str, Measured]
+    measured: dict[str, MetricBySeed]
     versus: dict[str, Versus]
 
     @property
@@ -114,7 +114,22 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlainResult:
+    """What a study found; those derived from it have a kind and a version."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data without NaN."""
+        data = asdict(self)
+        plain: dict[str, Any] = without_nan({"kind": data["kind"], "version": data["version"], **data})
+        return plain
+
+    def as_json(self) -> str:
+        """The same bytes for the same runs."""
+        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Comparison(PlainResult):
     """All of it; `as_data` is what comparison.json holds."""
 
     scenario: str
@@ -124,22 +139,13 @@ class Comparison:
     metrics: tuple[Measure, ...]  # the first decides
     warm_up: WarmUp
     policies: tuple[PolicyResult, ...]
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[PolicyRanking, ...]
     front: Front
     bounds: tuple[Bound, ...]
     notices: tuple[str, ...]
     verdict: tuple[str, ...] = ()
     kind: str = field(default="comparison")
     version: int = field(default=VERSION)
-
-    def as_data(self) -> dict[str, Any]:
-        """Plain data without NaN."""
-        plain: dict[str, Any] = without_nan({"kind": self.kind, "version": self.version, **asdict(self)})
-        return plain
-
-    def as_json(self) -> str:
-        """The same bytes for the same runs."""
-        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
 
     @property
     def decisive(self) -> Measure:
@@ -150,7 +156,7 @@ class Comparison:
 
 
 def policy_results(
-    choices: Sequence[Choice],
+    choices: Sequence[PolicyChoice],
     results: Sequence[Sequence[Result]],
     metrics: Sequence[Measure],
     baseline: str,
@@ -183,7 +189,7 @@ def policy_results(
             ),
             counts=_counts(row),
             measured={
-                metric.key: Measured(
+                metric.key: MetricBySeed(
                     tuple(columns[metric.key][index]), estimate(columns[metric.key][index], confidence)
                 )
                 for metric in metrics
@@ -204,7 +210,9 @@ def _counts(row: Sequence[Result]) -> dict[str, int]:
     return {**counts, "starved": sum(summary["switching"]["starved"] for summary in summaries)}
 
 
-def rankings(policies: Sequence[PolicyResult], metrics: Sequence[Measure], confidence: float) -> tuple[Ranking, ...]:
+def rankings(
+    policies: Sequence[PolicyResult], metrics: Sequence[Measure], confidence: float
+) -> tuple[PolicyRanking, ...]:
     """The policies by each metric that has a better end; those without a number for every seed are not ranked.
 
     Nor, by times and costs, those that did less of the work (see `lighter`).

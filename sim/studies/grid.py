@@ -28,15 +28,14 @@ from pydantic import Field, ValidationError
 from sim.common.data_files import data_folder
 from sim.common.errors import ConfigError, PolicyError, did_you_mean
 from sim.common.yaml_files import read_yaml
-from sim.policy.loader import load_policy, policy_names
+from sim.policy.loader import asked_policy, policy_names
 from sim.runs.task import Label, Task
 from sim.scenario.fields import Frozen, first_problem
-from sim.scenario.scenario import PolicySpec, Scenario, TraceWorkload, assign, parse_scenario, refuse_code
-from sim.studies.axes import Axis, Value, axis_of, is_path, label_of
+from sim.scenario.scenario import PolicySpec, Scenario, TraceWorkload, assign, is_code, parse_scenario, refuse_code
+from sim.studies.axes import GridAxis, Value, axis_of, label_of
 from sim.traces.formats import told_format
 
 MOST_RUNS = 10_000
-_FILES = ("scenario", "trace")  # fields of a grid that no scenario has
 Point = dict[str, Value]
 
 
@@ -52,7 +51,7 @@ class _Grid(Frozen):
 
 
 @dataclass(frozen=True)
-class Grid:
+class SweepGrid:
     """A grid file, read. tasks: a scenario each, in the order of the file, the last field varying fastest.
 
     fields: what is varied, the columns of tables. text: the file as it stands.
@@ -63,7 +62,7 @@ class Grid:
     text: str
 
 
-def read_grid(path: Path, most_runs: int = MOST_RUNS) -> Grid:
+def read_grid(path: Path, most_runs: int = MOST_RUNS) -> SweepGrid:
     """Read a grid file and make its tasks.
 
     Raises ConfigError, one line that names the field: what is no grid, no scenario, no policy; more than `most_runs`.
@@ -82,7 +81,7 @@ def read_grid(path: Path, most_runs: int = MOST_RUNS) -> Grid:
     points = _points(grid, path, most_runs)
     fields = tuple(dict.fromkeys(field for point in points for field in point))
     maker = _Maker(path, grid)
-    return Grid([maker.task(point, fields) for point in points], fields, path.read_text(encoding="utf-8"))
+    return SweepGrid([maker.task(point, fields) for point in points], fields, path.read_text(encoding="utf-8"))
 
 
 # --- points
@@ -126,7 +125,7 @@ def _points(grid: _Grid, path: Path, most_runs: int) -> list[Point]:
     return found
 
 
-def _steps(group: list[Axis]) -> list[Point]:
+def _steps(group: list[GridAxis]) -> list[Point]:
     return [{axis.field: axis.values[at] for axis in group} for at in range(len(group[0].values))]
 
 
@@ -205,7 +204,7 @@ class _Maker:
         assign(data, field, content, where)
         if field in ("policy", "policy.name"):
             name = data["policy"].get("name")
-            if isinstance(name, str) and is_path(name):
+            if isinstance(name, str) and is_code(name):
                 data["policy"]["name"] = str((self._path.parent / name).resolve())
         elif field == "profiles" and isinstance(content, str):
             data["profiles"] = str((self._path.parent / content).resolve())
@@ -222,14 +221,14 @@ class _Maker:
         key = repr((policy.name, sorted(policy.parameters.items())))
         if key in self._policies:
             return
-        if is_path(policy.name):
+        if is_code(policy.name):
             if not Path(policy.name).is_file():
                 raise ConfigError(f"{where}: field 'policy': {policy.name}: no such file; check the path")
         elif policy.name not in policy_names():
             hint = did_you_mean(policy.name, policy_names())
             raise ConfigError(f"{where}: field 'policy': unknown policy '{policy.name}'; {hint}")
         try:
-            load_policy(policy.name, policy.parameters)
+            asked_policy(policy.name, policy.parameters)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         except PolicyError:

@@ -25,7 +25,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class PolicyRanking:
     """Policies by one metric, the best mean first.
 
     tied: those besides the first that the seeds do not rule out as the best; none with one seed, which rules out none.
@@ -48,7 +48,7 @@ class Ranking:
         return self.order[0] if self.order else None
 
 
-def rank(metric: Measure, columns: Sequence[Column], confidence: float) -> Ranking:
+def rank(metric: Measure, columns: Sequence[Column], confidence: float) -> PolicyRanking:
     """The ranking by a metric that has a better end."""
     whole = [column for column in columns if column.values and None not in column.values]
     unranked = tuple(column.label for column in columns if column not in whole)
@@ -56,15 +56,15 @@ def rank(metric: Measure, columns: Sequence[Column], confidence: float) -> Ranki
     known = {column.label: [sign * float(value) for value in column.values if value is not None] for column in whole}
     order = sorted(known, key=lambda label: sum(known[label]))
     if not order:
-        return Ranking(metric.key, (), (), None, None, None, 0, unranked)
+        return PolicyRanking(metric.key, (), (), None, None, None, 0, unranked)
     rivals = len(order) - 1
     chances = {label: _chance(label, known) for label in order[1:]}
     unsure = [label for label, chance in chances.items() if chance is not None and chance >= 1 - confidence]
     second = next((label for label in order[1:] if label not in unsure), None) or next(iter(order[1:]), None)
     if second is None:
-        return Ranking(metric.key, tuple(order), (), None, None, None, 0, unranked)
+        return PolicyRanking(metric.key, tuple(order), (), None, None, None, 0, unranked)
     lead = difference([sign * v for v in known[second]], [sign * v for v in known[order[0]]], confidence).estimate
-    return Ranking(metric.key, tuple(order), tuple(unsure), second, lead, chances[second], rivals, unranked)
+    return PolicyRanking(metric.key, tuple(order), tuple(unsure), second, lead, chances[second], rivals, unranked)
 
 
 def _chance(label: str, known: Mapping[str, Sequence[float]]) -> float | None:

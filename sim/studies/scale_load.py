@@ -79,7 +79,7 @@ def what_load_means(scenario: Scenario) -> str:
 
 
 @dataclass(frozen=True)
-class Group:
+class NodeGroup:
     """Nodes of a cluster whose number may change: position in cluster.nodes, its name, and how many there are."""
 
     position: int
@@ -93,9 +93,9 @@ class Group:
         return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": tuple(nodes)})})
 
 
-def node_group(scenario: Scenario, wanted: str | None) -> Group:
+def node_group(scenario: Scenario, wanted: str | None) -> NodeGroup:
     """The node group of this name, host or position. Raises ConfigError: no such group, or several and none named."""
-    groups = [Group(at, node.name or node.host, node.count) for at, node in enumerate(scenario.cluster.nodes)]
+    groups = [NodeGroup(at, node.name or node.host, node.count) for at, node in enumerate(scenario.cluster.nodes)]
     names = [group.name for group in groups]
     if wanted is None:
         if len(groups) == 1:

@@ -33,7 +33,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Point:
+class PlayedLoad:
     """One load (or number of nodes) that was played with every seed. counts: requests of all seeds, by outcome.
 
     sure: True or False where the whole interval keeps or misses the goal, None where it holds the goal.
@@ -64,10 +64,10 @@ class Found:
     sure_not_at: float | None
     odd: str
     why: str
-    points: tuple[Point, ...]  # in order of `at`
+    points: tuple[PlayedLoad, ...]  # in order of `at`
 
 
-Search = Generator[float, Point, Found]
+Search = Generator[float, PlayedLoad, Found]
 
 
 class _Tried:
@@ -75,14 +75,14 @@ class _Tried:
 
     def __init__(self, easy_is_low: bool) -> None:
         self.sign = 1 if easy_is_low else -1
-        self.points: dict[float, Point] = {}
+        self.points: dict[float, PlayedLoad] = {}
 
-    def add(self, point: Point) -> bool:
+    def add(self, point: PlayedLoad) -> bool:
         assert len(self.points) < _MOST_POINTS, "a search goes on for ever"
         self.points[point.at] = point
         return point.kept
 
-    def from_easy(self) -> list[Point]:
+    def from_easy(self) -> list[PlayedLoad]:
         return sorted(self.points.values(), key=lambda point: self.sign * point.at)
 
     def edge(self) -> tuple[float | None, float | None]:
@@ -114,7 +114,7 @@ class _Tried:
     def _easier(self, first: float, second: float) -> bool:
         return self.sign * first < self.sign * second
 
-    def _odd(self, points: Sequence[Point], missed: float | None) -> str:
+    def _odd(self, points: Sequence[PlayedLoad], missed: float | None) -> str:
         again = [point for point in points if point.kept and missed is not None and self._easier(missed, point.at)]
         if not again or missed is None:
             return ""
@@ -183,7 +183,7 @@ def fewest_nodes(start: int, most: int) -> Search:
     return tried.found("")
 
 
-def crossing(points: Sequence[Point], goal: Goal, seed: int) -> float | None:
+def crossing(points: Sequence[PlayedLoad], goal: Goal, seed: int) -> float | None:
     """Where one seed's values first miss the goal as load grows, between two points on a logarithmic scale.
 
     `seed`: its place among the values. None: it keeps or misses the goal at all points, or has no number at one.

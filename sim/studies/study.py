@@ -6,16 +6,18 @@ Called by `compare` and `capacity`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sim.common.errors import ConfigError, did_you_mean
 from sim.engine.engine import prepare
+from sim.policy.loader import asked_policy
 from sim.runs.run_one import RunOptions, compose
 from sim.runs.task import Machines, Progress
 from sim.scenario.scenario import Scenario, TraceWorkload
-from sim.studies.choose_policies import Choice, choose
+from sim.studies.choose_policies import PolicyChoice, choose
 from sim.workload.requests import Workload, open_workload
 
 OnProgress = Callable[[Progress], None]
@@ -26,7 +28,7 @@ class StudyOptions:
     """What `compare` and `capacity` share. `run` says which scenario; its policy, seed and out are not looked at."""
 
     run: RunOptions = field(default_factory=RunOptions)
-    policies: str = "all"
+    policies: str | Sequence[str | Path] = "all"
     seeds: int = 10
     first_seed: int = 1
     machines: Machines = field(default_factory=Machines)
@@ -36,7 +38,7 @@ class StudyOptions:
 class Study:
     scenario: Scenario
     workload: Workload  # of the first seed
-    choices: list[Choice]
+    choices: list[PolicyChoice]
     seeds: tuple[int, ...]
     notices: tuple[str, ...]
 
@@ -60,7 +62,8 @@ def open_study(options: StudyOptions) -> Study:
     elif drawn and isinstance(scenario.workload, TraceWorkload):
         notices.append(f"arrivals and lengths are the trace's in every run; seeds change only {' and '.join(drawn)}")
     scenario = scenario.model_copy(update={"seed": seeds[0]})
-    prepare(choices[0].of(scenario, seeds[0]))
+    first = choices[0].of(scenario, seeds[0])
+    prepare(first, chosen=asked_policy(first.policy.name, first.policy.parameters))
     workload = open_workload(scenario)
     if workload.rows == 0:
         raise ConfigError(f"scenario '{scenario.name}': no request arrives; there is nothing to compare")
@@ -87,7 +90,7 @@ def has_promises(study: Study) -> bool:
     return first is not None and first.deadline_s is not None
 
 
-def label_of(wanted: str | None, choices: list[Choice], flag: str) -> str:
+def label_of(wanted: str | None, choices: list[PolicyChoice], flag: str) -> str:
     """The label of the policy that `flag` names; None: the scenario's first choice. Raises ConfigError."""
     labels = [choice.label for choice in choices]
     if wanted is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sim.bounds.fluid import fluid_capacity
 from sim.bounds.together import Bounds, bounds_of
 from sim.common.errors import SimError
+from sim.results.metrics import known_measures
 from sim.scenario.scenario import Scenario
 from sim.studies.comparison import Bound, PolicyResult
 from sim.workload.requests import open_workload
@@ -19,7 +20,7 @@ from sim.workload.requests import open_workload
 _SEEDS = 2  # bounds take seconds each
 # Of a run in which every request was answered, E2E of all is E2E of the completed.
 _HELD = {"e2e_all_s.mean": "e2e_s.mean", "e2e_all_s.p99": "e2e_s.p99", "ttft_s.p99": "ttft_s.p99"}
-_NAMES = {"e2e_all_s.mean": "E2E all", "e2e_all_s.p99": "E2E all p99", "ttft_s.p99": "TTFT p99"}
+_NAMES = {key: known_measures()[key].title for key in _HELD}
 _WHAT = {
     "e2e_all_s.mean": "mean time if all GPUs were one that always serves what is quickest, and loads cost nothing",
     "e2e_all_s.p99": "every request alone on the fastest GPU for it",

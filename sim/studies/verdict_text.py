@@ -1,21 +1,23 @@
-"""A comparison or a search for capacity in plain words: which policy is best, by how much, how sure, what to beware of.
+"""Verdicts in plain words: which policy is best, by how much, how sure, and what to beware of.
 
-Called by `compare` and `capacity`; the lines are kept in their JSON, so that the terminal and the report say the same.
+The only writer of them. `compare` and `capacity` keep the lines in their JSON, so that the terminal and the report say
+the same; of a sweep the report asks for them here.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sim.common.text import counted, listed
 from sim.results.format_estimate import amount, chance, span
 from sim.results.metrics import Measure
-from sim.studies.ranking import Ranking
+from sim.studies.ranking import PolicyRanking
 
 if TYPE_CHECKING:
     from sim.studies.capacity import Capacity, PolicyCapacity
     from sim.studies.comparison import Comparison, PolicyResult
-    from sim.studies.search import Goal
 
 _ALSO = ("slo.attainment", "e2e_all_s.mean", "e2e_all_s.p99", "cost.usd_per_million_tokens")
 
@@ -29,47 +31,68 @@ def verdict_lines(made: Comparison) -> Iterator[str]:
     ranked = {ranking.key: ranking for ranking in made.rankings}
     keys = dict.fromkeys([made.decisive.key, *(key for key in _ALSO if key in ranked)])
     for key in keys:
-        yield from _best(made, measures[key], ranked[key])
+        best = ranked[key].best
+        mean = None if best is None else made.policy(best).measured[key].estimate.mean
+        yield best_line(measures[key], ranked[key], mean, len(made.seeds), made.confidence)
     yield from _everywhere([ranked[key] for key in keys])
     yield from _baseline(made, ranked[made.decisive.key])
     yield from _beware(made)
     if len(made.seeds) == 1:
-        yield "One seed says nothing about chance: no difference here has an interval; play more seeds."
+        yield ONE_SEED
 
 
-def _best(made: Comparison, measure: Measure, ranking: Ranking) -> Iterator[str]:
-    name = title(measure)
+ONE_SEED = "One seed says nothing about chance: no difference here has an interval; play more seeds."
+
+
+def best_line(measure: Measure, ranking: PolicyRanking, mean: float | None, seeds: int, confidence: float) -> str:
+    """Who is best by a measure, with which mean over so many seeds, by how much, and who may be as good."""
+    name = f"{measure.name[0].upper()}{measure.name[1:]}"
     if ranking.best is None:
-        yield f"{name}: no policy has a number for every seed."
-        return
-    value = amount(measure.unit, made.policy(ranking.best).measured[measure.key].estimate.mean)
+        return f"{name}: no policy has a number for every seed."
+    value = amount(measure.unit, mean)
     if ranking.second is None:
-        yield f"{name}: {ranking.best} with {value}, the only policy that could be ranked."
-        return
-    if ranking.tied:
-        others = "no other policy" if len(ranking.tied) == len(ranking.order) - 1 > 1 else _list(ranking.tied)
-        text = f"{name}: a tie. {ranking.best} has the best mean, {value}, but {others} "
-        text += f"{'can' if others.startswith('no ') else 'cannot'} be told from it with {len(made.seeds)} seeds"
-        yield text + (
-            f"; {_lead(measure, ranking)}." if ranking.p is not None and ranking.p < 1 - made.confidence else "."
-        )
-        return
-    yield f"{name}: {ranking.best} is best with {value}; {_lead(measure, ranking)}."
+        return f"{name}: {ranking.best} with {value}, the only policy that could be ranked."
+    if not ranking.tied:
+        return f"{name}: {ranking.best} is best with {value}; {_lead(measure, ranking)}."
+    others, can = listed(ranking.tied), "cannot"
+    if len(ranking.tied) == len(ranking.order) - 1 > 1:
+        others, can = "no other policy", "can"
+    lead = f"; {_lead(measure, ranking)}" if ranking.p is not None and ranking.p < 1 - confidence else ""
+    text = f"{name}: a tie. {ranking.best} has the best mean, {value}"
+    return f"{text}, but {others} {can} be told from it with {counted(seeds, 'seed')}{lead}."
 
 
-def _everywhere(rankings: Sequence[Ranking]) -> Iterator[str]:
+def lines_of_settings(measure: Measure, found: Sequence[tuple[str, PolicyRanking, float | None]]) -> Iterator[str]:
+    """Of several settings (each with its name, its ranking and the mean of its best): who wins how many, how many are
+    in doubt, and who is best in the first and the last."""
+    wins = Counter(ranking.best for _, ranking, _ in found if ranking.best is not None)
+    if not wins:
+        yield f"{measure.name}: no policy has a number for every seed in any setting."
+        return
+    (first, most), *others = sorted(wins.items(), key=lambda item: (-item[1], item[0]))
+    rest = f", {listed(f'{name} in {count}' for name, count in others)}" if others else ""
+    yield f"{measure.name}: {first} is best in {most} of {counted(len(found), 'setting')}{rest}."
+    unsure = sum(ranking.best is not None and (bool(ranking.tied) or ranking.p is None) for _, ranking, _ in found)
+    if unsure:
+        yield f"In {unsure} of {len(found)} settings the seeds cannot tell the best from the next for sure."
+    for name, ranking, mean in (found[0], found[-1]):
+        if ranking.best is not None:
+            yield f"At {name}: {ranking.best} with {amount(measure.unit, mean)}."
+
+
+def _everywhere(rankings: Sequence[PolicyRanking]) -> Iterator[str]:
     """Who is first, or shares the first place, by all of them."""
     if len(rankings) < 2 or any(ranking.p is None for ranking in rankings):
         return
     groups = [(str(ranking.best), *ranking.tied) for ranking in rankings]
     names = [name for name in groups[0] if all(name in group for group in groups)]
     if 0 < len(names) < len(rankings[0].order):
-        yield f"First, or not to be told from the first, by all of these: {_list(names)}."
+        yield f"First, or not to be told from the first, by all of these: {listed(names)}."
     elif not names:
         yield "No policy is among the first by all of these: choose by what matters most."
 
 
-def _lead(measure: Measure, ranking: Ranking) -> str:
+def _lead(measure: Measure, ranking: PolicyRanking) -> str:
     """How far the second is from the best."""
     assert ranking.second is not None
     assert ranking.lead is not None
@@ -98,7 +121,7 @@ def _plain(measure: Measure, value: float) -> str:
     return f"{value * 100:.2g} points" if measure.unit == "share" else amount(measure.unit, value)
 
 
-def _baseline(made: Comparison, ranking: Ranking) -> Iterator[str]:
+def _baseline(made: Comparison, ranking: PolicyRanking) -> Iterator[str]:
     """How the best differs from the baseline, when the sentence before has not said it."""
     key, measure = made.decisive.key, made.decisive
     if ranking.best in (None, made.baseline) or ranking.second == made.baseline or made.baseline not in ranking.order:
@@ -123,7 +146,7 @@ def _beware(made: Comparison) -> Iterator[str]:
     less = [label for ranking in times for label in ranking.unranked if not made.policy(label).failed]
     less = [label for label in less if made.policy(label).lost_share > 0]
     if less:
-        yield f"Did less of the work, so that times and costs (not promises) are not ranked: {_list(less)}."
+        yield f"Did less of the work, so that times and costs (not promises) are not ranked: {listed(less)}."
     for name, words in (
         ("unfinished", "left requests unfinished"),
         ("starved", "starved requests"),
@@ -132,9 +155,8 @@ def _beware(made: Comparison) -> Iterator[str]:
         guilty = [(policy.label, _share(policy, name)) for policy in runners]
         guilty = sorted([row for row in guilty if row[1] > 0], key=lambda row: -row[1])
         if guilty:
-            texts = [f"{label} {amount('share', part)}" for label, part in guilty[:6]]
-            more = f" and {len(guilty) - 6} more" if len(guilty) > 6 else ""
-            yield f"{len(guilty)} of {len(runners)} policies {words}, of all that arrived: {', '.join(texts)}{more}."
+            told = listed(f"{label} {amount('share', part)}" for label, part in guilty)
+            yield f"{len(guilty)} of {len(runners)} policies {words}, of all that arrived: {told}."
 
 
 def _share(policy: PolicyResult, name: str) -> float:
@@ -143,35 +165,20 @@ def _share(policy: PolicyResult, name: str) -> float:
     return policy.counts[name] / policy.counts["arrived"] if policy.counts["arrived"] else 0.0
 
 
-def _list(names: Sequence[str]) -> str:
-    shown = list(names[:6])
-    if len(names) > 6:
-        return f"{', '.join(shown)} and {len(names) - 6} more"
-    return ", ".join(shown[:-1]) + (" and " if len(shown) > 1 else "") + shown[-1]
-
-
-def title(measure: Measure) -> str:
-    """What a metric is called in a sentence."""
-    return _SENTENCE.get(measure.key, measure.title)
-
-
-_SENTENCE = {
-    "slo.attainment": "Promises kept (SLO attainment, of all that arrived)",
-    "slo.goodput_rps": "Goodput",
-    "e2e_all_s.mean": "Mean end-to-end time of all requests",
-    "e2e_all_s.p99": "99th percentile of it",
-    "e2e_s.mean": "Mean end-to-end time of the completed",
-    "cost.usd_per_million_tokens": "Cost of a million output tokens",
-}
-
-
 # --- capacity
 
 
-def goal_text(goal: Goal) -> str:
+ASKED = {"rate": "largest load", "cluster": "fewest nodes", "cost": "cost of 1M output tokens"}
+
+
+def goal_text(metric: Measure, target: float) -> str:
     """The goal in a sentence."""
-    how = "at least" if goal.metric.better == "more" else "at most"
-    return f"{goal.metric.title} {how} {amount(goal.metric.unit, goal.target)}"
+    return f"{metric.name} {'at least' if metric.better == 'more' else 'at most'} {amount(metric.unit, target)}"
+
+
+def load_text(means: str) -> str:
+    """What a load is a multiple of."""
+    return f"A load of 1 is the scenario's own; {means}."
 
 
 def capacity_lines(made: Capacity) -> Iterator[str]:
@@ -195,15 +202,15 @@ def capacity_lines(made: Capacity) -> Iterator[str]:
             yield f"{policy.label} does not get steadily worse with load: {policy.found.odd}. The careful end is given."
     failed = [policy.label for policy in runners if policy.error]
     if failed:
-        yield f"Failed, and not ranked: {_list(failed)}."
+        yield f"Failed, and not ranked: {listed(failed)}."
     if len(made.seeds) == 1:
-        yield "One seed says nothing about chance: play more seeds for intervals."
+        yield ONE_SEED
 
 
 def _best_capacity(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterator[str]:
     """For loads and costs: the best, who shares its place, and the next."""
     known = {policy.label: policy for policy in runners if policy.found is not None and policy.found.value is not None}
-    goal = goal_text(made.goal)
+    goal = goal_text(made.goal.metric, made.goal.target)
     if not known:
         yield f"No policy keeps the goal ({goal}) at any load that was tried."
         return
@@ -223,7 +230,7 @@ def _best_capacity(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterato
     alike = [label for label in ranking.tied if ranking.best == best] if ranking is not None else []
     if ranking is not None and ranking.best not in (None, best):
         alike = [label for label in (ranking.best, *ranking.tied) if label not in (None, best)]
-    sure = f"; {_list(alike)} cannot be told from it with {len(made.seeds)} seeds" if alike else ""
+    sure = f"; {listed(alike)} cannot be told from it with {len(made.seeds)} seeds" if alike else ""
     yield f"{best} {verb} {said} ({goal}){sure}."
     rest = [label for label in order[1:] if label not in alike]
     if rest:
@@ -231,7 +238,7 @@ def _best_capacity(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterato
         yield f"Next: {', '.join(f'{label} {unit}{value(label):.3g}' for label in rest[:6])}."
     none = [policy.label for policy in runners if policy.label not in known and not policy.error]
     if none:
-        yield f"Not within the goal at all: {_list(none)}."
+        yield f"Not within the goal at all: {listed(none)}."
 
 
 def _fewest(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterator[str]:
@@ -240,18 +247,17 @@ def _fewest(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterator[str]:
     for policy in runners:
         if policy.found is not None and policy.found.value is not None:
             need.setdefault(int(policy.found.value), []).append(policy.label)
-    goal = goal_text(made.goal)
+    goal = goal_text(made.goal.metric, made.goal.target)
     if not need:
         yield f"No policy keeps the goal ({goal}) with up to {made.most:g} nodes of {made.group.name}."
         return
     least, *others = sorted(need)
-    nodes = "node" if least == 1 else "nodes"
     verb = "needs" if len(need[least]) == 1 else "need"
-    yield f"{_list(need[least])} {verb} {least} {nodes} of {made.group.name} ({goal})."
+    yield f"{listed(need[least])} {verb} {counted(least, 'node')} of {made.group.name} ({goal})."
     if others:
-        yield f"Next: {'; '.join(f'{count} for {_list(need[count])}' for count in others[:6])}."
+        yield f"Next: {'; '.join(f'{count} for {listed(need[count])}' for count in others[:6])}."
     none = [
         policy.label for policy in runners if not policy.error and (policy.found is None or policy.found.value is None)
     ]
     if none:
-        yield f"Not with up to {made.most:g} nodes: {_list(none)}."
+        yield f"Not with up to {made.most:g} nodes: {listed(none)}."

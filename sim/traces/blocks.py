@@ -50,14 +50,14 @@ def unreadable(path: Path, error: OSError) -> TraceError:
 
 
 @dataclass(frozen=True)
-class Block:
+class RecordBlock:
     """Whole records in UTF-8, the first of them row `row` of the file, counted from 1."""
 
     data: bytes
     row: int
 
 
-def record_blocks(path: Path, quoted: bool) -> Iterator[Block]:
+def record_blocks(path: Path, quoted: bool) -> Iterator[RecordBlock]:
     """The file's records in blocks of about BLOCK_BYTES.
 
     `quoted`: a line end between two quotes belongs to the cell, and a lone carriage return ends a record too (CSV);
@@ -79,7 +79,7 @@ def record_blocks(path: Path, quoted: bool) -> Iterator[Block]:
         whole, rest = rest[:size], rest[size:]
         good = _utf8_size(whole, quoted)
         if good:
-            yield Block(whole[:good], row)
+            yield RecordBlock(whole[:good], row)
         row += count_records(whole[:good], quoted)
         if good < size:
             raise TraceError(f"{path}: row {row}: not UTF-8 text; save the file as UTF-8")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError, did_you_mean
-from sim.traces.files import Table, arrow_or_list
+from sim.traces.files import FileColumns, arrow_or_list
 
 MOST_TOKENS = 10**9
 FURTHEST_S = 1e12  # beyond it a float64 clock has less than 0.1 ms resolution
@@ -34,12 +34,6 @@ def name_problem(name: str, what: str) -> str | None:
     if what == "session" and name == "-1":
         return "is '-1', which stands for no session; rename it"
     return None
-
-
-def by_appearance(codes: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Codes and names renumbered by first appearance, unused names left out; -1 stays -1."""
-    numbering = Appearance()
-    return numbering.codes(codes, names), numbering.table()
 
 
 class Appearance:
@@ -79,7 +73,7 @@ class Appearance:
 class ColumnChecks:
     """Reads columns of one table, remembers the first problem of each; `finish` raises the earliest."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: FileColumns) -> None:
         self.table = table
         self._problems: list[tuple[int, str]] = []
 

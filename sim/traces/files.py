@@ -1,7 +1,7 @@
 """Trace files as tables: records in, columns with the row numbers that a person would count out, a piece at a time.
 
 It knows the containers (CSV, JSON lines, Parquet), but not what a column means: that is `traces.columns`. The bytes of
-text files come from `traces.blocks`. Called by `traces.stream` and the importers; `read_csv` and its like take all in.
+text files come from `traces.blocks`. Called by `traces.stream` and the importers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
-from sim.traces.blocks import Block, check_file, count_records, record_blocks
+from sim.common.text import counted
+from sim.traces.blocks import RecordBlock, check_file, count_records, record_blocks
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".jsonl.gz")
 PARQUET_ROWS = 1 << 16
@@ -28,7 +29,7 @@ _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
-class Table:
+class FileColumns:
     """Columns as they stand in a file, or in a piece of it.
 
     `columns` holds one pyarrow array per column (text for CSV), or a plain list of the values of a JSON column; None
@@ -45,11 +46,6 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What reading left out."""
-        return blank_notice(self.blank_rows)
-
     def error(self, index: int, text: str) -> TraceError:
         """The error of entry `index`."""
         return TraceError(f"{self.where}: row {self.rows[index]}: {text}")
@@ -57,7 +53,7 @@ class Table:
 
 def blank_notice(count: int) -> tuple[str, ...]:
     """The notice that this many blank rows were left out; none for 0."""
-    return (f"left out {count} blank row{'' if count == 1 else 's'}",) if count else ()
+    return (f"left out {counted(count, 'blank row')}",) if count else ()
 
 
 def suffix_of(path: Path) -> str:
@@ -69,14 +65,14 @@ def suffix_of(path: Path) -> str:
     raise TraceError(f"{path}: unknown kind of file; a trace's name ends in {', '.join(SUFFIXES)}")
 
 
-def tables_of(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def tables_of(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """The tables of any file that `suffix_of` knows. Raises TraceError."""
     suffix = suffix_of(path)
     reader = parquet_tables if suffix == ".parquet" else jsonl_tables if "jsonl" in suffix else csv_tables
     return reader(path, wanted)
 
 
-def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """A comma-separated file with a header: all columns' names, but only the text of those in `wanted`.
 
     Blank rows are left out. A mistake is raised after the rows above it have been handed out. Raises TraceError: other
@@ -89,7 +85,7 @@ def csv_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
         if not names:
             header, *after = re.split(rb"\r\n|\n|\r", block.data, maxsplit=1)
             names = _header(path, header.decode())
-            rest = Block(after[0] if after else b"", 2)
+            rest = RecordBlock(after[0] if after else b"", 2)
         if not rest.data:
             continue
         table, problem = _parse_csv(path, rest, names, [name for name in names if name in wanted])
@@ -121,7 +117,9 @@ def _header(path: Path, line: str) -> list[str]:
     return names
 
 
-def _parse_csv(path: Path, block: Block, names: list[str], wanted: list[str]) -> tuple[Table, TraceError | None]:
+def _parse_csv(
+    path: Path, block: RecordBlock, names: list[str], wanted: list[str]
+) -> tuple[FileColumns, TraceError | None]:
     """The rows above the first bad one, with the wanted columns as text, and what is wrong with the bad one."""
     import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
     from pyarrow import csv as arrow_csv  # noqa: PLC0415
@@ -139,9 +137,8 @@ def _parse_csv(path: Path, block: Block, names: list[str], wanted: list[str]) ->
         hint = next((f"use commas, not {w}" for m, w in _DELIMITERS.items() if m in row.text), "mend the row")
         if '"' in row.text:
             hint = "check its quotes"
-        fields = f"{row.actual_columns} field{'' if row.actual_columns == 1 else 's'}"
-        text = f"row {number}: has {fields}, the header has {row.expected_columns}; {hint}"
-        bad.append((number, TraceError(f"{path}: {text}")))
+        text = f"has {counted(row.actual_columns, 'field')}, the header has {row.expected_columns}; {hint}"
+        bad.append((number, TraceError(f"{path}: row {number}: {text}")))
         return "skip"
 
     # A blank column name may repeat; a placeholder keeps the names apart.
@@ -170,10 +167,10 @@ def _parse_csv(path: Path, block: Block, names: list[str], wanted: list[str]) ->
         columns[name] = parsed.column(name).combine_chunks().slice(0, len(rows))
     if not wanted:
         rows = rows[:0]  # nothing was looked at, and `require` will say what is missing
-    return _without_blank_rows(Table(str(path), columns, rows, 1, len(blank))), bad[0][1] if bad else None
+    return _without_blank_rows(FileColumns(str(path), columns, rows, 1, len(blank))), bad[0][1] if bad else None
 
 
-def _without_blank_rows(table: Table) -> Table:
+def _without_blank_rows(table: FileColumns) -> FileColumns:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -188,10 +185,10 @@ def _without_blank_rows(table: Table) -> Table:
     mask = pa.array(keep)
     columns = {name: None if column is None else column.filter(mask) for name, column in table.columns.items()}
     blank_rows = table.blank_rows + len(keep) - int(keep.sum())
-    return Table(table.where, columns, table.rows[keep], table.header_row, blank_rows)
+    return FileColumns(table.where, columns, table.rows[keep], table.header_row, blank_rows)
 
 
-def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """One JSON object a line; blank lines are no requests but do count as rows.
 
     Every table has the columns that were named so far, as lists; a name that is new starts a table. Raises
@@ -201,9 +198,9 @@ def jsonl_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
     objects: list[dict[str, Any]] = []
     rows: list[int] = []
 
-    def table() -> Table:
+    def table() -> FileColumns:
         columns = {name: [item.get(name) for item in objects] if name in wanted else None for name in known}
-        done = Table(str(path), columns, np.array(rows, dtype=np.int64))
+        done = FileColumns(str(path), columns, np.array(rows, dtype=np.int64))
         objects.clear()
         rows.clear()
         return done
@@ -248,7 +245,7 @@ def _json_object(line: str) -> dict[str, Any] | str:
     return item if isinstance(item, dict) else 'not a JSON object; write {"arrival_s": 0.0, ...}'
 
 
-def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
+def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """A Parquet file; its rows count from 1. Raises TraceError."""
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
@@ -267,12 +264,12 @@ def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[Table]:
                 raise TraceError(f"{path}: has no rows; a trace has at least one request")
             read = [name for name in names if name in wanted]
             if not read:
-                yield Table(str(path), dict.fromkeys(names), np.zeros(0, dtype=np.int64))
+                yield FileColumns(str(path), dict.fromkeys(names), np.zeros(0, dtype=np.int64))
             for batch in file.iter_batches(PARQUET_ROWS, columns=read):
                 batch.validate(full=True)
                 columns: dict[str, Any] = dict.fromkeys(names)
                 columns |= {name: plain_arrow(batch.column(name)) for name in read}
-                yield Table(str(path), columns, np.arange(row, row + batch.num_rows, dtype=np.int64))
+                yield FileColumns(str(path), columns, np.arange(row, row + batch.num_rows, dtype=np.int64))
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
@@ -321,42 +318,6 @@ def plain_arrow(array: Any) -> Any:
     if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
         array = array.cast(pa.string())
     return array
-
-
-def read_csv(path: Path, wanted: Sequence[str]) -> Table:
-    """All of a comma-separated file at once; see `csv_tables`."""
-    return _whole(csv_tables, path, wanted)
-
-
-def read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
-    """All of a file of JSON lines at once; see `jsonl_tables`. A column whose values are of one type is an array."""
-    table = _whole(jsonl_tables, path, wanted)
-    columns = {name: None if column is None else arrow_or_list(column) for name, column in table.columns.items()}
-    return Table(table.where, columns, table.rows)
-
-
-def read_parquet(path: Path, wanted: Sequence[str]) -> Table:
-    """All of a Parquet file at once; see `parquet_tables`."""
-    return _whole(parquet_tables, path, wanted)
-
-
-def _whole(reader: Callable[[Path, Sequence[str]], Iterator[Table]], path: Path, wanted: Sequence[str]) -> Table:
-    import pyarrow as pa  # noqa: PLC0415
-
-    tables = list(reader(path, wanted))
-    columns: dict[str, Any] = {}
-    for name in tables[-1].columns:
-        pieces = [table.columns.get(name) for table in tables]
-        if all(piece is None for piece in pieces):
-            columns[name] = None
-        elif any(isinstance(piece, list) for piece in pieces):
-            padded = zip(tables, pieces, strict=True)
-            columns[name] = [v for t, piece in padded for v in ([None] * len(t) if piece is None else piece)]
-        else:
-            columns[name] = pa.concat_arrays(pieces)
-    rows = np.concatenate([table.rows for table in tables])
-    blank_rows = sum(table.blank_rows for table in tables)
-    return Table(str(path), columns, rows, tables[-1].header_row, blank_rows)
 
 
 def arrow_or_list(values: list[Any]) -> Any:

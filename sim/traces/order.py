@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.columns import Appearance
 from sim.traces.trace import Trace, join
 
@@ -71,6 +72,11 @@ def in_time_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:
             runs.append(_Run.of(held.chunks))
         merged = _merged(runs, last)
         yield from merged if in_order else numbered(merged)
+
+
+def late_notice(rows: int) -> str:
+    """The notice that this many rows were sorted in."""
+    return f"sorted {counted(rows, 'row')} that {'was' if rows == 1 else 'were'} out of order"
 
 
 def numbered(chunks: Iterator[Trace]) -> Iterator[Trace]:

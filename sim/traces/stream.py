@@ -20,10 +20,19 @@ from sim.traces.blocks import check_file
 from sim.traces.columns import MOST_TOKENS, ColumnChecks
 from sim.traces.extras import extra_names, read_extra
 from sim.traces.files import blank_notice, parquet_in_order, parquet_rows, suffix_of, tables_of
-from sim.traces.order import CHUNK_ROWS, Held, in_time_order, numbered, sorted_in_memory
+from sim.traces.order import CHUNK_ROWS, Held, in_time_order, late_notice, numbered, sorted_in_memory
 from sim.traces.trace import DEFAULT_CLASS, OPTIONAL, REQUIRED, Trace, join
 
-__all__ = ["CHUNK_ROWS", "Names", "TraceStream", "Turns", "gather", "in_time_order", "read_stream", "read_trace"]
+__all__ = [
+    "CHUNK_ROWS",
+    "NameTable",
+    "TraceStream",
+    "TurnOrder",
+    "gather",
+    "in_time_order",
+    "read_stream",
+    "read_trace",
+]
 __all__ += ["stream_of"]
 
 
@@ -43,7 +52,7 @@ class TraceStream:
     notices: list[str] = field(default_factory=list)
 
 
-class Names:
+class NameTable:
     """A growing table of names, for whoever makes chunks one after the other: a code once given keeps its meaning."""
 
     def __init__(self) -> None:
@@ -109,7 +118,7 @@ def read_stream(path: Path, strict: bool = False, sort: bool = False) -> TraceSt
     return TraceStream(reading.ordered(sort), str(path), parquet_rows(path), reading.notices)
 
 
-class Turns:
+class TurnOrder:
     """Checks, chunk by chunk, that a closed-loop row has an earlier row of its session to wait for."""
 
     def __init__(self) -> None:
@@ -147,7 +156,7 @@ class _Reading:
         self._path = path
         self._strict = strict
         self._extras = extra_names(path)
-        self._models, self._classes, self._sessions = Names(), Names(), Names()
+        self._models, self._classes, self._sessions = NameTable(), NameTable(), NameTable()
         self._ignored: dict[str, None] = {}
         self._known_columns = 0
         self._latest_s = 0.0
@@ -156,7 +165,7 @@ class _Reading:
 
     def ordered(self, sort: bool) -> Iterator[Trace]:
         """The chunks in time order."""
-        turns = Turns()
+        turns = TurnOrder()
         for chunk in self._sorted(sort):
             turns.check(chunk, str(self._path))
             yield chunk
@@ -198,8 +207,7 @@ class _Reading:
         assert any_row, "a file without requests is refused where it is opened"
         self.notices += [*blank_notice(blank_rows), *self._ignored]
         if self._late_rows:
-            were = "row that was" if self._late_rows == 1 else "rows that were"
-            self.notices.append(f"sorted {self._late_rows} {were} out of order")
+            self.notices.append(late_notice(self._late_rows))
 
     def _look_at_names(self, checks: ColumnChecks) -> None:
         table = checks.table

@@ -17,7 +17,7 @@ from sim.common.errors import ConfigError
 from sim.scenario.distributions import Arrivals, Fixed, Frames, Gamma, Mmpp, OnOff, Poisson, Weibull
 from sim.scenario.workload import StreamSpec
 from sim.workload import draws
-from sim.workload.rates import Given, Jumps, OperationalTime, Steps, shape_steps
+from sim.workload.rates import Given, Jumps, OperationalTime, StepFunction, shape_steps
 
 Floats = NDArray[np.float64]
 Streams = Callable[[str], np.random.Generator]  # the random numbers of one process for the purpose named
@@ -25,7 +25,7 @@ Streams = Callable[[str], np.random.Generator]  # the random numbers of one proc
 MOST_AHEAD = 1 << 16  # gaps drawn at a time
 
 
-class Source(Protocol):
+class ArrivalSource(Protocol):
     """Arrivals in order of time."""
 
     def until(self, end_s: float) -> Floats:
@@ -127,7 +127,7 @@ class Camera:
         return max(min(end_s, self._end_s) - self._first_s, 0.0) / self._law.period_s
 
 
-def source(stream: StreamSpec, end_s: float, streams: Streams, share: Steps | None) -> Source:
+def source(stream: StreamSpec, end_s: float, streams: Streams, share: StepFunction | None) -> ArrivalSource:
     """The arrivals of one process of a stream before end_s; `share`: the part of the rate that is one model's.
 
     Raises ConfigError: a CV drawn from a law that no process can have.
@@ -162,7 +162,7 @@ def nominal_rate(process: Arrivals) -> float:
 
 def _phases(
     process: Poisson | Gamma | Weibull | Mmpp | OnOff, generator: np.random.Generator
-) -> tuple[float, Sequence[Steps]]:
+) -> tuple[float, Sequence[StepFunction]]:
     """The constant part of the rate, and the random states that change it."""
     if isinstance(process, Mmpp):
         stays_s = [state.dwell_s for state in process.states]

@@ -19,7 +19,7 @@ from sim.common.errors import ConfigError, did_you_mean
 from sim.scenario.distributions import Frames, Law, Popularity
 from sim.scenario.workload import DEFAULT_CLASS, StreamSpec
 from sim.workload import draws
-from sim.workload.arrivals import Source, Streams, source
+from sim.workload.arrivals import ArrivalSource, Streams, source
 from sim.workload.popularity import ShareOf, Shares
 from sim.workload.prefixes import Blocks, Rows
 from sim.workload.rates import FURTHEST_S, MOST_STEPS, too_often
@@ -68,7 +68,7 @@ class Names:
 class Plain:
     """Requests that have nothing to do with each other."""
 
-    def __init__(self, stream: StreamSpec, arrivals: Source, parts: Parts) -> None:
+    def __init__(self, stream: StreamSpec, arrivals: ArrivalSource, parts: Parts) -> None:
         self._arrivals, self._parts = arrivals, parts
         self._prefix = None if stream.prefix is None else Blocks(stream.prefix, parts.streams)
 
@@ -178,7 +178,7 @@ def flows(
     names: Names,
     end_s: float,
     streams_of: Callable[..., Streams],
-    make: Callable[[StreamSpec, Source, Parts], Flow],
+    make: Callable[[StreamSpec, ArrivalSource, Parts], Flow],
 ) -> list[Flow]:
     """The processes of a stream: one, or one a model, and one a camera. `streams_of(*names)` gives random numbers.
 

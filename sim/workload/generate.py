@@ -28,7 +28,7 @@ from sim.scenario.workload import DEFAULT_CLASS, GenerateWorkload, ModelTraffic,
 from sim.traces.stream import CHUNK_ROWS, TraceStream, gather
 from sim.traces.trace import Trace
 from sim.workload import draws
-from sim.workload.arrivals import Source, Streams, nominal_rate
+from sim.workload.arrivals import ArrivalSource, Streams, nominal_rate
 from sim.workload.flows import Flow, Names, Parts, Plain, flows
 from sim.workload.merge import Merge, optional_columns
 from sim.workload.prefixes import Rows
@@ -91,7 +91,7 @@ def _streams(seed: int, name: str, *process: str | int) -> Streams:
     return partial(rng.stream, seed, "workload", name, *process)
 
 
-def _flow(stream: StreamSpec, arrivals: Source, parts: Parts, end_s: float) -> Flow:
+def _flow(stream: StreamSpec, arrivals: ArrivalSource, parts: Parts, end_s: float) -> Flow:
     if stream.sessions is None:
         return Plain(stream, arrivals, parts)
     return Conversations(stream, arrivals, parts, end_s)

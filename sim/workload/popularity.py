@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.scenario.distributions import Popularity
-from sim.workload.rates import MOST_STEPS, Steps, Wandering, too_often
+from sim.workload.rates import MOST_STEPS, StepFunction, Wandering, too_often
 
 Floats = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ class Shares:
         return np.minimum(chosen, len(self.models) - 1)
 
 
-class ShareOf(Steps):
+class ShareOf(StepFunction):
     """One model's share of a stream, as a factor on its rate."""
 
     def __init__(self, shares: Shares, model: int) -> None:

@@ -26,7 +26,7 @@ _PARETO = 1.5  # exponent of heavy-tailed stays: finite mean, infinite variance
 Floats = NDArray[np.float64]
 
 
-class Steps(ABC):
+class StepFunction(ABC):
     """A function of time that is constant between its starts; `starts[0]` is 0.
 
     `typical_s` is about how long a step lasts.
@@ -56,7 +56,7 @@ class Steps(ABC):
         """About `count` further (starts, values), and the time up to which all are known then."""
 
 
-class Given(Steps):
+class Given(StepFunction):
     """Starts and values as given; 1 before the first."""
 
     def __init__(self, steps: Sequence[tuple[float, float]]) -> None:
@@ -68,7 +68,7 @@ class Given(Steps):
         return self._steps[:, 0], self._steps[:, 1], math.inf
 
 
-class Periodic(Steps):
+class Periodic(StepFunction):
     """Equal steps that repeat, scaled to a mean of 1; time 0 is `offset_s` into the period."""
 
     def __init__(self, factors: Sequence[float], step_s: float, offset_s: float) -> None:
@@ -108,7 +108,7 @@ class Wandering:
         return walks
 
 
-class WanderingRate(Steps):
+class WanderingRate(StepFunction):
     """A rate factor that wanders around 1."""
 
     def __init__(self, law: Wander, generator: np.random.Generator) -> None:
@@ -121,7 +121,7 @@ class WanderingRate(Steps):
         return starts.astype(np.float64), factors.astype(np.float64), (len(self.starts) + count) * self.typical_s
 
 
-class Jumps(Steps):
+class Jumps(StepFunction):
     """Random stays in states, each followed by any other state with the same probability.
 
     At time 0 the state is one of the long run. A heavy-tailed stay begins then: what is left of one at a random moment
@@ -152,10 +152,10 @@ class Jumps(Steps):
         return ends[:-1], self._rates[visited], float(ends[-1])
 
 
-def shape_steps(shape: RateShape, generator: np.random.Generator) -> list[Steps]:
+def shape_steps(shape: RateShape, generator: np.random.Generator) -> list[StepFunction]:
     """The factors of a rate shape; the generator serves what wanders."""
     offset_s = shape.start_hour * 3600.0
-    factors: list[Steps] = []
+    factors: list[StepFunction] = []
     if shape.diurnal is not None:
         factors.append(diurnal(shape.diurnal, offset_s))
     if shape.hourly is not None:
@@ -175,7 +175,7 @@ class OperationalTime:
     Raises ConfigError, here or later: a rate that changes far too often.
     """
 
-    def __init__(self, rate_per_s: float, factors: Sequence[Steps], end_s: float) -> None:
+    def __init__(self, rate_per_s: float, factors: Sequence[StepFunction], end_s: float) -> None:
         self._rate_per_s, self._factors, self._end_s = rate_per_s, factors, end_s
         step_s = min((factor.typical_s for factor in factors), default=math.inf)
         if end_s < FURTHEST_S and end_s > MOST_STEPS * step_s:

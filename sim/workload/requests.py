@@ -19,7 +19,7 @@ from sim.traces.columns import FURTHEST_S
 from sim.traces.compose.assign import Assignment
 from sim.traces.formats import import_stream
 from sim.traces.order import Held
-from sim.traces.stream import TraceStream, Turns, gather, read_stream, stream_of
+from sim.traces.stream import TraceStream, TurnOrder, gather, read_stream, stream_of
 from sim.traces.trace import DEFAULT_CLASS, Trace, TraceDigest
 from sim.workload.generate import generate_stream
 
@@ -177,7 +177,7 @@ def _fitted(chunks: Iterator[Trace], models: tuple[str, ...], classes: tuple[str
         classes, f"{kind.where}: row {{}}: unknown service class '{{}}'; {{}}; or add the class to the scenario"
     )
     only = _OnlyClass(class_fit) if len(classes) == 1 and classes != (DEFAULT_CLASS,) else None
-    turns = Turns()
+    turns = TurnOrder()
     before = 0
     for chunk in chunks:
         rows = chunk.file_rows if chunk.file_rows is not None else np.arange(before + 1, before + 1 + len(chunk))

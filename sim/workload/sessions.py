@@ -13,7 +13,7 @@ import numpy as np
 from sim.common.errors import ConfigError
 from sim.scenario.workload import StreamSpec
 from sim.workload import draws
-from sim.workload.arrivals import Source
+from sim.workload.arrivals import ArrivalSource
 from sim.workload.flows import Floats, Ints, Parts
 from sim.workload.prefixes import Blocks, Rows
 
@@ -25,7 +25,7 @@ _RUNS = 24  # sorted runs of turns still to come, before some are merged
 class Conversations:
     """The turns of a stream's sessions, window by window in order of arrival; holds those that are still to come."""
 
-    def __init__(self, stream: StreamSpec, arrivals: Source, parts: Parts, end_s: float) -> None:
+    def __init__(self, stream: StreamSpec, arrivals: ArrivalSource, parts: Parts, end_s: float) -> None:
         assert stream.sessions is not None
         self._stream, self._law = stream, stream.sessions
         self._arrivals, self._parts = arrivals, parts

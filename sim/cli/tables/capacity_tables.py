@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.tables.run_tables import facts, grid, number, show
+from sim.cli.tables.run_tables import facts, grid, show
+from sim.common.text import number
 from sim.results.format_estimate import amount, span, with_half
 from sim.studies.capacity import Capacity, PolicyCapacity
-from sim.studies.search import Point
-from sim.studies.verdict_text import goal_text
+from sim.studies.search import PlayedLoad
+from sim.studies.verdict_text import ASKED, goal_text, load_text
 
 _MOST_POINTS = 12  # of the loads that were tried, in the table
 
@@ -20,10 +21,10 @@ _MOST_POINTS = 12  # of the loads that were tried, in the table
 def print_capacity(made: Capacity, console: Console) -> None:
     """The best policy first; then the attainment at every load that was tried."""
     count = len(made.seeds)
-    what = {"rate": "largest load", "cluster": "fewest nodes", "cost": "cost"}[made.find]
+    goal = goal_text(made.goal.metric, made.goal.target)
     seeds = f"{count} seeds ({made.seeds[0]} to {made.seeds[-1]})" if count > 1 else f"seed {made.seeds[0]}"
-    console.print(Text(f"{made.scenario}: {what} with {goal_text(made.goal)}, {seeds}", style="bold"))
-    console.print(f"load: 1 is the scenario as it is, {made.load_means}", soft_wrap=True)
+    console.print(Text(f"{made.scenario}: {ASKED[made.find]} with {goal}, {seeds}", style="bold"))
+    console.print(load_text(made.load_means), soft_wrap=True)
     if made.find == "rate":
         console.print(f"found to a factor of {1 + made.tolerance:g}, between 1/{made.most:g} and {made.most:g}")
     elif made.find == "cluster" and made.group is not None:
@@ -49,7 +50,7 @@ def _place(made: Capacity, policy: PolicyCapacity) -> tuple[bool, float]:
     return value is None, 0.0 if value is None else -value if made.find == "rate" else value
 
 
-def _at_answer(policy: PolicyCapacity) -> Point | None:
+def _at_answer(policy: PolicyCapacity) -> PlayedLoad | None:
     """The point of the answer; of a policy that has none, the one that came nearest to it."""
     if policy.found is None or not policy.found.points:
         return None
@@ -58,7 +59,7 @@ def _at_answer(policy: PolicyCapacity) -> Point | None:
     return next(point for point in policy.found.points if point.at == policy.found.value)
 
 
-def _not_done(point: Point | None) -> str:
+def _not_done(point: PlayedLoad | None) -> str:
     if point is None:
         return "-"
     lost = sum(point.counts[name] for name in ("rejected", "timed_out", "failed"))
@@ -82,7 +83,7 @@ def _loads(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     table = grid("Largest load that keeps the goal", "", *heads, "")
     _last_may_fold(table)
     for policy in rows:
-        found, at = policy.found, _at_answer(policy)
+        found = policy.found
         value = None if found is None else found.value
         cells = ["-" if value is None else f"{value:.3g}"]
         if made.bound.value is not None:
@@ -91,9 +92,7 @@ def _loads(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
             "-" if policy.seen.t is None else with_half("rate", policy.seen),
             "-" if found is None or found.sure_at is None else f"{found.sure_at:.3g}",
             "-" if found is None or found.sure_not_at is None else f"{found.sure_not_at:.3g}",
-            "-" if at is None else with_half(made.goal.metric.unit, at.seen),
-            "-" if policy.usd_per_million_tokens is None else with_half("usd", policy.usd_per_million_tokens),
-            _not_done(at),
+            *_there(made, policy),
         ]
         table.add_row(_name(policy), *cells, _why(policy))
     return table
@@ -104,15 +103,20 @@ def _nodes(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     table = grid("Fewest nodes that keep the goal", "", *heads, "")
     _last_may_fold(table)
     for policy in rows:
-        found, at = policy.found, _at_answer(policy)
+        found = policy.found
         cells = ["-" if found is None or end is None else f"{end:.0f}" for end in _ends(policy)]
         cells += [
-            "-" if at is None else with_half(made.goal.metric.unit, at.seen),
-            "-" if policy.usd_per_million_tokens is None else with_half("usd", policy.usd_per_million_tokens),
-            _not_done(at),
+            *_there(made, policy),
         ]
         table.add_row(_name(policy), *cells, _why(policy))
     return table
+
+
+def _there(made: Capacity, policy: PolicyCapacity) -> tuple[str, str, str]:
+    """The goal's metric, the cost and what was not done, at the answer."""
+    at, usd = _at_answer(policy), policy.usd_per_million_tokens
+    metric = "-" if at is None else with_half(made.goal.metric.unit, at.seen)
+    return metric, "-" if usd is None else with_half("usd", usd), _not_done(at)
 
 
 def _last_may_fold(table: Table) -> None:

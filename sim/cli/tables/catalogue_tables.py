@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from sim.cli.tables.run_tables import facts, gib, grid, number, seconds, share, show
+from sim.cli.tables.run_tables import facts, grid, show
+from sim.common.text import gib, number, seconds, share
 from sim.policy.catalogue import PolicyFacts
 from sim.profiles.break_even import RESIDENCIES, BreakEven
 from sim.profiles.catalogue import BATCHES, ProfileFacts, TableFacts

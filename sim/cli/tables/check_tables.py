@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.tables.run_tables import grid, number, share, show
-from sim.profiling.check import TARGET, Report, SweepFacts
+from sim.cli.tables.run_tables import grid, show
+from sim.common.text import counted, number, share
+from sim.profiling.check import TARGET, CheckReport, SweepFacts
 from sim.profiling.fill import Filled
 
 MOST_LINES = 40
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: CheckReport, console: Console) -> None:
     """Sweeps or models, notes, and findings last, where they are seen."""
     console.print(Text(f"{report.title} ({_words(report)})", style="bold"))
     if report.sweeps:
@@ -38,11 +39,11 @@ def print_report(report: Report, console: Console) -> None:
         console.print("nothing is broken\n")
 
 
-def _words(report: Report) -> str:
+def _words(report: CheckReport) -> str:
     return {"measured": "measured points", "table": "a table", "published": "published sweeps"}[report.kind]
 
 
-def _of(report: Report, what: str) -> list[SweepFacts]:
+def _of(report: CheckReport, what: str) -> list[SweepFacts]:
     return [sweep for sweep in report.sweeps if sweep.what == what]
 
 
@@ -64,10 +65,6 @@ def _sweeps(sweeps: Sequence[SweepFacts], what: str) -> Table:
         words = f"median; {within} of {len(means)} within 10%"
         table.add_row("", "", *(["", ""] if own else []), share(means[len(means) // 2]), "", words)
     return table
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def print_filled(filled: Filled, console: Console) -> None:

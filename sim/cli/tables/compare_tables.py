@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.tables.run_tables import facts, grid, number, show
+from sim.cli.tables.run_tables import facts, grid, show
+from sim.common.text import counted, number
 from sim.results.format_estimate import amount, gap, with_half
 from sim.studies.comparison import Comparison, PolicyResult
 
@@ -26,8 +27,8 @@ def print_comparison(made: Comparison, console: Console) -> None:
     seeds = f"{count} paired seeds ({made.seeds[0]} to {made.seeds[-1]})" if count > 1 else f"seed {made.seeds[0]}"
     realisable = sum(not policy.oracle for policy in made.policies)
     beside = len(made.policies) - realisable
-    line = f"{made.scenario}: {realisable} {'policy' if realisable == 1 else 'policies'}, {seeds}"
-    line += f"; {beside} {'oracle' if beside == 1 else 'oracles'} beside them, last, marked *" if beside else ""
+    line = f"{made.scenario}: {counted(realisable, 'policy')}, {seeds}"
+    line += f"; {counted(beside, 'oracle')} beside them, last, marked *" if beside else ""
     console.print(Text(line, style="bold"))
     warm_up = f"{made.warm_up.after_s:,.0f} s ({made.warm_up.rule})" if made.warm_up.after_s else made.warm_up.rule
     console.print(f"warm-up cut: {warm_up}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Rich tables for people: a run's summary, from plain data to the terminal; and how every table here writes numbers.
+"""Rich tables for people: a run's summary, from plain data to the terminal; and how every table here is laid out.
 
 Only formatting: the numbers come from summary.py. The command line calls it; catalogue_tables.py has the tables of what
 there is to choose from. Text outside names is plain ASCII, so that it also reads well in a log file.
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.scenario.scenario import GIB
+from sim.common.text import gib, gigabytes, number, seconds, share
+from sim.results.metrics import LATENCIES, PHASES
 
 MOST_ROWS = 16  # GPUs or models in a table; the rest is in the files of --out
 _WIDE = 100  # columns from which on tables show more
@@ -23,71 +24,6 @@ _PLAIN: dict[str, Any] = {
     "pad_edge": False,
     "padding": (0, 2, 0, 0),
 }
-_LATENCIES = (
-    ("ttft_s", "first token (TTFT)"),
-    ("itl_s", "token gap (ITL)"),
-    ("tpot_s", "per token (TPOT)"),
-    ("e2e_s", "end to end (E2E)"),
-    ("queue_s", "queued or loading"),
-)
-_PHASES = {
-    "queued": "queued",
-    "load_wait": "waiting for a load",
-    "prefill": "prefill (its prompt)",
-    "decode": "decode",
-    "stalled": "stalled by others (prompts, KV saves)",
-    "preempted": "preempted",
-    "kv_transfer": "KV transfer",
-    "recompute": "recompute after preemption",
-}
-
-
-# --- numbers
-
-
-def seconds(value: float | None) -> str:
-    """Three digits with the unit that suits them; "-" where there is no number."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0 s"
-    if value < 0.9995:
-        return f"{_digits(value * 1000)} ms"
-    return f"{_digits(value)} s" if value < 999.5 else f"{value:,.0f} s"
-
-
-def _digits(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".")
-
-
-def share(value: float | None) -> str:
-    """A share of 1 as per cent; a small one is never shown as none, nor a large one as all."""
-    if value is None:
-        return "-"
-    if 0 < value < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= value < 1:
-        return ">99.9%"
-    return f"{value * 100:.1f}%"
-
-
-def number(value: float | None) -> str:
-    """A whole number with separators, or three digits of another."""
-    if value is None:
-        return "-"
-    if isinstance(value, int) or value >= 999.5:
-        return f"{value:,.0f}"
-    return _digits(value)
-
-
-def gib(value: float | None) -> str:
-    """Bytes as a number of GiB."""
-    return "-" if value is None else f"{value / GIB:.1f}"
-
-
-def gigabytes(value: float) -> str:
-    """Moved bytes, in GB of 1e9."""
-    return f"{value / 1e9:,.1f} GB"
 
 
 def grid(title: str, *headers: str, left: int = 1) -> Table:
@@ -158,7 +94,7 @@ def _latencies(summary: dict[str, Any]) -> Table:
     left_out = summary["requests"]["arrived"] - summary["requests"]["completed"]
     beside = f"; {number(left_out)} requests did not complete" if left_out else ""
     table = grid(f"Latency{beside}", "", "mean", "p50", "p90", "p99", "max", "over")
-    for key, label in _LATENCIES:
+    for key, label in LATENCIES.items():
         row = summary[key]
         unit = "tokens" if key == "itl_s" else "requests"
         numbers = (seconds(row[name]) for name in ("mean", "p50", "p90", "p99", "max"))
@@ -222,7 +158,7 @@ def _budget(summary: dict[str, Any]) -> Table:
     total = sum(budget.values())
     table = grid("Where the requests' time went", "", "share", "per request", "")
     table.columns[-1].justify = "left"
-    for name, label in _PHASES.items():
+    for name, label in PHASES.items():
         part = budget[name] / total if total else 0.0
         table.add_row(
             label, share(part), seconds(budget[name] / arrived if arrived else None), "#" * round(_BAR * part)

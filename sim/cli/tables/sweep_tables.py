@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from sim.cli.tables.run_tables import grid, number, seconds, share, show
+from sim.cli.tables.run_tables import grid, show
+from sim.common.text import counted, number, seconds, share
 from sim.runs.collect import rows, shown
 from sim.runs.task import Label, Result
 from sim.studies.sweep import Planned, Sweep
@@ -48,11 +49,6 @@ def print_sweep(made: Sweep, out: Path, console: Console) -> None:
         console.print(f"{len(groups) - _MOST_ROWS:,} more rows are in runs.csv")
     merged = f"; {made.merged:,} runs came from other folders" if made.merged else ""
     console.print(f"kept in {out}: runs.csv has every run{merged}")
-
-
-def counted(number: int, thing: str) -> str:
-    """So many of a thing, in words."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _cell(label: Label) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from sim.cli.tables.run_tables import MOST_ROWS, facts, grid, number, seconds, share, show, shown
+from sim.cli.tables.run_tables import MOST_ROWS, facts, grid, show, shown
+from sim.common.text import number, seconds, share
 
 if TYPE_CHECKING:
     from sim.traces.formats.base import Format
@@ -187,12 +188,8 @@ def _rows(found: Found) -> list[tuple[str, str]]:
         ("concurrency: max", number(most["max"])),
     ]
     if "load" in found:
-        rows.append((f"load on {found['load']['scenario']}", _percent(found["load"]["of_cluster"])))
+        rows.append((f"load on {found['load']['scenario']}", share(found["load"]["of_cluster"])))
     return rows
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _models(found: Found) -> Table:
@@ -211,7 +208,7 @@ def _load(load: Found) -> list[Table]:
     gpus = ", ".join(f"{count} {kind}" for kind, count in load["gpus"].items())
     pairs = [
         ("cluster", f"{load['scenario']}: {gpus}"),
-        ("offered load", f"{_percent(load['of_cluster'])} of it, all layers on GPUs, no switching, even arrivals"),
+        ("offered load", f"{share(load['of_cluster'])} of it, all layers on GPUs, no switching, even arrivals"),
     ]
     if load["left_out"]:
         pairs.append(("left out", f"{number(load['left_out'])} requests: too long, or their model fits no GPU whole"))

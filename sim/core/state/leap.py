@@ -19,7 +19,7 @@ from sim.profiles.profile import Curve
 NEGLIGIBLE = 1e-12
 
 
-class Steps(NamedTuple):
+class EqualIterations(NamedTuple):
     """Equal-batch iterations in a row: how many, and the seconds of the first and of the last (linear between)."""
 
     number: int
@@ -28,7 +28,7 @@ class Steps(NamedTuple):
 
 
 @dataclass(slots=True)
-class Progress:
+class LeapProgress:
     """What happened while a leap advanced.
 
     `first_end_s`: when the first iteration ended, in seconds after the advance began; `later`: the durations of the
@@ -37,7 +37,7 @@ class Progress:
 
     completed: int
     first_end_s: float
-    later: list[Steps]
+    later: list[EqualIterations]
     stalled_s: float
 
 
@@ -58,7 +58,7 @@ class DecodeLeap:
         self.steps = steps
         self.done = 0
         self.fraction = 0.0
-        self._known: list[Steps] = []
+        self._known: list[EqualIterations] = []
         self._known_for: tuple[int, int, float, float] | None = None
 
     def twin(self) -> DecodeLeap:
@@ -81,7 +81,7 @@ class DecodeLeap:
             seconds -= self.fraction * (gpu_stretch * gpu_s + host_stretch * host_s)
         return seconds
 
-    def _runs(self, first: int, gpu_stretch: float, host_stretch: float) -> list[Steps]:
+    def _runs(self, first: int, gpu_stretch: float, host_stretch: float) -> list[EqualIterations]:
         """The iterations from `first` to the end, in runs that lie on one segment of the curve.
 
         A leap is asked for its length when it is scheduled and again when it ends, so the last answer is kept.
@@ -89,7 +89,7 @@ class DecodeLeap:
         asked_for = (first, self.steps, gpu_stretch, host_stretch)
         if asked_for == self._known_for:
             return self._known
-        runs: list[Steps] = []
+        runs: list[EqualIterations] = []
         self._known, self._known_for = runs, asked_for
         context = self.context
         segments = self.curve.segments
@@ -99,40 +99,42 @@ class DecodeLeap:
             start_s = gpu_stretch * gpu + host_stretch * host
             slope_s = gpu_stretch * gpu_slope + host_stretch * host_slope
             runs.append(
-                Steps(last - first, start_s + slope_s * (context + first), start_s + slope_s * (context + last - 1))
+                EqualIterations(
+                    last - first, start_s + slope_s * (context + first), start_s + slope_s * (context + last - 1)
+                )
             )
             if last == self.steps:
                 return runs
             first = last
         raise AssertionError(f"a leap to context {context + self.steps - 1} leaves the table ({self.curve.knots[-1]})")
 
-    def finish(self, gpu_stretch: float, host_stretch: float) -> Progress:
+    def finish(self, gpu_stretch: float, host_stretch: float) -> LeapProgress:
         """Advance to the end of the leap."""
         runs = self._runs(self.done, gpu_stretch, host_stretch)
         first_end_s = runs[0].first_s * (1.0 - self.fraction)
         later = _without_first(runs)
         completed = self.steps - self.done
         self.done, self.fraction = self.steps, 0.0
-        return Progress(completed, first_end_s, later, _NOTHING_STALLED)
+        return LeapProgress(completed, first_end_s, later, _NOTHING_STALLED)
 
-    def advance(self, seconds: float, gpu_stretch: float, host_stretch: float) -> Progress:
+    def advance(self, seconds: float, gpu_stretch: float, host_stretch: float) -> LeapProgress:
         """Advance by `seconds`, at most to the end of the leap."""
         if self.done == self.steps:
-            return Progress(0, 0.0, [], _NOTHING_STALLED)
+            return LeapProgress(0, 0.0, [], _NOTHING_STALLED)
         runs = self._runs(self.done, gpu_stretch, host_stretch)
         rest_s = runs[0].first_s * (1.0 - self.fraction)
         if seconds < rest_s:
             self.fraction += seconds / runs[0].first_s
-            return Progress(0, 0.0, [], _NOTHING_STALLED)
+            return LeapProgress(0, 0.0, [], _NOTHING_STALLED)
         remaining = seconds - rest_s
-        later: list[Steps] = []
+        later: list[EqualIterations] = []
         completed = 1
         self.fraction = 0.0
         for run in _without_first(runs):
             count = _whole_steps(run, remaining)
             slope_s = _slope(run)
             if count:
-                done = Steps(count, run.first_s, run.first_s + slope_s * (count - 1))
+                done = EqualIterations(count, run.first_s, run.first_s + slope_s * (count - 1))
                 later.append(done)
                 completed += count
                 remaining -= count * (done.first_s + done.last_s) / 2
@@ -140,23 +142,23 @@ class DecodeLeap:
                 self.fraction = min(1.0, max(0.0, remaining / (run.first_s + slope_s * count)))
                 break
         self.done += completed
-        return Progress(completed, rest_s, later, _NOTHING_STALLED)
+        return LeapProgress(completed, rest_s, later, _NOTHING_STALLED)
 
 
-def _without_first(runs: list[Steps]) -> list[Steps]:
+def _without_first(runs: list[EqualIterations]) -> list[EqualIterations]:
     head = runs[0]
     if head.number == 1:
         return runs[1:]
     if len(runs) == 1:
-        return [Steps(head.number - 1, head.first_s + _slope(head), head.last_s)]
-    return [Steps(head.number - 1, head.first_s + _slope(head), head.last_s), *runs[1:]]
+        return [EqualIterations(head.number - 1, head.first_s + _slope(head), head.last_s)]
+    return [EqualIterations(head.number - 1, head.first_s + _slope(head), head.last_s), *runs[1:]]
 
 
-def _slope(run: Steps) -> float:
+def _slope(run: EqualIterations) -> float:
     return (run.last_s - run.first_s) / (run.number - 1) if run.number > 1 else 0.0
 
 
-def _whole_steps(run: Steps, seconds: float) -> int:
+def _whole_steps(run: EqualIterations, seconds: float) -> int:
     """How many iterations of the run end within `seconds`: the root of its quadratic sum, then made exact."""
     slope_s = _slope(run)
     linear = run.first_s - slope_s / 2
@@ -212,16 +214,16 @@ class PromptLeap:
             for step in self.iterations[self.done : self.steps]
         ]
 
-    def finish(self, gpu_stretch: float, host_stretch: float) -> Progress:
+    def finish(self, gpu_stretch: float, host_stretch: float) -> LeapProgress:
         """Advance to the end of the leap."""
         return self._walk(None, gpu_stretch, host_stretch)
 
-    def advance(self, seconds: float, gpu_stretch: float, host_stretch: float) -> Progress:
+    def advance(self, seconds: float, gpu_stretch: float, host_stretch: float) -> LeapProgress:
         """Advance by `seconds`, at most to the end of the leap."""
         return self._walk(seconds, gpu_stretch, host_stretch)
 
-    def _walk(self, seconds: float | None, gpu_stretch: float, host_stretch: float) -> Progress:
-        progress = Progress(0, 0.0, [], 0.0)
+    def _walk(self, seconds: float | None, gpu_stretch: float, host_stretch: float) -> LeapProgress:
+        progress = LeapProgress(0, 0.0, [], 0.0)
         for duration in self._durations(gpu_stretch, host_stretch):
             step = self.iterations[self.done]
             stalled_s = gpu_stretch * step.prompt_gpu_s + host_stretch * step.prompt_host_s
@@ -233,7 +235,7 @@ class PromptLeap:
             if progress.completed == 0:
                 progress.first_end_s = rest_s
             else:
-                progress.later.append(Steps(1, duration, duration))
+                progress.later.append(EqualIterations(1, duration, duration))
             progress.stalled_s += stalled_s * (1.0 - self.fraction)
             progress.completed += 1
             self.done += 1

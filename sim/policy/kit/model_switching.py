@@ -33,6 +33,12 @@ def holders(view: View, model: ModelView, others: Sequence[GpuView] = ()) -> lis
     return found
 
 
+def fullest_layers(view: View, model: ModelView, gpu: GpuView) -> int | None:
+    """All layers; of a model that fits nowhere whole the largest part; None where a larger GPU takes more of it."""
+    layers = model.layers_within(gpu.capacity_bytes)
+    return layers if layers == model.layers_within(view.largest_gpu.capacity_bytes) else None
+
+
 def switch_s(model: ModelView, gpu: GpuView) -> float:
     """Seconds to bring the model in, from the tables: a wake where it sleeps, else a load."""
     layers = gpu.layers_when_empty(model) or 0

@@ -1,5 +1,5 @@
 """llama-swap's scheduler, which its group and matrix planners share: first come, first served, but a request for a
-model that is ready never waits, so that A B C A B C is served A A B B C C.
+model that is ready never waits, so that A B C A B C is served A A B B C C. And its servers, with all that both have.
 
 Source: mostlygeek/llama-swap 0bdb3720, internal/router/scheduler/fifo.go. The planner says whom a model would evict;
 what runs is never interrupted. Policies import it from sim.policy.
@@ -8,10 +8,15 @@ what runs is never interrupted. Policies import it from sim.policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
 
 from sim.policy.interface.actions import Action, Reject, Route, Stop
 from sim.policy.interface.models import InstanceView, ModelView
-from sim.policy.kit.single_hosts import Box
+from sim.policy.interface.view import View
+from sim.policy.kit.single_hosts import Box, FrontDoor, IdleTimers, known_models
+from sim.scenario.fields import Checked
 
 # Whom a box would have to evict for the model, of the instances that are loaded there.
 Planner = Callable[[Box, ModelView, list[InstanceView]], list[InstanceView]]
@@ -114,3 +119,42 @@ class SwapQueue:
             elif instance.ready:
                 del swaps[model]
                 yield from self._grant(box, model, instance)
+
+
+class SwapServerParameters(Checked):
+    """What both planners' servers are told."""
+
+    ttl_s: float = Field(0.0, ge=0, description="seconds idle before a model is unloaded; 0: never (globalTTL)")
+    ttl_by_model: dict[str, float] = Field({}, description="model -> ttl in seconds instead; 0: never")
+    priorities: dict[str, int] = Field({}, description="model -> priority in the queue, larger first; default 0")
+    concurrency_limit: int = Field(10, ge=1, description="requests in flight per model and server; more get a 429")
+    server_per: Literal["gpu", "node"] = Field("gpu", description="what one llama-swap server commands")
+    spill_requests: int | None = Field(
+        None, ge=1, description="requests for a model at its server before another loads it; null: concurrency_limit"
+    )
+
+
+class SwapServers:
+    """Servers behind their front door: each with its queue and swaps, and what is idle for its ttl is unloaded."""
+
+    def __init__(self, view: View, asked: Any, planner: Planner, keeps: Callable[[InstanceView], bool]) -> None:
+        known_models(view, "ttl_by_model", asked.ttl_by_model)
+        named = known_models(view, "priorities", asked.priorities)
+        self._asked = asked
+        self._door = FrontDoor(view, asked.server_per, asked.spill_requests or asked.concurrency_limit)
+        self._timers = IdleTimers(self._ttl_s)
+        priorities = {model: asked.priorities[name] for name, model in named.items()}
+        self._swaps = SwapQueue(planner, asked.concurrency_limit, priorities, keeps)
+
+    def decide(self, view: View) -> Iterator[Action]:
+        """What follows from all that has happened."""
+        boxes = self._door.admit(view)
+        for box in boxes:
+            yield from self._swaps.serve(box)
+        self._door.done(boxes)
+        for instance in self._timers.expired(view):
+            yield Stop(instance)
+        yield from self._timers.wake(view)
+
+    def _ttl_s(self, instance: InstanceView) -> float | None:
+        return self._asked.ttl_by_model.get(instance.model.name, self._asked.ttl_s) or None

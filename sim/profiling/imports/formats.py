@@ -18,7 +18,7 @@ from sim.profiling.imports.vllm_bench import trials as vllm_trials
 
 
 @dataclass(frozen=True)
-class Format:
+class RecordFormat:
     """`trials` raises BadRecord. `offload`: how layers outside the GPU ran."""
 
     name: str
@@ -32,8 +32,8 @@ class Format:
 FORMATS = {
     each.name: each
     for each in (
-        Format("llama-bench", "llama.cpp", "cpu", True, BENCH, bench_trials),
-        Format(
+        RecordFormat("llama-bench", "llama.cpp", "cpu", True, BENCH, bench_trials),
+        RecordFormat(
             "llama-batched-bench",
             "llama.cpp",
             "cpu",
@@ -41,13 +41,13 @@ FORMATS = {
             BATCHED,
             batched_trials,
         ),
-        Format("ollama", "ollama", "cpu", False, OLLAMA, ollama_trials),
-        Format("vllm-bench", "vllm", "stream", False, VLLM, vllm_trials),
+        RecordFormat("ollama", "ollama", "cpu", False, OLLAMA, ollama_trials),
+        RecordFormat("vllm-bench", "vllm", "stream", False, VLLM, vllm_trials),
     )
 }
 
 
-def format_named(name: str | None) -> Format:
+def format_named(name: str | None) -> RecordFormat:
     """Raises ProfileError for an unknown format."""
     if name is None:
         raise ProfileError(f"--format is missing: say which tool wrote the files: {', '.join(FORMATS)}")

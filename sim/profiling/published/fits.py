@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from sim.profiling.fitting import Series, fit_line, least_relative, predicted
+from sim.profiling.fitting import MeasuredSeries, fit_line, least_relative, predicted
 from sim.profiling.grids import ANALYTIC_SOURCE
 from sim.profiling.physics import GIGA, TERA, Array, Rates, Shape, Steps
 from sim.profiling.published.sources import GPUS, MODELS, Points, Published, lone_step, mean
@@ -44,7 +44,7 @@ class Origin:
 ANALYTIC = Origin("analytic", ANALYTIC_SOURCE)
 
 
-def misses(series: Sequence[Series], rates: Rates) -> Array:
+def misses(series: Sequence[MeasuredSeries], rates: Rates) -> Array:
     """Relative errors of the laws at all points."""
     parts = [predicted(each.shape, rates, each.at, "cpu") / each.seconds - 1 for each in series]
     return np.concatenate(parts)
@@ -59,7 +59,7 @@ def worst(errors: Array) -> float:
     return float(np.abs(errors).max())
 
 
-def fit_speeds(series: Sequence[Series], with_overhead: bool = True) -> Rates:
+def fit_speeds(series: Sequence[MeasuredSeries], with_overhead: bool = True) -> Rates:
     """Bandwidths of both sides and of KV, and seconds a layer: the laws of one sequence are linear in their inverses.
 
     A bandwidth is infinite when its term was not needed.

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.profiles.library import csv_rows
 from sim.profiles.profile import Weights
-from sim.profiling.fitting import LEAST_NOISE, Key, Series
+from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries
 from sim.profiling.physics import Shape, Steps
 
 FILES = ("gpus", "cpus", "models", *(f"published_{name}" for name in ("residency", "load", "batch", "batch_context")))
@@ -152,11 +152,11 @@ class Published:
                 found.setdefault((row["model"], row["quant"]), []).append((at, work / float(row["tok_s"])))
         return found
 
-    def steps(self, points: Points) -> list[Series]:
+    def steps(self, points: Points) -> list[MeasuredSeries]:
         """Full-residency steps of one sequence as the fits take them."""
         return [self._series(self.shape(key), series) for key, series in points.items()]
 
-    def sweep(self, source: str) -> list[tuple[str, Series]]:
+    def sweep(self, source: str) -> list[tuple[str, MeasuredSeries]]:
         """Single-sequence decode steps at any residency, each with its model's name; the head is last to move."""
         found = []
         for row in self.speeds:
@@ -173,8 +173,8 @@ class Published:
         return found
 
     @staticmethod
-    def _series(shape: Shape, points: Sequence[tuple[float, float]], layers: int | None = None) -> Series:
+    def _series(shape: Shape, points: Sequence[tuple[float, float]], layers: int | None = None) -> MeasuredSeries:
         on_gpu = shape.layers if layers is None else layers
         places = np.array([[on_gpu, 1.0, context] for context, _ in points])
         seconds = np.array([each for _, each in points])
-        return Series(shape, Steps.of(places, shape.layers), seconds, np.full(len(points), LEAST_NOISE))
+        return MeasuredSeries(shape, Steps.of(places, shape.layers), seconds, np.full(len(points), LEAST_NOISE))

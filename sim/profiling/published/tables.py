@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.profiles.profile import Weights
 from sim.profiling.fitting import Key, fit_line, predicted
-from sim.profiling.grids import Grid, Row, knots, places_of, table_rows
+from sim.profiling.grids import FittedGrid, Row, knots, places_of, table_rows
 from sim.profiling.physics import GIGA, Prompts, Rates, Shape, Steps
 from sim.profiling.publish import COLUMNS, Table, publish
 from sim.profiling.published.fits import (
@@ -137,7 +137,7 @@ class Cell:
         parts = (numbers, errors, [each.kind for each in origins], [each.source for each in origins])
         form = [len(axis) for axis in axes]
         seconds, error, kinds, sources = (np.array(part).reshape(form) for part in parts)
-        return table_rows(self.key, Grid(axes, seconds, error, kinds, sources.astype(object)))
+        return table_rows(self.key, FittedGrid(axes, seconds, error, kinds, sources.astype(object)))
 
 
 class Builder:

@@ -49,11 +49,6 @@ class Assignment:
         return replace(chunk, model=chosen.astype(np.int32), models=self._models)
 
 
-def assign_models(trace: Trace, law: str, models: Sequence[str], seed: int) -> Trace:
-    """All requests of a trace with their models replaced; see `Assignment`. Raises ConfigError."""
-    return Assignment(law, models, seed).apply(trace)
-
-
 def _zipf_exponent(law: str) -> float:
     if law == "uniform":
         return 0.0

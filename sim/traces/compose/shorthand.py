@@ -1,7 +1,7 @@
 """The command line's short way to say a recipe: files and options in, a Recipe out.
 
 Whatever the order of the options, the files are overlaid (or mixed) first, and then the steps follow in the order of
-STEPS; a recipe in a file can have any order. Called by `trace_cli`.
+Shorthand's fields; a recipe in a file can have any order. Called by `trace_cli`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from sim.common.errors import ConfigError
 from sim.scenario.scenario import load_scenario
 from sim.traces.columns import FURTHEST_S
 from sim.traces.compose.recipe import Recipe, parse_recipe
-
-STEPS = ("assign", "window", "shift", "time-scale", "thin", "repeat", "limit", "split")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Description:
         self.minutes, self.five_minutes = Windows(60.0), Windows(300.0)
         self.over_time = TimeBins()
         self.concurrency = Concurrency()
-        self.sessions = Sessions()
+        self.sessions = SessionFacts()
         self.prefixes = Prefixes()
         self.models: tuple[str, ...] = ()
         self.uses = np.zeros(0, dtype=np.int64)
@@ -208,7 +208,7 @@ class Description:
         return {"quietest_hour": quiet, "busiest_hour": busy, "quietest_of_busiest": ratio}
 
 
-class Sessions:
+class SessionFacts:
     """How many, of how many turns, and how far apart; memory: a few numbers a session."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from sim.traces.formats import (
 )
 from sim.traces.formats.base import Format, FormatOptions, Sample, one_file, parse_options
 from sim.traces.formats.members import sample_of
-from sim.traces.stream import TraceStream, gather, read_stream
+from sim.traces.stream import TraceStream, read_stream
 from sim.traces.trace import REQUIRED, Trace
 
 NATIVE = "native"
@@ -154,10 +154,3 @@ def _hinting(files: Sequence[Path], form: Format) -> Iterator[None]:
         if other is form or other.name == NATIVE or other.name in str(error):
             raise
         raise TraceError(f"{error} (it looks like {other.name})") from None
-
-
-def import_trace(path: Path, format_name: str | None = None, strict: bool = False) -> Trace:
-    """All requests of one file in memory, as `import_stream` reads them. Raises TraceError."""
-    stream = import_stream([path], format_name, strict=strict)
-    trace = gather(stream)
-    return replace(trace, notices=tuple(stream.notices))

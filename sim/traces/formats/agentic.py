@@ -22,10 +22,11 @@ from pydantic import Field
 
 from sim.common.errors import TraceError
 from sim.common.rng import stream
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_value
-from sim.traces.formats.json_rows import Row, gathered, list_of_ids
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_value
+from sim.traces.formats.json_rows import JsonRow, gathered, list_of_ids
 from sim.traces.formats.members import Member, members
 from sim.traces.stream import TraceStream
 
@@ -80,29 +81,29 @@ class _Found:
 
     def notices(self, options: AgenticOptions) -> Iterator[str]:
         yield (
-            f"drew the starts of {count_of(self.sessions, 'session')}, {options.sessions_per_s:g} a second "
+            f"drew the starts of {counted(self.sessions, 'session')}, {options.sessions_per_s:g} a second "
             f"(--option sessions_per_s): the files have no common clock"
         )
         yield from (f"ignored the field '{name}'" for name in self.ignored)
         again = sum(count - 1 for count in self.names.values())
         if again:
-            yield f"{count_of(again, 'session')} had the name of another and got a number behind it"
+            yield f"{counted(again, 'session')} had the name of another and got a number behind it"
         if self.agents:
             own = "a session of its own" if self.agents == 1 else "sessions of their own"
-            yield f"{count_of(self.agents, 'sub-agent')} became {own}"
+            yield f"{counted(self.agents, 'sub-agent')} became {own}"
         if self.empty:
-            yield f"left out {count_of(self.empty, 'session')} without requests"
-        zeros = f"{count_of(self.zeros, 'request')} without prompt or output tokens"
+            yield f"left out {counted(self.empty, 'session')} without requests"
+        zeros = f"{counted(self.zeros, 'request')} without prompt or output tokens"
         if self.zeros and options.zero_tokens == "drop":
             yield f"left out {zeros}; --option zero_tokens=keep counts such a number as 1"
         elif self.zeros:
             yield f"kept {zeros}, counted as 1"
         if self.unnamed:
-            yield f"{count_of(self.unnamed, 'request')} without a model got that of the session"
+            yield f"{counted(self.unnamed, 'request')} without a model got that of the session"
         if self.no_think:
-            yield f"{count_of(self.no_think, 'request')} without think_time: sent at the recorded time (open loop)"
+            yield f"{counted(self.no_think, 'request')} without think_time: sent at the recorded time (open loop)"
         if self.late:
-            yield f"sorted {count_of(self.late, 'request')} that stood after a later one of the same session"
+            yield f"sorted {counted(self.late, 'request')} that stood after a later one of the same session"
 
 
 def _read(files: Sequence[Path], options: AgenticOptions) -> TraceStream:
@@ -126,11 +127,11 @@ def _blocks(files: Sequence[Path], where: str, options: AgenticOptions, notices:
     notices += found.notices(options)
 
 
-def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> Iterator[Row]:
+def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> Iterator[JsonRow]:
     """All requests by arrival; held back are only those that may still be overtaken by a session not yet read."""
     starts = stream(options.seed, "formats", NAME, "starts")
     start_s, count = 0.0, 0
-    waiting: list[tuple[float, int, Row]] = []
+    waiting: list[tuple[float, int, JsonRow]] = []
     for member in members(files, lambda name: name.endswith((".json", ".json.gz"))):
         start_s += float(starts.standard_exponential()) / options.sessions_per_s
         if start_s > FURTHEST_S:
@@ -144,7 +145,7 @@ def _in_order(files: Sequence[Path], options: AgenticOptions, found: _Found) -> 
         yield heapq.heappop(waiting)[2]
 
 
-def _session(member: Member, start_s: float, options: AgenticOptions, found: _Found) -> Iterator[Row]:
+def _session(member: Member, start_s: float, options: AgenticOptions, found: _Found) -> Iterator[JsonRow]:
     """The requests of a file, those of its sub-agents after its own."""
     top = Entry(member.where, json_value(member.read(), member.where))
     found.ignored.update(dict.fromkeys(top.ignored(_FIELDS, options.strict)))
@@ -189,7 +190,7 @@ class _Agent:
         if "block_size" in top.values:
             self._block_tokens = top.whole("block_size")
 
-    def rows(self, session: str, shift: int) -> Iterator[Row]:
+    def rows(self, session: str, shift: int) -> Iterator[JsonRow]:
         """In order of time, then the sub-agents'; `shift` is added to the hash ids, which are local to a file."""
         own: list[Entry] = []
         agents: list[Entry] = []
@@ -219,7 +220,7 @@ class _Agent:
             raise entry.error("t", f"with the session's start it is after {FURTHEST_S:.0e} s")
         return time_s
 
-    def _turns(self, entries: list[tuple[Entry, float]], session: str, shift: int) -> Iterator[Row]:
+    def _turns(self, entries: list[tuple[Entry, float]], session: str, shift: int) -> Iterator[JsonRow]:
         turn, pause_s = 0, 0.0  # what requests that were left out would have taken
         for entry, time_s in entries:
             if entry.values.get("type") not in ("n", "s"):
@@ -239,7 +240,7 @@ class _Agent:
             closed = turn > 0 and not self._options.open_loop
             self._found.no_think += closed and think_s is None
             turn += 1
-            yield Row(
+            yield JsonRow(
                 row=entry.row,
                 time=time_s,
                 prompt_tokens=max(prompt_tokens, 1),
@@ -276,7 +277,7 @@ class _Agent:
         self.highest_id = max(self.highest_id, int(ids.max()))
         return ids
 
-    def _below(self, entry: Entry, session: str, shift: int) -> Iterator[Row]:
+    def _below(self, entry: Entry, session: str, shift: int) -> Iterator[JsonRow]:
         self._found.ignored.update(dict.fromkeys(entry.ignored(_AGENT, self._options.strict)))
         if self._depth == DEEPEST:
             raise entry.error_here(f"sub-agents are nested more than {DEEPEST} deep")

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, ColumnChecks
 from sim.traces.formats.base import FormatOptions
-from sim.traces.order import CHUNK_ROWS, MOST_BYTES_HELD, MOST_ROWS_HELD, in_time_order
+from sim.traces.order import CHUNK_ROWS, MOST_BYTES_HELD, MOST_ROWS_HELD, in_time_order, late_notice
 from sim.traces.overlay import overlay
-from sim.traces.stream import Names, TraceStream
+from sim.traces.stream import NameTable, TraceStream
 from sim.traces.trace import DEFAULT_CLASS, Trace, join
 
 Whole = NDArray[np.int64]
@@ -125,8 +126,7 @@ class _Sorter:
             if len(block.time):
                 return self._sorted(block)
         if self._late:
-            rows = "1 row that was" if self._late == 1 else f"{self._late} rows that were"
-            self.notices.append(f"sorted {rows} out of order")
+            self.notices.append(late_notice(self._late))
             self._late = 0
         raise StopIteration
 
@@ -152,7 +152,7 @@ class _Naming:
     """Numbers names across all blocks of a file, by first appearance."""
 
     def __init__(self) -> None:
-        self._models, self._classes, self._sessions = Names(), Names(), Names()
+        self._models, self._classes, self._sessions = NameTable(), NameTable(), NameTable()
 
     def traces(self, blocks: Iterator[Block], origin: Any, per_s: int) -> Iterator[Trace]:
         """Blocks that are in order within themselves as chunks; an arrival before the origin is negative."""
@@ -194,7 +194,7 @@ class _Naming:
         )
 
     @staticmethod
-    def _codes(names: Names, column: Named) -> Whole:
+    def _codes(names: NameTable, column: Named) -> Whole:
         codes, local = column
         uses = np.bincount(codes + 1, minlength=len(local) + 1)[1:]
         if uses.all():
@@ -293,7 +293,7 @@ class EmptyTokens:
         """The notice, if there is anything to say."""
         if not self._count:
             return
-        rows = f"{self._count} row{'' if self._count == 1 else 's'} without prompt or output tokens"
+        rows = f"{counted(self._count, 'row')} without prompt or output tokens"
         if self._choice == "drop":
             notices.append(f"left out {rows}; --option {self._option}=keep counts such a number as 1")
         else:

@@ -53,7 +53,7 @@ class AzureImageOptions(AzureOptions):
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _Release:
     """What differs between the years: the form of a time, an example for messages, and whether there are images."""
 
     name: str
@@ -72,13 +72,13 @@ _DATE, _CLOCK, _ZONE = (
     "(Z|[+-][0-9]{2}:[0-9]{2})",
 )
 _KINDS = (
-    _Kind("azure-llm-2023", f"{_DATE} {_CLOCK}", "2023-11-16 18:17:03.9799600"),
-    _Kind("azure-llm-2024", f"{_DATE} {_CLOCK}{_ZONE}", "2024-05-10 00:00:00.009930+00:00"),
-    _Kind("azure-lmm-2025", f"{_DATE}T{_CLOCK}{_ZONE}", "2024-10-15T12:00:00.269Z", images=True),
+    _Release("azure-llm-2023", f"{_DATE} {_CLOCK}", "2023-11-16 18:17:03.9799600"),
+    _Release("azure-llm-2024", f"{_DATE} {_CLOCK}{_ZONE}", "2024-05-10 00:00:00.009930+00:00"),
+    _Release("azure-lmm-2025", f"{_DATE}T{_CLOCK}{_ZONE}", "2024-10-15T12:00:00.269Z", images=True),
 )
 
 
-def _read(kind: _Kind, files: Sequence[Path], options: AzureOptions) -> TraceStream:
+def _read(kind: _Release, files: Sequence[Path], options: AzureOptions) -> TraceStream:
     """arrival_s counts from the earliest row of all files, exact to the files' last decimal.
 
     Several files share one clock, and each file's name is its model; a single file's is the format's name.
@@ -91,7 +91,7 @@ def _read(kind: _Kind, files: Sequence[Path], options: AzureOptions) -> TraceStr
     return assembled(readers, options, Clock(per_s=10**9))
 
 
-def _blocks(kind: _Kind, path: Path, model: str, options: AzureOptions, notices: list[str]) -> Iterator[Block]:
+def _blocks(kind: _Release, path: Path, model: str, options: AzureOptions, notices: list[str]) -> Iterator[Block]:
     import pyarrow as pa  # noqa: PLC0415
 
     empty, uncounted = EmptyTokens(options.zero_tokens, "zero_tokens"), 0
@@ -124,7 +124,7 @@ def _blocks(kind: _Kind, path: Path, model: str, options: AzureOptions, notices:
         )
 
 
-def _nanoseconds(kind: _Kind, checks: ColumnChecks) -> NDArray[np.int64]:
+def _nanoseconds(kind: _Release, checks: ColumnChecks) -> NDArray[np.int64]:
     """int64[n] since 1970; a time that is none is left to `checks.finish`."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
@@ -152,7 +152,7 @@ def _nanoseconds(kind: _Kind, checks: ColumnChecks) -> NDArray[np.int64]:
     raise AssertionError("a column of good times was refused")
 
 
-def _sniff(kind: _Kind, sample: Sample) -> bool:
+def _sniff(kind: _Release, sample: Sample) -> bool:
     """The columns, in any order and perhaps beside others, and a first row with a time as that year writes it."""
     columns = sample.columns()
     if sample.members or not set(kind.columns) <= set(columns):
@@ -162,26 +162,16 @@ def _sniff(kind: _Kind, sample: Sample) -> bool:
     return len(cells) == len(columns) and bool(re.fullmatch(kind.time, cells[columns.index(TIME)].strip(' "')))
 
 
-FORMATS = (
-    Format(
-        "azure-llm-2023",
-        "Azure LLM inference traces 2023 (code, conv), CSV",
-        partial(_read, _KINDS[0]),
-        partial(_sniff, _KINDS[0]),
-        Azure2023Options,
-    ),
-    Format(
-        "azure-llm-2024",
-        "Azure LLM inference traces 2024, a week (code, conv), CSV",
-        partial(_read, _KINDS[1]),
-        partial(_sniff, _KINDS[1]),
-        AzureOptions,
-    ),
-    Format(
-        "azure-lmm-2025",
-        "Azure multimodal inference trace 2025, with images, CSV",
-        partial(_read, _KINDS[2]),
-        partial(_sniff, _KINDS[2]),
-        AzureImageOptions,
-    ),
+FORMATS = tuple(
+    Format(kind.name, f"Azure {summary}, CSV", partial(_read, kind), partial(_sniff, kind), options)
+    for kind, summary, options in zip(
+        _KINDS,
+        (
+            "LLM inference traces 2023 (code, conv)",
+            "LLM inference traces 2024, a week (code, conv)",
+            "multimodal inference trace 2025, with images",
+        ),
+        (Azure2023Options, AzureOptions, AzureImageOptions),
+        strict=True,
+    )
 )

@@ -279,11 +279,6 @@ def json_entries(path: Path) -> Iterator[Entry]:
         yield Entry(where, json_value(text, where), number)
 
 
-def count_of(number: int, what: str) -> str:
-    """ "1 row", "2,000 rows"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def shown(value: Any) -> str:
     """A value as an error message shows it: short and on one line."""
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -20,7 +20,7 @@ BLOCK_ROWS = 4096  # each may carry thousands of ids
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class JsonRow:
     """One request; time in the clock's unit, tokens of at least 0, session None for none, think_s NaN for open loop.
 
     extras: one value for each extra column of its format, None where it has none.
@@ -36,7 +36,7 @@ class Row:
     extras: tuple[Any, ...] = ()
 
 
-def gathered(rows: Iterator[Row], where: str, kinds: Mapping[str, Any], closed: bool = False) -> Iterator[Block]:
+def gathered(rows: Iterator[JsonRow], where: str, kinds: Mapping[str, Any], closed: bool = False) -> Iterator[Block]:
     """Rows as blocks; `kinds` are the pyarrow types of their extras, by name; `closed`: whether any has a think_s."""
     while part := list(islice(rows, BLOCK_ROWS)):
         extras = {name: _column([row.extras[place] for row in part], kinds[name]) for place, name in enumerate(kinds)}

@@ -20,7 +20,7 @@ from pydantic import Field
 from sim.common.errors import TraceError, did_you_mean
 from sim.common.rng import stream
 from sim.traces.columns import name_problem
-from sim.traces.files import Table, tables_of
+from sim.traces.files import FileColumns, tables_of
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Entry, Format, Sample, shown
 from sim.traces.formats.json_items import json_items
@@ -121,7 +121,7 @@ def _lengths_blocks(
     empty.finish(notices)
 
 
-def _column(table: Table, given: str | None, usual: Sequence[str], option: str) -> str:
+def _column(table: FileColumns, given: str | None, usual: Sequence[str], option: str) -> str:
     found = [given] if given else [name for name in usual if name in table.columns]
     if len(found) != 1:
         which = f"columns {' and '.join(found)} could both be it" if found else f"none is called {usual[0]} or the like"

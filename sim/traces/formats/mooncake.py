@@ -15,10 +15,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
-from sim.traces.formats.json_rows import Row, filled, gathered, list_of_ids
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
+from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
 
@@ -55,7 +56,7 @@ def _blocks(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterato
     yield from filled(gathered(rows, str(path), kinds), EmptyTokens(options.zero_tokens, "zero_tokens"), notices)
 
 
-def _rows(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterator[Row]:
+def _rows(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterator[JsonRow]:
     ignored: dict[str, None] = {}
     tied = total = odd = 0
     entries = (_row(entry, options, ignored) for entry in json_entries(path))
@@ -74,22 +75,22 @@ def _rows(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterator[
         current = following
     notices += [f"ignored the field '{name}'" for name in ignored]
     if odd:
-        notices.append(f"{count_of(odd, 'row')} where hash_ids are not one for each {BLOCK_TOKENS} prompt tokens")
+        notices.append(f"{counted(odd, 'row')} where hash_ids are not one for each {BLOCK_TOKENS} prompt tokens")
     if tied and options.spread_batches:
-        notices.append(f"spread {count_of(tied, 'arrival')} of {total:,} that had the stamp of the one before")
+        notices.append(f"spread {counted(tied, 'arrival')} of {total:,} that had the stamp of the one before")
     elif tied > total * TIES:
         notices.append(
-            f"{count_of(tied, 'arrival')} of {total:,} have the stamp of the one before: the clock has coarse steps; "
+            f"{counted(tied, 'arrival')} of {total:,} have the stamp of the one before: the clock has coarse steps; "
             "--option spread_batches=true spreads them"
         )
 
 
-def _row(entry: Entry, options: MooncakeOptions, ignored: dict[str, None]) -> Row:
+def _row(entry: Entry, options: MooncakeOptions, ignored: dict[str, None]) -> JsonRow:
     low = 1 if options.zero_tokens == "refuse" else 0
     ignored.update(dict.fromkeys(entry.ignored(_FIELDS, options.strict)))
     # Some who publish in this format give lengths alone; the ids may be absent.
     ids = entry.wholes("hash_ids") if entry.values.get("hash_ids") is not None else None
-    return Row(
+    return JsonRow(
         row=entry.row,
         time=entry.number("timestamp", 0.0, 1000 * FURTHEST_S),
         prompt_tokens=entry.whole("input_length", low, MOST_TOKENS),
@@ -99,7 +100,7 @@ def _row(entry: Entry, options: MooncakeOptions, ignored: dict[str, None]) -> Ro
     )
 
 
-def _fits(row: Row) -> bool:
+def _fits(row: JsonRow) -> bool:
     return len(row.extras[0]) == -(-row.prompt_tokens // BLOCK_TOKENS)
 
 

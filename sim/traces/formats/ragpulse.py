@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
-from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, count_of, json_entries, one_file
-from sim.traces.formats.json_rows import Row, filled, gathered, list_of_ids
+from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
+from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
 from sim.traces.stream import TraceStream
 
@@ -53,9 +54,7 @@ def _trace_of(path: Path) -> Path:
         return path
     inside = sorted(file for file in path.iterdir() if file.name.startswith("0_trace"))
     if len(inside) != 1:
-        raise TraceError(
-            f"{path}: {count_of(len(inside), 'file')} named 0_trace... in the folder; give the file itself"
-        )
+        raise TraceError(f"{path}: {counted(len(inside), 'file')} named 0_trace... in the folder; give the file itself")
     return inside[0]
 
 
@@ -65,7 +64,7 @@ def _blocks(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterato
     yield from filled(gathered(rows, str(path), kinds), EmptyTokens(options.zero_tokens, "zero_tokens"), notices)
 
 
-def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[Row]:
+def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[JsonRow]:
     ignored: dict[str, None] = {}
     offset_s, before_s, highest_s, week = 0, 0, 0, 1
     falls: list[int] = []
@@ -88,7 +87,7 @@ def _rows(path: Path, options: RagpulseOptions, notices: list[str]) -> Iterator[
         laid = (
             f"each laid {WEEK_S:,} s after the one before" if options.week is None else f"of which week {options.week}"
         )
-        notices.append(f"the clock falls back at row {rows}: {count_of(week, 'week')} end to end, {laid}")
+        notices.append(f"the clock falls back at row {rows}: {counted(week, 'week')} end to end, {laid}")
 
 
 def _seconds(entry: Entry) -> int:
@@ -103,13 +102,13 @@ def _seconds(entry: Entry) -> int:
     return value
 
 
-def _row(entry: Entry, time_s: int, options: RagpulseOptions) -> Row:
+def _row(entry: Entry, time_s: int, options: RagpulseOptions) -> JsonRow:
     low = 1 if options.zero_tokens == "refuse" else 0
     extras: tuple[Any, ...] = ()
     if options.prompt_parts:
         parts = entry.entry("hash_ids")
         extras = tuple(parts.wholes(part) for part in PARTS)
-    return Row(
+    return JsonRow(
         row=entry.row,
         time=time_s,
         prompt_tokens=entry.whole("input_length", low, MOST_TOKENS),

@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 
 from sim.common.errors import ConfigError
 from sim.common.rng import stream
+from sim.common.text import counted
 from sim.traces.formats.assembly import Block, Clock, EmptyTokens, assembled
-from sim.traces.formats.base import Format, FormatOptions, Sample, count_of
+from sim.traces.formats.base import Format, FormatOptions, Sample
 from sim.traces.formats.servegen_pool import LAWS, MEDIA, Client, Lengths, Pool, is_member, read_pools
 from sim.traces.stream import CHUNK_ROWS, TraceStream
 
@@ -86,11 +87,11 @@ def _blocks(files: Sequence[Path], where: str, options: ServegenOptions, notices
         for (pool, client), name in zip(chosen, names, strict=True)
     ]
     empty = EmptyTokens(options.zero_tokens, "zero_tokens")
-    yield from _merged(sources, _Plan(where, models, _extras([client for _, client in chosen]), span_s), empty)
+    yield from _merged(sources, _DrawPlan(where, models, _extras([client for _, client in chosen]), span_s), empty)
     empty.finish(notices)
     strayed = sum(source.strayed for source in sources)
     if strayed:
-        notices.append(f"{count_of(strayed, 'window')} with traffic but no lengths: took the nearest in time")
+        notices.append(f"{counted(strayed, 'window')} with traffic but no lengths: took the nearest in time")
 
 
 def _span_s(pools: Sequence[Pool], where: str, options: ServegenOptions) -> tuple[float, float]:
@@ -122,7 +123,7 @@ def _about(pool: Pool, chosen: Sequence[Client], span_s: tuple[float, float]) ->
     if borrowing and sum(rates.values()):
         share = sum(rates[number] for number in borrowing) / sum(rates.values())
         yield (
-            f"{pool.name}: {len(borrowing)} of {count_of(len(chosen), 'client')} ({share:.0%} of the rate) have no "
+            f"{pool.name}: {len(borrowing)} of {counted(len(chosen), 'client')} ({share:.0%} of the rate) have no "
             "lengths of their own; each window draws those of another client of the pool"
         )
     busy: dict[float, float] = {}
@@ -132,7 +133,7 @@ def _about(pool: Pool, chosen: Sequence[Client], span_s: tuple[float, float]) ->
                 busy[start_s] = busy.get(start_s, 0.0) + rate
     silent = sum(1 for rate in busy.values() if rate == 0)
     if silent:
-        yield f"{pool.name}: {silent} of {count_of(len(busy), 'window')} without any request"
+        yield f"{pool.name}: {silent} of {counted(len(busy), 'window')} without any request"
     last_s = max(float(client.start_s[-1]) + client.window_s for client in pool.clients.values())
     if last_s < end_s:
         yield f"{pool.name}: has no data after {last_s:,.0f} s, the others have"
@@ -270,7 +271,7 @@ def _drawn_lengths(lengths: Lengths, count: int, generator: np.random.Generator)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _DrawPlan:
     """What all drawn blocks share: the file, the models, the extra columns, and the seconds to keep."""
 
     where: str
@@ -279,7 +280,7 @@ class _Plan:
     span_s: tuple[float, float]
 
 
-def _merged(sources: Sequence[_Source], plan: _Plan, empty: EmptyTokens) -> Iterator[Block]:
+def _merged(sources: Sequence[_Source], plan: _DrawPlan, empty: EmptyTokens) -> Iterator[Block]:
     """The requests of all clients by arrival, in blocks of at least half a chunk."""
     first_s, end_s = plan.span_s
     visits = sorted(
@@ -321,7 +322,7 @@ def _joined(pieces: Sequence[tuple[Draws, Table]]) -> tuple[Draws, Table]:
     return arrival_s[order], table
 
 
-def _block(plan: _Plan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
+def _block(plan: _DrawPlan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
     import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
 
     nothing = np.full(len(arrival_s), -1.0)

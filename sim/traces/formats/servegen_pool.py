@@ -39,7 +39,7 @@ _FIELDS = (
 
 
 @dataclass(frozen=True)
-class Distribution:
+class PoolDistribution:
     """Values and, for each, the probability of it and all before."""
 
     values: NDArray[np.float64]
@@ -55,7 +55,7 @@ class Distribution:
         return not self.values[np.diff(self.upto, prepend=0.0) > 0].any()
 
 
-Lengths = dict[str, Distribution]  # by field
+Lengths = dict[str, PoolDistribution]  # by field
 
 
 @dataclass
@@ -227,7 +227,7 @@ def _dataset(member: Member, pool: Pool, strict: bool) -> Iterator[tuple[float, 
         yield start_s, {name: _distribution(window, name) for name in texts}
 
 
-def _distribution(window: Entry, name: str) -> Distribution:
+def _distribution(window: Entry, name: str) -> PoolDistribution:
     """A text with a dict in Python's notation, {tokens: probability, ...}: its keys are numbers, so it is not JSON."""
     text: Any = window.values[name]
     if isinstance(text, str):
@@ -242,7 +242,7 @@ def _distribution(window: Entry, name: str) -> Distribution:
     raise window.error(name, "give a text with {tokens: probability, ...}")
 
 
-def _checked(window: Entry, name: str, pairs: NDArray[np.float64]) -> Distribution:
+def _checked(window: Entry, name: str, pairs: NDArray[np.float64]) -> PoolDistribution:
     values, chances = pairs[:, 0], pairs[:, 1]
     most = 1.0 if name == "reason_ratio" else float(MOST_PARTS if name.endswith("_count") else MOST_TOKENS)
     whole = name == "reason_ratio" or bool((values == np.floor(values)).all())
@@ -251,4 +251,4 @@ def _checked(window: Entry, name: str, pairs: NDArray[np.float64]) -> Distributi
     if not ((chances >= 0).all() and abs(chances.sum() - 1) <= 1e-3):
         raise window.error(name, "its probabilities are at least 0 and add up to 1")
     upto = np.cumsum(chances)
-    return Distribution(values, upto / upto[-1])
+    return PoolDistribution(values, upto / upto[-1])

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, Field
 
 from sim.common.errors import TraceError
 from sim.common.rng import stream
+from sim.common.text import counted
 from sim.traces.columns import ColumnChecks, name_problem
-from sim.traces.files import Table, blank_notice
+from sim.traces.files import FileColumns, blank_notice
 from sim.traces.formats.assembly import Named
 from sim.traces.formats.base import FormatOptions, shown
 
@@ -68,7 +69,7 @@ class PoissonClock:
 
 def failure_notice(count: int, failures: Failures) -> tuple[str, ...]:
     """What was done with requests that failed or whose token counts are missing; nothing for none."""
-    rows = f"{count} request{'' if count == 1 else 's'} that failed or had no token counts"
+    rows = f"{counted(count, 'request')} that failed or had no token counts"
     if failures == "drop":
         text = f"left out {rows}; --option failures=keep counts what is missing as 1 token"
     else:
@@ -77,7 +78,7 @@ def failure_notice(count: int, failures: Failures) -> tuple[str, ...]:
 
 
 def checked_tables(
-    tables: Iterator[Table], required: Sequence[str], optional: Sequence[str], strict: bool, notices: list[str]
+    tables: Iterator[FileColumns], required: Sequence[str], optional: Sequence[str], strict: bool, notices: list[str]
 ) -> Iterator[ColumnChecks]:
     """The tables of a file, ready to be read by column; none is empty.
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
 from sim.traces.formats.assembly import Block, Clock, assembled
-from sim.traces.formats.base import Entry, Format, Sample, count_of, shown
+from sim.traces.formats.base import Entry, Format, Sample, shown
 from sim.traces.formats.json_items import json_items
 from sim.traces.formats.tabular import (
     FAILURES,
@@ -74,7 +75,7 @@ def _blocks(path: Path, number: int, options: VllmOptions, notices: list[str]) -
         if (starts_s > 0).any() and unsent.any():
             kept &= ~unsent
             failed &= ~unsent
-            notices.append(f"left out {count_of(int(unsent.sum()), 'request')} that never went out")
+            notices.append(f"left out {counted(int(unsent.sum()), 'request')} that never went out")
         starts_s = starts_s - (starts_s[kept].min() if kept.any() else 0.0)
         most = result.values.get("max_concurrency")
         if most is not None:
