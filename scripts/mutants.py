@@ -30,7 +30,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = Path(__file__).with_suffix(".yaml")
-PARTS = ("sim", "policies", "profiles", "traces", "tests", "scripts", "docs", "pyproject.toml", "README.md", "SECURITY.md")
+PARTS = ("sim", "policies", "profiles", "traces", "tests", "scripts", "docs", "pyproject.toml", "README.md")
 # Quick ones first: the first that fails is enough.
 ENGINE = """
     batch links memory survivors gate feed views turns loading summary series ranking profiles metrics faults results
