@@ -18,7 +18,7 @@ import pytest
 
 import sim
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 GLOSSARY = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|`]+) \| ([^|]+) \| `(sim\.[\w.]+)` \|$", GLOSSARY, flags=re.MULTILINE)
 PACKAGES = ("sim.scenario", "sim.core.state", "sim.policy.interface")

@@ -25,7 +25,7 @@ import yaml
 from sim.policy.loader import policy_class
 from sim.scenario.scenario import load_scenario, parse_scenario
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = [
     ROOT / folder / "README.md" for folder in ("policies", "profiles", "traces", "traces/scenarios", "notebooks")
