@@ -1,5 +1,5 @@
-"""What is true now of requests, models and instances; plain data without time of its own. cluster.py has the
-machines.
+"""What is true now of requests, models and instances; plain data without time of its own. machines.py has
+the GPUs and nodes.
 
 The mutators keep every account (bytes, blocks, tokens) balanced, and `Instance.check` asserts the laws over them.
 Serving and loading change this state, views show it to policies, metrics read it. Nothing here knows SimPy.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
+from sim.core.state.facade import Facade
 from sim.core.state.leap import Leap, sequence_blocks
 from sim.core.state.links import Link, Transfer
 from sim.core.state.ranking import Line, Rank, Ranking
@@ -20,7 +21,6 @@ from sim.scenario.scenario import ModelSpec
 
 if TYPE_CHECKING:
     from sim.core.state.machines import Gpu
-    from sim.policy.interface.models import InstanceView, ModelView
 
 # An instance's life. PENDING waits for memory that others are giving back; STARTING pays the fixed costs.
 PENDING: Final = 0
@@ -67,7 +67,7 @@ class Model:
         self.instances: dict[int, Instance] = {}
         self.loading: dict[int, Instance] = {}  # those of them that are not ready yet
         self.ranking = Ranking(_load_rank)  # instances that take requests, those with the fewest first
-        self.view: ModelView | None = None
+        self.view: Facade | None = None
 
     def queue(self) -> dict[int, Request]:
         """Who waits to be routed, in order of arrival."""
@@ -97,7 +97,7 @@ class Instance:
         self.max_sequences = max_sequences
         self.status = PENDING
         self.version = 0  # of the timer of a load or a stop: a timer with another version is stale
-        self.view: InstanceView | None = None
+        self.view: Facade | None = None
         # The batch.
         self.waiting = Line()  # requests, the most urgent first, then in order of arrival
         self.prefilling: list[Request] = []

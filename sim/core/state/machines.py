@@ -6,8 +6,9 @@ instant (model.md section 10). Nothing here knows SimPy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from sim.core.state.facade import Facade
 from sim.core.state.host_memory import HostMemory
 from sim.core.state.instance import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
 from sim.core.state.leap import sequence_blocks
@@ -16,9 +17,11 @@ from sim.core.state.request import Request
 from sim.profiles.profile import GpuKind, HostKind
 from sim.scenario.scenario import ServiceClass
 
-if TYPE_CHECKING:
-    from sim.core.record.timeline import Timeline
-    from sim.policy.interface.machines import GpuView, NodeView
+
+class ActivityLog(Protocol):
+    """Who is told what a GPU did, in a run that is followed in detail."""
+
+    def activity(self, gpu: Gpu, kind: str, begin_s: float, end_s: float) -> None: ...
 
 
 class Peers:
@@ -74,8 +77,8 @@ class Gpu:
         self.byte_seconds = 0.0
         self.memory_since_s = 0.0
         self.peak_bytes = 0
-        self.timeline: Timeline | None = None  # of a run that is followed in detail
-        self.view: GpuView | None = None
+        self.timeline: ActivityLog | None = None  # of a run that is followed in detail
+        self.view: Facade | None = None
         self.down = 0  # faults that keep it down now
         self.h2d_factor = 1.0  # of its links' full rates; less while a fault slows them down
         self.d2h_factor = 1.0
@@ -145,7 +148,7 @@ class Node:
         self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
         self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
         self.saved: dict[int, Request] = {}  # whose KV is in its memory
-        self.view: NodeView | None = None
+        self.view: Facade | None = None
 
     @property
     def up(self) -> list[Gpu]:

@@ -1,4 +1,4 @@
-"""What a policy may know of the machines: read-only facades of GPUs and nodes. views.py has the rest and makes them
+"""What a policy may know of the machines: read-only facades of GPUs and nodes. models.py has the rest and makes them
 all.
 """
 
@@ -11,7 +11,7 @@ from sim.core.state.machines import Gpu, Node
 from sim.core.state.memory_fit import growth_room, host_missing, need, why_not_layers
 
 if TYPE_CHECKING:
-    from sim.policy.interface.models import InstanceView, ModelView
+    from sim.policy.interface.models import InstanceView, ModelView, Views
 
 
 class Crowd(NamedTuple):
@@ -40,6 +40,7 @@ class GpuView(Facade):
 
     __slots__ = ()
     _of: Gpu
+    _views: Views
 
     def __repr__(self) -> str:
         return self._of.name
@@ -164,6 +165,7 @@ class NodeView(Facade):
 
     __slots__ = ()
     _of: Node
+    _views: Views
 
     def __repr__(self) -> str:
         return self._of.name

@@ -26,6 +26,7 @@ class ModelView(Facade):
 
     __slots__ = ()
     _of: Model
+    _views: Views
 
     def __repr__(self) -> str:
         return f"model {self._of.name}"
@@ -144,6 +145,7 @@ class InstanceView(Facade):
 
     __slots__ = ()
     _of: Instance
+    _views: Views
 
     def __repr__(self) -> str:
         return f"instance {self._of.number} ({self._of.model.name} on {self._of.gpu.name})"
@@ -302,30 +304,35 @@ class Views:
 
     def request(self, of: Request) -> RequestView:
         view = of.view
-        if view is None:
-            view = of.view = RequestView(of, self)
-        return view
+        if isinstance(view, RequestView):
+            return view
+        made = of.view = RequestView(of, self)
+        return made
 
     def model(self, of: Model) -> ModelView:
         view = of.view
-        if view is None:
-            view = of.view = ModelView(of, self)
-        return view
+        if isinstance(view, ModelView):
+            return view
+        made = of.view = ModelView(of, self)
+        return made
 
     def instance(self, of: Instance) -> InstanceView:
         view = of.view
-        if view is None:
-            view = of.view = InstanceView(of, self)
-        return view
+        if isinstance(view, InstanceView):
+            return view
+        made = of.view = InstanceView(of, self)
+        return made
 
     def gpu(self, of: Gpu) -> GpuView:
         view = of.view
-        if view is None:
-            view = of.view = GpuView(of, self)
-        return view
+        if isinstance(view, GpuView):
+            return view
+        made = of.view = GpuView(of, self)
+        return made
 
     def node(self, of: Node) -> NodeView:
         view = of.view
-        if view is None:
-            view = of.view = NodeView(of, self)
-        return view
+        if isinstance(view, NodeView):
+            return view
+        made = of.view = NodeView(of, self)
+        return made
