@@ -25,7 +25,7 @@ from sim.core.state.machines import Cluster
 from sim.core.state.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
 from sim.core.transfers import Transfers
 from sim.core.world import Changes, World
-from sim.engine.arrival_feed import Feed
+from sim.engine.arrival_feed import Feed, request_of
 from sim.engine.ask_policy import Asking
 from sim.engine.build_cluster import build_cluster
 from sim.engine.faults import make_faults
@@ -115,15 +115,8 @@ class Engine:
 
     def _on_arrival(self, row: Row) -> Request:
         """The request of a row arrives now."""
-        _, model_index, prompt_tokens, output_tokens, service_class, priority, session, _, deadline_s = row
-        now_s = self.clock.now_s
-        recorder = self.world.recorder
-        model = self.world.cluster.models[model_index]
-        request = Request(recorder.arrived, model, now_s, prompt_tokens, output_tokens)
-        request.service_class = service_class
-        request.priority = priority
-        request.session = session
-        request.deadline_s = deadline_s
+        now_s, recorder = self.clock.now_s, self.world.recorder
+        request = request_of(row, recorder.arrived, self.world.cluster.models, now_s)
         recorder.arrived += 1
         self.estimates.arrived(request)
         reason = self._impossible(request)
@@ -135,7 +128,7 @@ class Engine:
             self._in_flight[request.index] = request
             self.world.cluster.wait(request)
             self.world.changes.arrived.append(request)
-            patience_s = self.world.cluster.service_classes[service_class].patience_s
+            patience_s = self.world.cluster.service_classes[request.service_class].patience_s
             if patience_s is not None:
                 self.clock.at(now_s + patience_s, self._on_impatience, None, request.index)
         if self.faults is not None:

@@ -25,6 +25,7 @@ from sim.core.serving import Serving
 from sim.core.state.instance import Instance
 from sim.core.state.request import IMPOSSIBLE, TIMED_OUT, Request
 from sim.core.world import Changes, World
+from sim.engine.arrival_feed import request_of
 from sim.engine.ask_policy import Asking
 from sim.engine.engine import Outcome, prepare
 from sim.engine.validate_action import Gate
@@ -202,8 +203,8 @@ class LiveServer:
         self.clock.start()
         self._turn()
         while rows or self._in_flight:
-            self._wait(rows[-1][0] if rows else None)
-            while rows and rows[-1][0] <= self.clock.look():
+            self._wait(rows[-1].arrival_s if rows else None)
+            while rows and rows[-1].arrival_s <= self.clock.look():
                 self._arrive(rows.pop())
             self.clock.fire()
             self._turn()
@@ -243,25 +244,23 @@ class LiveServer:
                 return
 
     def _arrive(self, row: Row) -> None:
-        arrival_s, model_index, prompt_tokens, output_tokens, service_class, priority, _, _, deadline_s = row
-        model = self.cluster.models[model_index]
         recorder = self.world.recorder
-        request = Request(recorder.arrived, model, arrival_s, prompt_tokens, output_tokens)
-        request.service_class, request.priority, request.deadline_s = service_class, priority, deadline_s
+        request = request_of(row, recorder.arrived, self.cluster.models, row.arrival_s)
+        model = request.model
         recorder.arrived += 1
         self.estimates.arrived(request)
-        if model.fits_nowhere or prompt_tokens + output_tokens > model.max_context:
+        if model.fits_nowhere or row.prompt_tokens + row.output_tokens > model.max_context:
             request.reason = model.fits_nowhere or f"needs more than {model.max_context} tokens"
             recorder.end(request, IMPOSSIBLE, self.clock.now_s)
             return
         self._in_flight[request.index] = request
-        prompt = torch.arange(prompt_tokens).add(request.index * 97).remainder(self.weights[model.name].shape.vocab)
+        prompt = torch.arange(row.prompt_tokens).add(request.index * 97).remainder(self.weights[model.name].shape.vocab)
         self.texts[request.index] = prompt.tolist()
         self.cluster.wait(request)
         self.world.changes.arrived.append(request)
-        patience_s = self.cluster.service_classes[service_class].patience_s
+        patience_s = self.cluster.service_classes[row.service_class].patience_s
         if patience_s is not None:
-            self.clock.at(arrival_s + patience_s, self._lose_patience, request, 0)
+            self.clock.at(row.arrival_s + patience_s, self._lose_patience, request, 0)
 
     def _lose_patience(self, request: Request, _: int) -> None:
         waits = request.index in request.model.waiting
