@@ -1,45 +1,26 @@
 """Changes the layers of a loaded instance: a restart, a sleep, or an elastic move of only what changes.
 
 Which of them a resize means is the engine's capability (`resize: none | sleep | elastic`), an experimental factor. The
-gate has checked the room; memory that a resize will need is claimed when it is accepted. Part of loading.py's work.
+gate has checked the room; memory that a resize will need is claimed when it is accepted. loading.py calls it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
+from sim.core.lifecycle import Lifecycle
 from sim.core.state.instance import ASLEEP, Instance
-from sim.core.state.links import Transfer
 from sim.core.state.request import LOAD_WAIT, QUEUED
+from sim.core.state.under_way import ResizeUnderWay
 from sim.core.transfers import Transfers
 from sim.core.world import World
-
-if TYPE_CHECKING:
-    from sim.core.loading import Loading
-
-
-@dataclass
-class ResizeInProgress:
-    """An elastic resize under way. `extra_gpu_bytes` are taken beyond what the present layers hold."""
-
-    layers: int
-    extra_gpu_bytes: int
-    extra_host_bytes: int
-    started_s: float
-    moved: bool = False
-    bytes: float = 0.0
-    seconds: float = 0.0
-    transfer: Transfer | None = None
 
 
 class Resizing:
     """Every resize but the wake from sleep, which is a load."""
 
-    def __init__(self, world: World, transfers: Transfers, loading: Loading) -> None:
+    def __init__(self, world: World, transfers: Transfers, lifecycle: Lifecycle) -> None:
         self.world = world
         self.transfers = transfers
-        self.loading = loading
+        self.lifecycle = lifecycle
 
     @property
     def _now_s(self) -> float:
@@ -61,13 +42,13 @@ class Resizing:
             instance.claim(max(0, instance.gpu_bytes_at(layers) - instance.gpu_bytes))
             self._hold_host_kv(instance, layers)
             if layers < instance.model.weights.layers and not instance.pins_weights:
-                self.loading.pin(instance)
+                self.lifecycle.pin(instance)
         self.world.touch(instance)
 
     def _hold_host_kv(self, instance: Instance, layers: int) -> None:
         """Until it restarts, an instance holds the host memory of the larger of its two layouts."""
         more = instance.host_kv_bytes_at(layers) - instance.host_kv_bytes_at(instance.layers)
-        self.loading.take_host_kv(instance, max(0, more))
+        self.lifecycle.take_host_kv(instance, max(0, more))
 
     def restart(self, instance: Instance) -> None:
         """The process ended; start again with the new layers, its sequences still waiting for it."""
@@ -75,16 +56,14 @@ class Resizing:
         instance.gpu.take(-instance.gpu_bytes, self._now_s)
         instance.claim(0)
         less = instance.host_kv_bytes_at(before) - instance.host_kv_bytes_at(after)
-        self.loading.take_host_kv(instance, -max(0, less))
+        self.lifecycle.take_host_kv(instance, -max(0, less))
         instance.layers = after
         if after == instance.model.weights.layers and instance.pins_weights:
-            weights = instance.model.weights
-            instance.gpu.node.memory.unpin(weights.key)
-            instance.pins_weights = False
+            self.lifecycle.unpin(instance)
         for request in instance.waiting.in_order():
             if request.phase == QUEUED:
                 request.enter(LOAD_WAIT, self._now_s)
-        self.loading.restart(instance)
+        self.lifecycle.load(instance)
 
     def sleep(self, instance: Instance) -> None:
         """Only the process and the host copy of the weights stay; of that copy too, if it drops them, only what the
@@ -92,15 +71,14 @@ class Resizing:
         gpu = instance.gpu
         gpu.take(-instance.gpu_bytes, self._now_s)
         gpu.release_later(-instance.gpu_bytes)
-        self.loading.take_host_kv(instance, -instance.host_kv_bytes_at(instance.layers))
+        self.lifecycle.take_host_kv(instance, -instance.host_kv_bytes_at(instance.layers))
         if instance.drops_weights:
-            gpu.node.memory.unpin(instance.model.weights.key)
-            instance.pins_weights = False
-        self.loading.become(instance, ASLEEP)
+            self.lifecycle.unpin(instance)
+        self.lifecycle.become(instance, ASLEEP)
         instance.changed()
-        self.loading.send_back_waiting(instance)
+        self.lifecycle.send_back_waiting(instance)
         self.world.changes.freed.append(gpu)
-        self.loading.start_pending(gpu)
+        self.lifecycle.start_pending(gpu)
 
     def _move_layers(self, instance: Instance, layers: int) -> None:
         """Elastic: grow over the link to the GPU; shrink for free but for the KV of the shed layers."""
@@ -109,7 +87,7 @@ class Resizing:
         grow = layers > instance.layers
         moved_layers = abs(layers - instance.layers)
         delta_bytes = instance.gpu_bytes_at(layers) - instance.gpu_bytes
-        resize = ResizeInProgress(
+        resize = ResizeUnderWay(
             layers,
             extra_gpu_bytes=max(0, delta_bytes),
             extra_host_bytes=0 if grow else moved_layers * kv_bytes,
@@ -121,7 +99,7 @@ class Resizing:
             gpu.take(resize.extra_gpu_bytes, self._now_s)
         else:
             gpu.release_later(-delta_bytes)
-            self.loading.take_host_kv(instance, resize.extra_host_bytes)
+            self.lifecycle.take_host_kv(instance, resize.extra_host_bytes)
         used_blocks = instance.blocks_after(instance.ahead(self._now_s))  # the running leap is not settled
         used_bytes = instance.model.kv_layer_bytes(used_blocks * instance.block_tokens) * moved_layers
         size = used_bytes + (weights.gpu_bytes(layers) - weights.gpu_bytes(instance.layers) if grow else 0)
@@ -154,7 +132,7 @@ class Resizing:
     def break_off(self, instance: Instance) -> None:
         """Its GPU is gone: what it holds of the host for another layout than the present one goes back."""
         resize, gpu = instance.resizing, instance.gpu
-        if isinstance(resize, ResizeInProgress):
+        if resize is not None:
             if resize.transfer is not None and resize.transfer.under_way:
                 self.transfers.cancel(resize.transfer)
                 gpu.account(self._now_s)
@@ -162,16 +140,16 @@ class Resizing:
                 moved = resize.transfer.size - resize.transfer.remaining
                 if self.world.recorder.timeline is not None:
                     self.world.recorder.timeline.moved(instance, "resize", resize.started_s, self._now_s, moved)
-            self.loading.take_host_kv(instance, -resize.extra_host_bytes)
+            self.lifecycle.take_host_kv(instance, -resize.extra_host_bytes)
             instance.resizing = None
         elif self.world.options.resize == "none":
             more = instance.host_kv_bytes_at(instance.next_layers) - instance.host_kv_bytes_at(instance.layers)
-            self.loading.take_host_kv(instance, -max(0, more))
+            self.lifecycle.take_host_kv(instance, -max(0, more))
 
     def apply(self, instance: Instance) -> None:
         """At a boundary: if a move is through, iterations run with the new layers from here on."""
         resize = instance.resizing
-        if not isinstance(resize, ResizeInProgress) or not resize.moved:
+        if resize is None or not resize.moved:
             return
         gpu, memory = instance.gpu, instance.gpu.node.memory
         before_bytes = instance.gpu_bytes
@@ -189,7 +167,7 @@ class Resizing:
             gpu.take(-freed, self._now_s)
             gpu.release_later(-freed)
             self.world.changes.freed.append(gpu)
-            self.loading.start_pending(gpu)
+            self.lifecycle.start_pending(gpu)
         self.world.recorder.switch(
             self._now_s,
             "resize",

@@ -7,12 +7,13 @@ when; nothing here knows time or chance.
 
 from __future__ import annotations
 
-from sim.core.loading import Loading, LoadInProgress
+from sim.core.loading import Loading
 from sim.core.record.recorder import FaultRecord
 from sim.core.serving import Serving
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
+from sim.core.state.under_way import LoadUnderWay
 from sim.core.world import World
 from sim.profiles.profile import Profile
 
@@ -29,7 +30,8 @@ class Losses:
         self.kv = serving.kv
         self.record = record
         self.retries = retries
-        loading.on_failed = self.load_failed
+        self.lifecycle = loading.lifecycle
+        self.lifecycle.on_failed = self.load_failed
 
     @property
     def _now_s(self) -> float:
@@ -70,8 +72,8 @@ class Losses:
             self.gpu_down(gpu, "its node was lost")
         for request in list(node.saved.values()):
             self._forget_saved(request)
-        for key in [key for key in self.loading.arriving if key[0] == node.index]:
-            del self.loading.arriving[key]
+        for key in [key for key in self.lifecycle.arriving if key[0] == node.index]:
+            del self.lifecycle.arriving[key]
         node.memory.lose()
 
     def node_up(self, node: Node) -> None:
@@ -96,14 +98,14 @@ class Losses:
 
     # --- instances
 
-    def load_failed(self, instance: Instance, load: LoadInProgress) -> None:
+    def load_failed(self, instance: Instance, load: LoadUnderWay) -> None:
         """A load took its time, and there is nothing to show for it."""
         del instance.model.loading[instance.number]
-        self.loading.record_end(instance, load, "failed load")
+        self.lifecycle.record_end(instance, load, "failed load")
         self.record.load_s += self._now_s - load.begun_s
         losers = self._take_waiting(instance)
         instance.gpu.take(-instance.gpu_bytes, self._now_s)
-        self.loading.vanish(instance)
+        self.lifecycle.vanish(instance)
         self.world.changes.lost.append(instance)
         self._give_back(losers, "its model could not be loaded")
 
@@ -113,7 +115,7 @@ class Losses:
         if instance.status in (PENDING, STARTING, LOADING):
             losers = self._take_waiting(instance)
             if instance.status != PENDING:
-                self.record.load_s += self._now_s - self.loading.loads[instance.number].begun_s
+                self.record.load_s += self._now_s - self.lifecycle.loads[instance.number].begun_s
             self.loading.cancel_load(instance)
             return losers
         losers = []
@@ -122,7 +124,7 @@ class Losses:
             instance.claim(0)
             self.loading.resizing.break_off(instance)
         losers += self._take_waiting(instance)
-        self.loading.vanish(instance)
+        self.lifecycle.vanish(instance)
         return losers
 
     def _take_waiting(self, instance: Instance) -> list[Request]:

@@ -1,8 +1,8 @@
 """Lets faults happen: those that the scenario lists, at their times, and random ones.
 
 Each GPU, node and link fails by its own random stream, whatever the policy does, so that all policies meet the same
-faults. There is one timer for each thing that may fail. What a fault does to instances and requests is in losses.py;
-the engine makes this, and only where the scenario asks for faults.
+faults. There is one timer for each thing that may fail. What a fault does to instances and requests is in
+fault_effects.py; the engine makes this, and only where the scenario asks for faults.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Faults:
         self._load_draws: dict[int, np.random.Generator] = {}
         self._client_draws = stream(seed, "faults", "cancellation")
         self._slow: dict[str, list[float]] = {}  # by link: the factors in force
-        losses.loading.fails = self._load_fails
+        losses.lifecycle.fails = self._load_fails
 
     def start(self) -> None:
         """Set the timers, at time 0."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.core.state.instance import ASLEEP, GONE, PENDING, Instance
+from sim.core.state.instance import ASLEEP, GONE, Instance
 
 if TYPE_CHECKING:
     from sim.core.state.machines import Cluster
@@ -30,13 +30,6 @@ _WIDTH = len(_ROW)
 _QUEUE = -1.0  # the GPU of those who are not routed yet
 _MEANS = ("layers", "residency", "gpu_bytes", "running", "waiting")
 COLUMNS = ("time_s", "span_s", "gpu", "instance", "status", "model", *_MEANS)
-
-
-def held_bytes(instance: Instance) -> int:
-    """Bytes of its GPU that an instance holds now, those of a resize under way among them."""
-    if instance.status in (PENDING, ASLEEP, GONE):
-        return 0
-    return instance.gpu_bytes + int(getattr(instance.resizing, "extra_gpu_bytes", 0))
 
 
 class Series:
@@ -59,7 +52,7 @@ class Series:
             float(instance.status),
             float(layers),
             layers / instance.model.weights.layers,
-            float(held_bytes(instance)),
+            float(instance.held_gpu_bytes),
             float(instance.sequences),
             float(instance.waiting.size),
         )

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from sim.core.record.series import held_bytes
 from sim.core.state.instance import ASLEEP, GONE, PENDING, READY, STATUSES, Instance
 from sim.core.state.leap import Leap
 from sim.core.state.request import RECOMPUTE, Request
@@ -123,7 +122,7 @@ class Timeline:
             "model": instance.model.name,
             "layers": layers,
             "of_layers": whole,
-            "gpu_bytes": held_bytes(instance),
+            "gpu_bytes": instance.held_gpu_bytes,
             "kv_tokens": instance.kv_blocks * instance.block_tokens,
         }
         self._status[number] = (now_s, kind, arguments)
@@ -207,7 +206,7 @@ class Timeline:
             for cause, (moving, begin_s, size) in instance.kv_moves.items():
                 if moving:
                     self.moved(instance, cause, begin_s, now_s, size)
-            resize: Any = instance.resizing
+            resize = instance.resizing
             if resize is not None and not resize.moved:
                 self.moved(instance, "resize", resize.started_s, now_s, resize.bytes)
             self._close_status(instance.number, now_s)
@@ -222,9 +221,10 @@ class Timeline:
 
     def _memory(self, gpu: Gpu, now_s: float) -> None:
         held = [i for i in gpu.instances.values() if i.status not in (PENDING, ASLEEP, GONE)]
-        weights = sum(instance.model.weights.gpu_bytes(instance.layers) for instance in held)
+        weights = sum([instance.model.weights.gpu_bytes(instance.layers) for instance in held])
+        held_bytes = sum([instance.held_gpu_bytes for instance in held])
         self._counter(gpu.index, "weights (bytes)", now_s, weights)
-        self._counter(gpu.index, "KV pools (bytes)", now_s, sum(map(held_bytes, held)) - weights)
+        self._counter(gpu.index, "KV pools (bytes)", now_s, held_bytes - weights)
 
     def _slice(self, key: LaneKey, begin_s: float, end_s: float, kind: str, arguments: Arguments | None = None) -> None:
         begin_s, end_s = max(begin_s, self.from_s), min(end_s, self.until_s)

@@ -16,6 +16,7 @@ from sim.core.state.leap import Leap, sequence_blocks
 from sim.core.state.links import Link, Transfer
 from sim.core.state.ranking import Line, Rank, Ranking
 from sim.core.state.request import DECODE, STALLED, Request
+from sim.core.state.under_way import ResizeUnderWay
 from sim.profiles.profile import Profile, Weights
 from sim.scenario.scenario import ModelSpec
 
@@ -146,7 +147,7 @@ class Instance:
         self.preempt_next: dict[
             int, str
         ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
-        self.resizing: object = None  # a resize under way
+        self.resizing: ResizeUnderWay | None = None  # an elastic one
         self.pins_weights = False
         self.drops_weights = False  # when it falls asleep
         self.ready_s = -1.0
@@ -173,6 +174,13 @@ class Instance:
     @property
     def residency(self) -> float:
         return self.layers / self.model.weights.layers
+
+    @property
+    def held_gpu_bytes(self) -> int:
+        """What it has taken of the GPU now, for a resize under way too."""
+        if self.status in (PENDING, ASLEEP, GONE):
+            return 0
+        return self.gpu_bytes + (0 if self.resizing is None else self.resizing.extra_gpu_bytes)
 
     def claim(self, size: int) -> None:
         """Have `size` bytes of the GPU's memory set aside, in place of what was set aside before."""

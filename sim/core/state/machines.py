@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sim.core.state.facade import Facade
 from sim.core.state.host_memory import HostMemory
-from sim.core.state.instance import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
+from sim.core.state.instance import DRAINING, READY, STATUSES, STOPPING, Instance, Model
 from sim.core.state.leap import sequence_blocks
 from sim.core.state.ranking import Rank, Ranking
 from sim.core.state.request import Request
@@ -206,9 +206,7 @@ class Cluster:
     def check(self) -> None:
         """Assert the laws that hold at every instant (model.md section 10: 2, 3, 6)."""
         for gpu in self.gpus:
-            held = [i for i in gpu.instances.values() if i.status not in (PENDING, GONE)]
-            growth = sum(getattr(i.resizing, "extra_gpu_bytes", 0) for i in held)
-            used = sum(i.gpu_bytes if i.status != ASLEEP else 0 for i in held) + growth
+            used = sum([instance.held_gpu_bytes for instance in gpu.instances.values()])
             assert gpu.used_bytes == used, (gpu.name, gpu.used_bytes, used)
             assert gpu.used_bytes <= gpu.capacity_bytes, (gpu.name, gpu.used_bytes, gpu.capacity_bytes)
             claimed = sum(instance.claimed_bytes for instance in gpu.instances.values())
