@@ -11,7 +11,7 @@ from typing import Any
 
 from sim.core.state.instance import ASLEEP, GONE, LOADING, PENDING, READY, STARTING, Instance
 from sim.core.state.links import Link
-from sim.core.state.machines import Gpu
+from sim.core.state.machines import Gpu, Placement
 from sim.core.state.request import LOAD_WAIT, QUEUED
 from sim.core.state.under_way import LoadUnderWay
 from sim.core.transfers import Transfers
@@ -41,12 +41,12 @@ class Lifecycle:
 
     def take_host_kv(self, instance: Instance, size: int) -> None:
         """Host memory for the KV of layers outside the GPU, which the gate has seen to be there."""
-        taken = instance.gpu.node.memory.take_instance_kv(size)
+        taken = instance.node.memory.take_instance_kv(size)
         assert taken, (instance.number, size)
 
     def pin(self, instance: Instance) -> None:
         """Keep a host copy of the weights for as long as the instance lives."""
-        weights, node = instance.model.weights, instance.gpu.node
+        weights, node = instance.model.weights, instance.node
         if weights.key not in node.memory.cached:
             self.arriving[node.index, weights.key] = True
         cached = node.memory.cache(weights.key, weights.total_bytes)
@@ -56,7 +56,7 @@ class Lifecycle:
 
     def unpin(self, instance: Instance) -> None:
         """It needs no host copy of its weights any more."""
-        instance.gpu.node.memory.unpin(instance.model.weights.key)
+        instance.node.memory.unpin(instance.model.weights.key)
         instance.pins_weights = False
 
     # --- loads
@@ -67,18 +67,22 @@ class Lifecycle:
         instance.changed()
         instance.model.loading[instance.number] = instance
         self.loads[instance.number] = LoadUnderWay(self._now_s, wake)
-        instance.gpu.pending.append(instance)
+        instance.placement.wait(instance)
         instance.claim(instance.gpu_bytes)
-        self.start_pending(instance.gpu)
+        self._start_pending(instance.placement)
+
+    def _start_pending(self, placement: Placement) -> None:
+        for gpu in placement.gpus:
+            self.start_pending(gpu)
 
     def start_pending(self, gpu: Gpu) -> None:
         """Start waiting loads in order, as far as memory is really free."""
-        while not gpu.down and gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
-            instance = gpu.pending.pop(0)
+        while gpu.pending and gpu.pending[0].placement.is_free_for(gpu.pending[0]):
+            instance = gpu.pending[0]
+            instance.placement.stop_waiting(instance)
             instance.claim(0)
-            gpu.take(instance.gpu_bytes, self._now_s)
-            gpu.account(self._now_s)
-            gpu.loads += 1
+            instance.placement.take(instance.gpu_bytes, self._now_s)
+            instance.placement.count_loads(1, self._now_s)
             load = self.loads[instance.number]
             switch = instance.profile.switch
             load.begun_s = self._now_s
@@ -94,19 +98,18 @@ class Lifecycle:
             return
         self.become(instance, LOADING)
         load = self.loads[instance.number]
-        weights, gpu, node = instance.model.weights, instance.gpu, instance.gpu.node
-        key = weights.key
-        size = float(weights.gpu_bytes(instance.layers))
+        weights, residency, node = instance.model.weights, instance.residency, instance.node
+        key, size = weights.key, float(residency.gpu_weight_bytes)
         load.from_disk = not node.memory.touch(key) or (node.index, key) in self.arriving
-        links = self.transfers.to_gpu(gpu)
+        links = self.transfers.to_gpus(instance.placement)
         sizes: list[tuple[float, tuple[Link, ...]]] = [(size, links)]
         if load.from_disk:
             if node.memory.cache(key, weights.total_bytes):
                 self.arriving[node.index, key] = True
             # The disk is read while the link sends; the layers that stay in host memory are read too.
             sizes = [(size, (*links, *self.transfers.disk(node)))]
-            if weights.host_bytes(instance.layers):
-                sizes.append((float(weights.host_bytes(instance.layers)), self.transfers.disk(node)))
+            if residency.host_weight_bytes:
+                sizes.append((float(residency.host_weight_bytes), self.transfers.disk(node)))
         load.open_transfers = len(sizes)
         limit = instance.profile.switch.reload_bytes_per_s
 
@@ -118,13 +121,12 @@ class Lifecycle:
         load.transfers = [self.transfers.start(size, path, limit, "weights", done) for size, path in sizes]
 
     def _on_loaded(self, instance: Instance, load: LoadUnderWay) -> None:
-        now_s, gpu, weights = self._now_s, instance.gpu, instance.model.weights
+        now_s, placement = self._now_s, instance.placement
         if load.from_disk:
-            self.arriving.pop((gpu.node.index, weights.key), None)
+            self.arriving.pop((instance.node.index, instance.model.weights.key), None)
         del self.loads[instance.number]
-        gpu.account(now_s)
-        gpu.loads -= 1
-        if self.fails is not None and self.fails(gpu):
+        placement.count_loads(-1, now_s)
+        if self.fails is not None and True in [self.fails(gpu) for gpu in placement.gpus]:
             self.on_failed(instance, load)
             return
         self.become(instance, READY)
@@ -139,7 +141,7 @@ class Lifecycle:
             wait_s=load.begun_s - load.asked_s,
             start_s=load.start_s,
             reload_s=now_s - load.begun_s - load.start_s,
-            bytes=float(weights.gpu_bytes(instance.layers)),
+            bytes=float(instance.residency.gpu_weight_bytes),
             from_disk=load.from_disk,
         )
         for request in instance.waiting.in_order():
@@ -175,19 +177,21 @@ class Lifecycle:
 
     def vanish(self, instance: Instance) -> None:
         """It is gone, and what it held of the host with it; of the GPU's memory the caller has taken care."""
-        gpu = instance.gpu
-        host_kv_bytes = instance.host_kv_bytes_at(instance.layers)
-        if host_kv_bytes and instance.status != ASLEEP:
-            self.take_host_kv(instance, -host_kv_bytes)
+        if instance.host_kv_bytes and instance.status != ASLEEP:
+            self.take_host_kv(instance, -instance.host_kv_bytes)
         if instance.pins_weights:
             self.unpin(instance)
         self.become(instance, GONE)
         instance.model.ranking.drop(instance.number)
-        gpu.peers.idle.drop(instance.number)
         instance.version += 1
-        del gpu.instances[instance.number]
+        instance.placement.remove(instance)
         del instance.model.instances[instance.number]
         del self.world.cluster.instances[instance.number]
-        if not gpu.down:
-            self.world.changes.freed.append(gpu)
-            self.start_pending(gpu)
+        self.freed(instance.placement)
+
+    def freed(self, placement: Placement) -> None:
+        """There is more memory than before, for who waits for it and for the policy to decide on."""
+        for gpu in placement.gpus:
+            if not gpu.down:
+                self.world.changes.freed.append(gpu)
+                self.start_pending(gpu)

@@ -25,8 +25,9 @@ from sim.core.state.instance import (
     Instance,
     Model,
 )
-from sim.core.state.machines import Gpu
+from sim.core.state.machines import Placement
 from sim.core.state.request import KV_TRANSFER, PREEMPTED, Request
+from sim.core.state.residency import Residency
 from sim.core.transfers import Transfers
 from sim.core.world import World
 
@@ -49,31 +50,34 @@ class Loading:
 
     # --- load
 
-    def load(self, model: Model, gpu: Gpu, layers: int, kv_tokens: int, max_sequences: int) -> Instance:
+    def load(
+        self, model: Model, placement: Placement, residency: Residency, kv_tokens: int, max_sequences: int
+    ) -> Instance:
         """A new instance, which waits for its memory and then loads."""
         self._number += 1
         block = self.world.options.block_tokens
-        instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block, max_sequences)
-        if layers < model.weights.layers or self.world.options.resize != "none":
+        blocks = -(-kv_tokens // block)
+        instance = Instance(self._number, model, placement, residency, blocks, block, max_sequences)
+        if not residency.whole or self.world.options.resize != "none":
             self.lifecycle.pin(instance)
-        self.lifecycle.take_host_kv(instance, instance.host_kv_bytes_at(layers))
+        self.lifecycle.take_host_kv(instance, instance.host_kv_bytes)
         self.world.cluster.instances[instance.number] = instance
-        gpu.instances[instance.number] = instance
+        placement.add(instance)
         model.instances[instance.number] = instance
         self.lifecycle.load(instance)
         return instance
 
-    def resize(self, instance: Instance, layers: int) -> None:
-        """Change the layers on the GPU, as the engine can: restart, sleep or wake, or move only what changes."""
+    def resize(self, instance: Instance, residency: Residency) -> None:
+        """Change what is on the GPU, as the engine can: restart, sleep or wake, or move only what changes."""
         self.world.recorder.counts["resizes"] += 1
         if instance.status == ASLEEP:
-            instance.layers = layers
+            instance.residency = residency
             if not instance.pins_weights:
                 self.lifecycle.pin(instance)
-            self.lifecycle.take_host_kv(instance, instance.host_kv_bytes_at(layers))
+            self.lifecycle.take_host_kv(instance, instance.host_kv_bytes)
             self.lifecycle.load(instance, wake=True)
         else:
-            self.resizing.begin(instance, layers)
+            self.resizing.begin(instance, residency)
 
     # --- stop
 
@@ -85,7 +89,7 @@ class Loading:
         if instance.status in (PENDING, STARTING, LOADING):
             self.cancel_load(instance)
             return
-        instance.gpu.release_later(instance.gpu_bytes if instance.status != ASLEEP else 0)
+        instance.placement.release_later(instance.gpu_bytes if instance.status != ASLEEP else 0)
         if instance.status == ASLEEP:
             self.lifecycle.vanish(instance)
             return
@@ -102,21 +106,20 @@ class Loading:
 
     def cancel_load(self, instance: Instance) -> None:
         """Break a load off, under way or waiting for memory, and with it the instance."""
-        gpu = instance.gpu
+        placement = instance.placement
         load = self.lifecycle.loads.pop(instance.number)
         del instance.model.loading[instance.number]
         instance.version += 1
         if instance.status == PENDING:
-            gpu.pending.remove(instance)
+            placement.stop_waiting(instance)
             instance.claim(0)
         else:
             for transfer in load.transfers:
                 if transfer.under_way:
                     self.transfers.cancel(transfer)
             self.lifecycle.record_end(instance, load, "broken-off load")
-            gpu.account(self._now_s)
-            gpu.loads -= 1
-            gpu.take(-instance.gpu_bytes, self._now_s)
+            placement.count_loads(-1, self._now_s)
+            placement.take(-instance.gpu_bytes, self._now_s)
         self.lifecycle.vanish(instance)
 
     def close(self) -> None:
@@ -225,7 +228,6 @@ class Loading:
         self.world.clock.at(self._now_s + free_s, later, instance, instance.version)
 
     def _freed(self, instance: Instance) -> None:
-        gpu = instance.gpu
-        gpu.take(-instance.gpu_bytes, self._now_s)
-        gpu.release_later(-instance.gpu_bytes)
+        instance.placement.take(-instance.gpu_bytes, self._now_s)
+        instance.placement.release_later(-instance.gpu_bytes)
         self.lifecycle.vanish(instance)

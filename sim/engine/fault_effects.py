@@ -84,8 +84,7 @@ class Losses:
     def _forget_saved(self, request: Request) -> None:
         """Its saved KV is gone. An instance elsewhere that was about to get it has it wait, to compute it again."""
         assert request.kv_node is not None
-        gpu = request.kv_node.gpus[0]
-        profile = request.model.profiles[gpu.kind.gpu, gpu.node.kind.host]
+        profile = request.model.profiles[request.kv_node.gpus[0].kinds]
         self._count_lost(profile, request.model.weights.layers, request.kv_tokens)
         instance = request.instance
         restoring = instance is not None and request.index in instance.restoring
@@ -104,7 +103,7 @@ class Losses:
         self.lifecycle.record_end(instance, load, "failed load")
         self.record.load_s += self._now_s - load.begun_s
         losers = self._take_waiting(instance)
-        instance.gpu.take(-instance.gpu_bytes, self._now_s)
+        instance.placement.take(-instance.gpu_bytes, self._now_s)
         self.lifecycle.vanish(instance)
         self.world.changes.lost.append(instance)
         self._give_back(losers, "its model could not be loaded")
@@ -143,7 +142,7 @@ class Losses:
             if request.index in instance.saving:
                 instance.release(request.context)
                 instance.sequences -= 1
-            self._count_lost(instance.profile, instance.layers, request.kv_tokens)
+            self._count_lost(instance.profile, instance.residency.layers, request.kv_tokens)
             if self.serving.preemption.is_out(request):
                 losers.append(request)
                 self.kv.drop(request)
@@ -151,7 +150,7 @@ class Losses:
         batch = [*instance.prefilling, *instance.joining, *instance.decoding.values(), *instance.restoring.values()]
         for request in batch:
             tokens = self.serving.preemption.remove(instance, request)
-            self._count_lost(instance.profile, instance.layers, tokens)
+            self._count_lost(instance.profile, instance.residency.layers, tokens)
         assert instance.sequences == instance.blocks_used == 0, (instance.sequences, instance.blocks_used)
         return losers + batch
 

@@ -14,7 +14,7 @@ from sim.common.errors import PolicyError, shown
 from sim.core.loading import Loading
 from sim.core.serving import Serving
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
-from sim.core.state.machines import Gpu
+from sim.core.state.machines import Gpu, Placement
 from sim.core.state.memory_fit import gib, host_missing, need, status_word, why_not_layers, why_not_resize
 from sim.core.state.request import LOAD_WAIT, QUEUED, REJECTED, Request
 from sim.core.world import World
@@ -93,7 +93,8 @@ class Gate:
         sequences = most if action.max_sequences is None else action.max_sequences
         if not isinstance(sequences, int) or not 1 <= sequences <= most:
             raise self._refuse(action, f"max_sequences must be a whole number from 1 to the engine's {most}")
-        needed = need(model, action.layers, kv_tokens, self.world.options)
+        residency = model.residency(action.layers)
+        needed = need(model, residency, kv_tokens, self.world.options)
         if needed.gpu > gpu.available_bytes:
             raise self._refuse(
                 action,
@@ -101,7 +102,7 @@ class Gate:
                 f"{gib(gpu.capacity_bytes)} are available",
             )
         self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
-        self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens, sequences)))
+        self._made.append((action, self.loading.load(model, Placement((gpu,)), residency, kv_tokens, sequences)))
 
     def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: object) -> None:
         reason = why_not_layers(model, gpu, layers)
@@ -110,7 +111,7 @@ class Gate:
 
     def _check_host(self, action: object, model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> None:
         """Host memory for the layers outside the GPU (or a host copy of all) and their KV."""
-        missing = host_missing(model, gpu, host_weights, host_kv)
+        missing = host_missing(model, gpu.node, host_weights, host_kv)
         if missing > 0:
             raise self._refuse(action, f"host memory of {gpu.node.name} lacks {gib(missing)} for it")
 
@@ -198,7 +199,7 @@ class Gate:
         if action.drop_weights is not False and not (action.drop_weights is True and sleeps):
             raise self._refuse(action, "drop_weights is for an instance that is put to sleep (resize: sleep)")
         instance.drops_weights = bool(action.drop_weights)
-        self.loading.resize(instance, 0 if sleeps else action.layers)
+        self.loading.resize(instance, instance.model.residency(0 if sleeps else action.layers))
 
     def _wake_at(self, action: Any) -> None:
         at_s = action.at_s

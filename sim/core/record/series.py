@@ -45,9 +45,9 @@ class Series:
     def note(self, instance: Instance, now_s: float) -> None:
         """Its status, its layers or its bytes changed."""
         key = instance.number
-        layers = 0 if instance.status in (ASLEEP, GONE) else instance.layers
+        layers = 0 if instance.status in (ASLEEP, GONE) else instance.residency.layers
         values = (
-            float(instance.gpu.index),
+            float(instance.placement.first.index),
             float(instance.model.index),
             float(instance.status),
             float(layers),

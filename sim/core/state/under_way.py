@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sim.core.state.links import Transfer
+from sim.core.state.residency import Residency
 
 
 @dataclass
@@ -25,9 +26,9 @@ class LoadUnderWay:
 
 @dataclass
 class ResizeUnderWay:
-    """An elastic resize. `extra_gpu_bytes` are taken beyond what the present layers hold."""
+    """An elastic resize. `extra_gpu_bytes` are taken beyond what the present residency holds."""
 
-    layers: int
+    residency: Residency
     extra_gpu_bytes: int
     extra_host_bytes: int
     started_s: float

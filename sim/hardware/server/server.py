@@ -126,7 +126,12 @@ class LiveInstance:
         kv_tokens = instance.kv_blocks * instance.block_tokens
         slots = min(instance.max_sequences, kv_tokens // model.max_context)
         self.real = Transformer(
-            server.weights[model.name], server.device, instance.layers, slots, model.max_context, server.offload
+            server.weights[model.name],
+            server.device,
+            instance.residency.layers,
+            slots,
+            model.max_context,
+            server.offload,
         )
         self.compute = WorkerThread(server, f"computes {instance.number}", on_host=False)
         self.mover = WorkerThread(server, f"moves {instance.number}", on_host=True)
