@@ -7,35 +7,32 @@ when; nothing here knows time or chance.
 
 from __future__ import annotations
 
-from sim.core.loading import Loading
+from sim.core.core import SimulatedCore
 from sim.core.record.recorder import FaultRecord
-from sim.core.serving import Serving
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
 from sim.core.state.under_way import LoadUnderWay
-from sim.core.world import World
 from sim.profiles.profile import Profile
 
 
 class Losses:
     """Carries faults out. `retries`: how often a request may lose its instance and go on; None: always."""
 
-    def __init__(
-        self, world: World, serving: Serving, loading: Loading, record: FaultRecord, retries: int | None
-    ) -> None:
-        self.world = world
-        self.serving = serving
-        self.loading = loading
-        self.kv = serving.kv
+    def __init__(self, core: SimulatedCore, record: FaultRecord, retries: int | None) -> None:
+        self.core = core
+        self.world = core.world
+        self.serving = core.serving
+        self.loading = core.loading
+        self.kv = core.serving.kv
         self.record = record
         self.retries = retries
-        self.lifecycle = loading.lifecycle
+        self.lifecycle = core.loading.lifecycle
         self.lifecycle.on_failed = self.load_failed
 
     @property
     def _now_s(self) -> float:
-        return self.world.clock.now_s
+        return self.core.now_s
 
     # --- GPUs and nodes
 
@@ -45,7 +42,7 @@ class Losses:
         gpu.down += 1
         if gpu.down > 1:
             return
-        self.world.cluster.down[gpu.index] = gpu
+        self.core.cluster.down[gpu.index] = gpu
         losers: list[Request] = []
         for instance in list(gpu.instances.values()):
             losers += self._end_instance(instance)
@@ -61,7 +58,7 @@ class Losses:
         gpu.account(self._now_s)
         gpu.down -= 1
         if not gpu.down:
-            del self.world.cluster.down[gpu.index]
+            del self.core.cluster.down[gpu.index]
             gpu.changed()
             self.world.changes.repaired.append(gpu)
             self.world.changes.freed.append(gpu)
@@ -173,34 +170,20 @@ class Losses:
                     self.record.retried += 1
                 self.world.requeue(request)
                 continue
-            self.kv.drop(request)
             self.record.wasted_tokens += request.produced
             again = f" after {self.retries} {'retry' if self.retries == 1 else 'retries'}" if self.retries else ""
-            request.reason = why + again
-            self._end(request, FAILED)
+            self.core.end(request, FAILED, why + again)
 
     def cancel(self, request: Request, reason: str) -> None:
         """Its client leaves, wherever the request is. An iteration under way goes on to its end without it, and KV on
         its way out gets there before it is dropped."""
         instance = request.instance
-        if request.index in request.model.waiting:
-            self.world.cluster.unwait(request)
-            self.kv.drop(request)
-        elif instance is not None and instance.waiting.has(request.index):
-            self.serving.withdraw(request)
-            self.kv.drop(request)
-        elif instance is not None and not self._is_leaving(instance, request):
+        if not self.core.take_back(request) and instance is not None and not self._is_leaving(instance, request):
             self.serving.abandon(request)
             if request.outcome >= 0:
                 return  # this very instant was its last anyway
-            self.kv.drop(request)
-        request.reason = reason
         self.record.cancelled += 1
-        self._end(request, TIMED_OUT)
+        self.core.end(request, TIMED_OUT, reason)
 
     def _is_leaving(self, instance: Instance, request: Request) -> bool:
         return any(request in requests for _, requests in instance.saves.values())
-
-    def _end(self, request: Request, outcome: int) -> None:
-        self.world.recorder.end(request, outcome, self._now_s)
-        self.world.changes.finished.append(request)

@@ -65,9 +65,6 @@ class LiveServing:
             self.world.changes.idled.append(instance)
         self.world.touch(instance)
 
-    def waits_at_instance(self, request: Request) -> bool:
-        return request.instance is not None and bool(request.instance.waiting.has(request.index))
-
     # --- an iteration boundary
 
     def begin(self, instance: Instance) -> None:
