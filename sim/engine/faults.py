@@ -15,11 +15,11 @@ import numpy as np
 
 from sim.common.rng import stream
 from sim.core.core import SimulatedCore
+from sim.core.fault_effects import Losses
 from sim.core.record.recorder import FaultRecord
 from sim.core.state.links import Link
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import Request
-from sim.engine.fault_effects import Losses
 from sim.scenario.faults import (
     OF_GPUS,
     OF_NODES,
