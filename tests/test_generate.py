@@ -33,7 +33,7 @@ def drawn(duration_s: float, *traffic: dict[str, Any], seed: int = 1) -> Trace:
 
 def of_model(trace: Trace, name: str) -> list[tuple[float, int, int]]:
     code = trace.models.index(name)
-    return [(arrival, prompt, output) for arrival, model, prompt, output, *_ in trace.rows() if model == code]
+    return [(r.arrival_s, r.prompt_tokens, r.output_tokens) for r in trace.rows() if r.model == code]
 
 
 @pytest.mark.parametrize("idle_share", [0.0, 0.5])
@@ -148,7 +148,7 @@ def test_one_model_may_have_two_kinds_of_traffic() -> None:
     trace = generate(workload(400, B, slow, A), 1, ["batch", "default"])
     assert trace.models == ("b", "a")
     assert trace.service_classes == ("batch", "default")
-    kinds = {(trace.models[m], trace.service_classes[c]) for _, m, _, _, c, *_ in trace.rows()}
+    kinds = {(trace.models[row.model], trace.service_classes[row.service_class]) for row in trace.rows()}
     assert kinds == {("b", "default"), ("b", "batch"), ("a", "default")}
     batch = trace.service_class == 0
     assert set(trace.prompt_tokens[batch].tolist()) == {4000}

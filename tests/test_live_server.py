@@ -17,10 +17,11 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (pip ins
 
 from sim.hardware.model.device import Device, DeviceMemoryError  # noqa: E402
 from sim.hardware.model.transformer import Item, Transformer  # noqa: E402
-from sim.hardware.model.weights import DecoderShape, HostWeights  # noqa: E402
+from sim.hardware.model.weights import HostWeights  # noqa: E402
+from sim.profiling.architectures import Architecture  # noqa: E402
 
-SHAPE = DecoderShape("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256)
-UNTIED = DecoderShape("untied", 3, 32, 2, 1, 16, 64, 128, False, 256)
+SHAPE = Architecture("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256)
+UNTIED = Architecture("untied", 3, 32, 2, 1, 16, 64, 128, False, 256)
 CONTEXT, SLOTS = 96, 3
 
 
@@ -43,7 +44,7 @@ def answer(weights: HostWeights, device: Device, prompt: list[int], tokens: int,
 
 
 @pytest.mark.parametrize("shape", [SHAPE, UNTIED])
-def test_where_the_layers_are_does_not_change_what_comes_out(device: Device, shape: DecoderShape) -> None:
+def test_where_the_layers_are_does_not_change_what_comes_out(device: Device, shape: Architecture) -> None:
     weights = HostWeights(shape, device, torch.float32)
     prompt = [7, 3, 99, 12, 55, 4, 31]
     whole = answer(weights, device, prompt, 12, layers=shape.layers, offload="cpu")
@@ -125,9 +126,9 @@ def write_profiles(folder: Path, memory_bytes: int) -> str:
 
 
 SHAPES = [
-    DecoderShape("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256),
-    DecoderShape("wide", 5, 96, 4, 4, 16, 160, 256, True, 256),
-    DecoderShape("untied", 3, 64, 2, 1, 16, 64, 256, False, 256),
+    Architecture("tiny", 4, 64, 4, 2, 16, 128, 256, True, 256),
+    Architecture("wide", 5, 96, 4, 4, 16, 160, 256, True, 256),
+    Architecture("untied", 3, 64, 2, 1, 16, 64, 256, False, 256),
 ]
 
 

@@ -13,6 +13,7 @@ from scenarios import scenario, synthetic
 
 from sim.core.record.recorder import BIN_WIDTH, SWITCH_COLUMNS, Recorder, TokenLatencies
 from sim.core.state.instance import Instance
+from sim.core.state.machines import Placement
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
 
@@ -77,7 +78,8 @@ def test_extreme_latencies_stay_in_the_histogram() -> None:
 def test_a_switch_has_every_column_and_no_other() -> None:
     of = scenario()
     cluster = build_cluster(of, Library(Path(synthetic())))
-    instance = Instance(7, cluster.models[0], cluster.gpus[0], 3, 64, 16, 8)
+    model, placement = cluster.models[0], Placement((cluster.gpus[0],))
+    instance = Instance(7, model, placement, model.residency(3), 64, 16, 8)
     recorder = Recorder()
     recorder.switch(1.0, "load", instance, reload_s=2.0, bytes=5.0, from_disk=True)
     row = dict(zip(SWITCH_COLUMNS, recorder.switches[0], strict=True))

@@ -33,10 +33,11 @@ from sim.hardware.measure.contradictions import contradictions  # noqa: E402
 from sim.hardware.measure.measurement_folder import MeasurementFolder  # noqa: E402
 from sim.hardware.measure.plan import GRIDS, PAPER, affordable, decode_points  # noqa: E402
 from sim.hardware.measure.timing import RepeatedTiming, repeated  # noqa: E402
+from sim.hardware.measure.write_tables import scenario  # noqa: E402
 from sim.hardware.model.weights import architectures  # noqa: E402
 from sim.profiles.library import Library  # noqa: E402
 from sim.profiling.measured import PROVENANCE, read_measured  # noqa: E402
-from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, SwitchPoint  # noqa: E402
+from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, ModelRow, SwitchPoint  # noqa: E402
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 small,4,128,4,2,32,256,500,yes,512
@@ -277,6 +278,15 @@ def test_what_is_measured_again_becomes_a_mean(tmp_path: Path) -> None:
     mean, other = again.rows[DecodePoint]
     assert (mean.step_s, mean.p10_s, mean.p90_s, mean.repeats) == (1.75, 0.9, 2.5, 4)
     assert other.step_s == 5.0
+
+
+@pytest.mark.parametrize(("offload", "engine"), [(["stream"], "torch-stream"), (["cpu", "stream"], "torch")])
+def test_the_scenario_names_tables_that_were_measured(tmp_path: Path, offload: list[str], engine: str) -> None:
+    kept, _ = store(tmp_path, offload=offload, device="cpu")
+    size = {"layers": 1, "layer_bytes": 8, "head_bytes": 8, "kv_bytes_per_token_layer": 8, "max_context": 128}
+    kept.add([ModelRow(model="m", quantization="BF16", **size, kind="measured", source="here"), row(64)])
+    content = yaml.safe_load(scenario(kept, tmp_path / "profiles").read_text())
+    assert [model["engine"] for model in content["models"]] == [engine]
 
 
 # --- its laws

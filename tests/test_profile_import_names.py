@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+import pytest
 from profile_records import GPU
 
+from sim.common.errors import ProfileError
 from sim.profiles.library import Library
-from sim.profiling.architectures import ARCHITECTURES, by_name, by_parameters, named
+from sim.profiling.architectures import by_name, by_parameters, known_architectures, named, read_architectures
 from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ def test_names_of_hardware() -> None:
 
 
 def test_names_of_models() -> None:
-    names = [each.name for each in ARCHITECTURES]
+    names = [each.model for each in known_architectures()]
     for text, name in {
         "Meta-Llama-3-8B-Instruct.Q4_K_M.gguf": "Llama-3-8B",
         "Meta-Llama-3.1-8B-Instruct": "Llama-3.1-8B",
@@ -48,7 +49,7 @@ def test_names_of_models() -> None:
         "llama-13b": None,
     }.items():
         assert by_name(text, names) == name, text
-    twins = [each for each in ARCHITECTURES if each.name in ("Qwen2.5-14B", "Qwen3-14B")]
+    twins = [each for each in known_architectures() if each.model in ("Qwen2.5-14B", "Qwen3-14B")]
     for shape in twins:  # 0.01 % apart
         assert by_parameters(shape.family, twins[0].parameters, "x.gguf") == shape
 
@@ -71,7 +72,7 @@ def test_known_shapes_agree_with_the_models_of_profiles() -> None:
     for (model, quantization), row in weights.items():
         shape = named(model)
         assert shape is not None, model
-        assert (shape.layers, shape.kv_bytes_per_token_layer) == (row.layers, row.kv_bytes_per_token_layer)
+        assert (shape.layers, shape.kv_bytes_per_token_layer()) == (row.layers, row.kv_bytes_per_token_layer)
         parts = shape.bytes_of(quantization, 10**12)
         if quantization != "FP16":  # there the head's bytes have the embedding in them
             assert parts is not None
@@ -80,13 +81,13 @@ def test_known_shapes_agree_with_the_models_of_profiles() -> None:
     assert compared > 10
 
 
-def test_the_shapes_that_are_built_for_measuring_are_the_same() -> None:
-    with (ROOT / "profiles" / "architectures.csv").open(encoding="utf-8", newline="") as file:
-        rows = {row["model"]: row for row in csv.DictReader(file)}
-    both = [(row, shape) for name, row in rows.items() if (shape := named(name)) is not None]
-    assert len(both) > 5
-    for row, shape in both:
-        columns = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_context")
-        mine = (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_width, shape.feed_forward)
-        assert tuple(int(row[column]) for column in columns) == (*mine, shape.vocabulary, shape.max_context), row
-        assert (row["tied"] == "yes") == shape.tied, row
+@pytest.mark.parametrize("content", [None, "", "model,layers\nM,x\n", "model,layers,tied\nM,3,no\n", "\xff"])
+def test_a_file_of_shapes_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "architectures.csv"
+    if content is not None:
+        path.write_text(content, encoding="latin-1")
+    if content == "":
+        assert read_architectures(path) == ()
+        return
+    with pytest.raises(ProfileError, match=r"architectures\.csv: cannot be read as shapes of models"):
+        read_architectures(path)

@@ -19,7 +19,8 @@ import torch
 
 from sim.hardware.model import transformer
 from sim.hardware.model.device import Device
-from sim.hardware.model.weights import DecoderShape, HostWeights
+from sim.hardware.model.weights import HostWeights, architectures
+from sim.profiling.architectures import Architecture
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,9 @@ def cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def shape_of(**changes: Any) -> DecoderShape:
+def shape_of(**changes: Any) -> Architecture:
     sizes = {"layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96, "vocab": 300}
-    return DecoderShape("random", **(sizes | {"tied": False, "max_context": 128} | changes))
+    return Architecture("random", **(sizes | {"tied": False, "max_context": 128} | changes))
 
 
 def plain_attention(q: torch.Tensor, kv: torch.Tensor, items: list[transformer.Item]) -> torch.Tensor:
@@ -102,3 +103,9 @@ def test_weights_are_random_and_no_two_layers_are_alike() -> None:
     weights = HostWeights(shape_of(), Device("cpu", 1 << 28), torch.bfloat16)
     assert not (weights.layers[0] == 0).any()
     assert not torch.equal(weights.layers[0], weights.layers[1])
+
+
+def test_shapes_that_it_does_not_compute_are_not_offered() -> None:
+    known = architectures()
+    assert {"SmolLM2-135M", "Qwen3-8B", "Mistral-7B", "Llama-3-70B"} <= set(known)
+    assert not {"Mixtral-8x7B", "Qwen3-30B-A3B", "Gemma-2-2B", "Phi-4"} & set(known)

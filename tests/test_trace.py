@@ -18,7 +18,7 @@ from sim.common.errors import TraceError
 from sim.traces.describe.trace_statistics import describe
 from sim.traces.files import SUFFIXES
 from sim.traces.stream import read_trace
-from sim.traces.trace import Signs, Trace
+from sim.traces.trace import Row, Signs, Trace
 from sim.traces.write import write_trace
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
@@ -51,15 +51,15 @@ def plain(trace: Trace) -> list[tuple[Any, ...]]:
     """Every request with names instead of codes."""
     return [
         (
-            arrival,
-            trace.models[model],
-            prompt,
-            output,
-            trace.service_classes[service_class],
-            None if session < 0 else trace.sessions[session],
-            priority,
+            row.arrival_s,
+            trace.models[row.model],
+            row.prompt_tokens,
+            row.output_tokens,
+            trace.service_classes[row.service_class],
+            None if row.session < 0 else trace.sessions[row.session],
+            row.priority,
         )
-        for arrival, model, prompt, output, service_class, priority, session, _, _ in trace.rows()
+        for row in trace.rows()
     ]
 
 
@@ -230,10 +230,10 @@ def test_rows_are_plain_python_whatever_the_chunk(chunk: int) -> None:
     trace = make_trace([(float(n), "ab"[n % 2], n + 1, n + 2, "default", None, -n) for n in range(7)])
     rows = list(trace.rows(chunk))
     assert [row[:7] for row in rows] == [(float(n), n % 2, n + 1, n + 2, 0, -n, -1) for n in range(7)]
-    assert all(math.isnan(value) for row in rows for value in row[7:])
-    assert [type(value) for value in rows[0]] == [float, int, int, int, int, int, int, float, float]
+    assert all(math.isnan(row.think_s) and math.isnan(row.deadline_s) for row in rows)
+    assert [type(value) for value in rows[0]] == [float, int, int, int, int, int, int, float, float, tuple]
     trace = replace(trace, think_s=np.arange(7.0), deadline_s=np.arange(7.0) + 0.5)
-    assert [row[7:] for row in trace.rows(chunk)] == [(float(n), n + 0.5) for n in range(7)]
+    assert [(row.think_s, row.deadline_s) for row in trace.rows(chunk)] == [(float(n), n + 0.5) for n in range(7)]
 
 
 def test_describe_by_hand() -> None:
@@ -293,3 +293,14 @@ def test_signs_of_a_wrong_clock(arrival: Callable[[int], float], remark: str) ->
 
 def test_signs_are_silent_about_an_ordinary_trace() -> None:
     assert remarks(make_trace([(n * 0.7, "a", 1, 1, "default", None, 0) for n in range(24)])) == ()
+
+
+def test_a_row_has_names_and_a_place_for_the_prefix(tmp_path: Path) -> None:
+    text = "arrival_s,model,prompt_tokens,output_tokens,session,deadline_s\n1,b,7,3,,\n2,a,8,4,s,9\n"
+    first, second = read_trace(save(tmp_path, text)).rows()
+    assert (first.arrival_s, first.model, first.prompt_tokens, first.output_tokens) == (1.0, 0, 7, 3)
+    assert first.session == -1
+    assert math.isnan(first.think_s)
+    assert math.isnan(first.deadline_s)
+    assert (second.session, second.deadline_s, second.priority) == (0, 9.0, 0)
+    assert first.prefix_blocks == second.prefix_blocks == Row(*second[:9]).prefix_blocks == ()

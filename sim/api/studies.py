@@ -20,7 +20,8 @@ from sim.results.format_estimate import amount, with_half
 from sim.runs.run_one import RunOptions
 from sim.runs.task import Machines
 from sim.scenario.scenario import Scenario
-from sim.studies.capacity import Capacity, CapacityOptions, Find, capacity, capacity_csv
+from sim.studies.capacity import CapacityOptions, capacity, capacity_csv
+from sim.studies.capacity_result import Capacity, Find
 from sim.studies.compare import CompareOptions, compare
 from sim.studies.comparison import Comparison, comparison_csv
 from sim.studies.study import StudyOptions

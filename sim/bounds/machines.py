@@ -57,7 +57,7 @@ class Sort:
         self.layers = model.weights.layers
 
     def profile(self, group: EqualGpus) -> Profile:
-        return self.model.profiles[group.gpu.kind.gpu, group.gpu.node.kind.host]
+        return self.model.profiles[group.gpu.kinds]
 
     def fitting(self, group: EqualGpus) -> range:
         """The numbers of layers that the tables have and an empty GPU holds, with KV for one longest request."""
@@ -68,7 +68,7 @@ class Sort:
         return range(fewest, most + 1)
 
     def _bytes(self, layers: int) -> int:
-        return need(self.model, layers, self.model.max_context, self.options).gpu
+        return need(self.model, self.model.residency(layers), self.model.max_context, self.options).gpu
 
     def levels(self, group: EqualGpus, most: int = 64, fineness: int = 1) -> list[Level]:
         """All that fits, from the most layers down: full residency by itself, below it ever wider levels, each by as

@@ -56,7 +56,7 @@ class OfferedLoad:
         cluster = build_cluster(scenario, Library(Path(scenario.profiles) if scenario.profiles else None))
         self._kinds: dict[tuple[str, str], list[Gpu]] = {}
         for gpu in cluster.gpus:
-            self._kinds.setdefault((gpu.kind.gpu, gpu.node.kind.host), []).append(gpu)
+            self._kinds.setdefault(gpu.kinds, []).append(gpu)
         self._models = {model.name: model for model in cluster.models}
         self._work: dict[str, dict[tuple[str, str], _Work]] = {}
         self._sums: dict[str, NDArray[np.int64]] = {}  # requests, prompt tokens, output tokens, impossible requests
@@ -67,12 +67,12 @@ class OfferedLoad:
 
     def _one(self, model: Model, gpu: Gpu) -> _Work | None:
         options, layers = self._scenario.engine, model.weights.layers
-        room = gpu.capacity_bytes - need(model, layers, 0, options).gpu
+        room = gpu.capacity_bytes - need(model, model.residency(layers), 0, options).gpu
         token_bytes = model.weights.kv_bytes_per_token_layer * layers
         pool = room // token_bytes if token_bytes else 10**12
         if pool < 1:
             return None
-        profile = model.profiles[gpu.kind.gpu, gpu.node.kind.host]
+        profile = model.profiles[gpu.kinds]
         most = options.max_sequences
         batches = tuple(sorted({most, *(1 << power for power in range(most.bit_length()) if 1 << power <= most)}))
         return _Work(profile, batches, int(pool), 0.0, np.zeros(len(batches)))

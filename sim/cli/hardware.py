@@ -102,30 +102,13 @@ def profile_measure(
 
         check_torch("profile measure")
         options = MeasureOptions(
-            quick=quick,
-            models=words(models),
-            device=device,
-            dtype=dtype,
-            out=out,
-            budget_gib=budget_gib,
-            link_gb_s=link_gb_s,
-            passes=passes,
-            again=again,
-            max_minutes=max_minutes,
-            batches=counts("--batches", batches),
-            contexts=counts("--contexts", contexts),
-            prompts=counts("--prompts", prompts),
-            pools=counts("--pools", pools),
-            offload=words(offload),
-            seed=seed,
-            fresh=fresh,
-            gpu=gpu,
-            host=host,
-            fill=not no_fill,
-            into=into,
-            limit_s=limit_s,
+            quick=quick, models=words(models), device=device, dtype=dtype, out=out, budget_gib=budget_gib,
+            link_gb_s=link_gb_s, passes=passes, again=again, max_minutes=max_minutes,
+            batches=counts("--batches", batches), contexts=counts("--contexts", contexts),
+            prompts=counts("--prompts", prompts), pools=counts("--pools", pools), offload=words(offload), seed=seed,
+            fresh=fresh, gpu=gpu, host=host, fill=not no_fill, into=into, limit_s=limit_s,
             architectures=architectures,
-        )
+        )  # fmt: skip
         from sim.hardware.measure.program import measure  # noqa: PLC0415  imports torch
 
         status = measure(options, console())
@@ -169,22 +152,11 @@ def validate(
         from sim.hardware.validate.experiment import POLICIES, WORKLOADS, ValidateOptions  # noqa: PLC0415
 
         options = ValidateOptions(
-            device=device,
-            out=out,
-            models=words(models),
-            workloads=words(workloads) or tuple(WORKLOADS),
-            policies=words(policies) or POLICIES,
-            duration=duration,
-            repeats=repeats,
-            offload=offload,
-            slots=slots,
-            max_context=max_context,
-            seed=seed,
-            profiles=profiles,
-            profile_minutes=profile_minutes,
-            link_gb_s=link_gb_s,
-            architectures=architectures,
-        ).complete()
+            device=device, out=out, models=words(models), workloads=words(workloads) or tuple(WORKLOADS),
+            policies=words(policies) or POLICIES, duration=duration, repeats=repeats, offload=offload, slots=slots,
+            max_context=max_context, seed=seed, profiles=profiles, profile_minutes=profile_minutes,
+            link_gb_s=link_gb_s, architectures=architectures,
+        ).complete()  # fmt: skip
         _validate(options, plan)
 
 

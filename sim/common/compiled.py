@@ -19,9 +19,10 @@ from types import ModuleType
 PACKAGE = Path(__file__).resolve().parent.parent
 # All that runs per event, but for what policies make themselves (actions) and what knows pydantic or files.
 _NAMES = """
-    core.clock core.kv core.loading core.preemption core.record.recorder core.resizing core.serving core.sharing
-    core.state.facade core.state.host_memory core.state.instance core.state.leap core.state.links
-    core.state.machines core.state.memory_fit core.state.ranking core.state.request core.transfers core.world
+    core.clock core.core core.kv core.lifecycle core.loading core.preemption core.record.recorder core.resizing
+    core.serving core.sharing core.state.facade core.state.host_memory core.state.instance core.state.leap
+    core.state.links core.state.machines core.state.memory_fit core.state.ranking core.state.request
+    core.state.residency core.state.under_way core.transfers core.world
     engine.arrival_feed engine.ask_policy engine.engine engine.stall_guard engine.validate_action
     policy.interface.estimates policy.interface.machines policy.interface.models policy.interface.requests
     policy.interface.view policy.kit.costs policy.kit.knapsack policy.kit.prices profiles.profile

@@ -26,10 +26,10 @@ class KvMoves:
         """Take host memory for the sequence's whole KV; False (and counted) when there is none: it will recompute."""
         tokens = request.prompt_tokens + instance.tokens_of(request)
         size = instance.model.kv_layer_bytes(tokens) * instance.model.weights.layers
-        if not instance.gpu.node.memory.take_saved_kv(size):
+        if not instance.node.memory.take_saved_kv(size):
             self.world.recorder.counts["kv_dropped_for_lack_of_host_memory"] += 1
             return False
-        request.kv_node = instance.gpu.node
+        request.kv_node = instance.node
         request.kv_node.saved[request.index] = request
         request.kv_tokens = tokens
         return True
@@ -45,8 +45,9 @@ class KvMoves:
 
     def save(self, instance: Instance, requests: list[Request], on_done: Callable[[], None]) -> None:
         """Copy the GPU part of these sequences' KV to host memory (the host part is there already)."""
-        size = sum(instance.model.kv_layer_bytes(request.kv_tokens) for request in requests) * instance.layers
-        links = (instance.kv_links["kv_save"], *self.transfers.from_gpu(instance.gpu))
+        layer_bytes = sum([instance.model.kv_layer_bytes(request.kv_tokens) for request in requests])
+        size = instance.residency.gpu_kv_bytes(layer_bytes)
+        links = (instance.kv_links["kv_save"], *self.transfers.from_gpus(instance.placement))
         self._begin(instance, "kv_save")
 
         number = instance.save_count
@@ -62,16 +63,14 @@ class KvMoves:
 
     def _begin(self, instance: Instance, cause: str) -> None:
         """One more transfer. Several at once count as one stretch of time, and get one row."""
-        gpu, now_s = instance.gpu, self.world.clock.now_s
-        gpu.account(now_s)
-        gpu.transfers += 1
+        now_s = self.world.clock.now_s
+        instance.placement.count_transfers(1, now_s)
         moving, begun_s, moved = instance.kv_moves[cause]
         instance.kv_moves[cause] = (moving + 1, begun_s if moving else now_s, moved)
 
     def _end(self, instance: Instance, cause: str, size: float) -> None:
-        gpu, now_s = instance.gpu, self.world.clock.now_s
-        gpu.account(now_s)
-        gpu.transfers -= 1
+        now_s = self.world.clock.now_s
+        instance.placement.count_transfers(-1, now_s)
         moving, begun_s, moved = instance.kv_moves[cause]
         instance.kv_moves[cause] = (moving - 1, begun_s, moved + size)
         if moving == 1:
@@ -86,15 +85,14 @@ class KvMoves:
 
         The KV of layers outside the GPU is in host memory already, or only crosses the network.
         """
-        source, gpu = request.kv_node, instance.gpu
+        source, residency = request.kv_node, instance.residency
         assert source is not None
         layer_bytes = instance.model.kv_layer_bytes(request.kv_tokens)
         own = instance.kv_links["kv_restore"]
-        ways = [(layer_bytes * instance.layers, (own, *self.transfers.to_gpu(gpu)))]
-        if source is not gpu.node:
-            network = self.transfers.between(source, gpu.node)
-            ways = [(layer_bytes * instance.layers, (*ways[0][1], *network))]
-            ways.append((layer_bytes * (instance.model.weights.layers - instance.layers), network))
+        ways = [(residency.gpu_kv_bytes(layer_bytes), (own, *self.transfers.to_gpus(instance.placement)))]
+        if source is not instance.node:
+            network = self.transfers.between(source, instance.node)
+            ways = [(ways[0][0], (*ways[0][1], *network)), (residency.host_kv_bytes(layer_bytes), network)]
         left = len(ways)
         self._begin(instance, "kv_restore")
 

@@ -186,7 +186,7 @@ class Serving:
             steps = instance.next_finish()
             if instance.free_blocks < decoding * (steps // instance.block_tokens + 1):
                 steps = min(steps, steps_until_full(instance.free_blocks, instance.phases, instance.iterations))
-            curve = instance.profile.decode_curve(instance.layers, decoding)
+            curve = instance.decode_curve(decoding)
             instance.leap = DecodeLeap(curve, instance.context_sum / decoding, decoding, steps)
         else:
             self.sharing.deactivate(instance)
@@ -201,7 +201,7 @@ class Serving:
         self.sharing.activate(instance, batch)
 
     def _start_prompt_leap(self, instance: Instance, decoding: int) -> None:
-        prefill = instance.profile.prefill_curve(instance.layers)
+        prefill = instance.prefill_curve()
         if self.options.prefill == "first":
             instance.chunks = [(request, request.context) for request in instance.prefilling]
             chunks = [(0, tokens) for _, tokens in instance.chunks]
@@ -222,7 +222,7 @@ class Serving:
             if decoding:
                 full = steps_until_full(instance.free_blocks, instance.phases, instance.iterations)
                 repeats = min(repeats, instance.next_finish(), full)
-        curve = instance.profile.decode_curve(instance.layers, decoding) if decoding else None
+        curve = instance.decode_curve(decoding) if decoding else None
         context = instance.context_sum / decoding if decoding else 0.0
         chunks = [(request.computed_tokens, tokens) for request, tokens in instance.chunks]
         instance.leap = PromptLeap(prompt_steps(prefill, chunks, curve, context, repeats), decoding)
@@ -285,7 +285,7 @@ class Serving:
 
     def _account_tokens(self, instance: Instance, progress: LeapProgress, batch: int) -> None:
         instance.advance(progress.completed)
-        self.recorder.tokens(progress.completed * batch, instance.residency)
+        self.recorder.tokens(progress.completed * batch, instance.residency.share)
         end_s = instance.settled_s + progress.first_end_s
         for last_token_s in instance.fresh.values():
             self.recorder.latencies.add(1, 1, end_s - last_token_s, end_s - last_token_s)
@@ -325,9 +325,9 @@ class Serving:
             request.first_token_s = now_s
         request.last_token_s = now_s
         request.produced += 1
-        request.residency_tokens += instance.residency
+        request.residency_tokens += instance.residency.share
         request.computed_tokens = 0
-        self.recorder.tokens(1, instance.residency)
+        self.recorder.tokens(1, instance.residency.share)
         instance.hold(request.context)
         instance.composition += 1
         if request.produced == request.output_tokens:

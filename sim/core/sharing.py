@@ -29,46 +29,42 @@ class Sharing:
         """The instance has a new leap; its shares are read anew only when its batch is another one than before."""
         assert instance.leap is not None
         instance.begun = True
-        gpu = instance.gpu
-        if instance.number in gpu.active and instance.demand_of == demand_of:
+        placement = instance.placement
+        computes = placement.computes(instance)
+        if computes and instance.demand_of == demand_of:
             self.world.begun[instance.number] = instance
             return
         instance.demand_of = demand_of
         gpu_s, host_s = instance.leap.first_work()
         gpu_share, host_share = gpu_s / (gpu_s + host_s), host_s / (gpu_s + host_s)
-        if instance.number not in gpu.active:
-            gpu.account(self.world.clock.now_s)
-            gpu.active[instance.number] = instance
-            gpu.crowd_changed()
+        if not computes:
+            placement.start_computing(instance, self.world.clock.now_s)
             self._shake(instance, host_share)
         elif gpu_share != instance.gpu_share or host_share != instance.host_share:
-            gpu.account(self.world.clock.now_s)
+            placement.account(self.world.clock.now_s)
             self._shake(instance, host_share)
         instance.gpu_share, instance.host_share = gpu_share, host_share
         if host_share > 0:
-            gpu.node.active[instance.number] = instance
+            instance.node.active[instance.number] = instance
         else:
-            gpu.node.active.pop(instance.number, None)
+            instance.node.active.pop(instance.number, None)
         self.world.begun[instance.number] = instance
 
     def deactivate(self, instance: Instance) -> None:
         """The instance runs nothing."""
-        gpu = instance.gpu
-        if instance.number in gpu.active:
-            gpu.account(self.world.clock.now_s)
-            del gpu.active[instance.number]
-            gpu.crowd_changed()
+        if instance.placement.computes(instance):
+            instance.placement.stop_computing(instance, self.world.clock.now_s)
             self._shake(instance, 0.0)
-            gpu.node.active.pop(instance.number, None)
+            instance.node.active.pop(instance.number, None)
             instance.gpu_share = instance.host_share = 0.0
             instance.demand_of = None
 
     def _shake(self, instance: Instance, host_share: float) -> None:
         """Its demand is about to change, on the host to `host_share`."""
-        gpu = instance.gpu
-        self.world.shaken_gpus[gpu.index] = gpu
+        for gpu in instance.placement.gpus:
+            self.world.shaken_gpus[gpu.index] = gpu
         if host_share != instance.host_share:
-            self.world.shaken_nodes[gpu.node.index] = gpu.node
+            self.world.shaken_nodes[instance.node.index] = instance.node
 
     def update(self) -> None:
         """Set the stretches where demand changed, and the timers of all leaps that are new or changed speed."""
@@ -88,7 +84,7 @@ class Sharing:
             instance = affected[number]
             if instance.leap is None:
                 continue
-            gpu_stretch = self._beside(instance.gpu.stretch, instance.gpu_share)
+            gpu_stretch = self._beside(instance.placement.stretch, instance.gpu_share)
             host_stretch = self._host_stretch(instance) if instance.host_share else 1.0
             if instance.begun:
                 instance.begun = False
@@ -122,12 +118,12 @@ class Sharing:
 
     def _host_stretch(self, instance: Instance) -> float:
         if instance.profile.offload == "cpu":
-            return self._beside(instance.gpu.node.stretch, instance.host_share)
-        return self._link_stretch(instance)
+            return self._beside(instance.node.stretch, instance.host_share)
+        return max([self._link_stretch(gpu, instance) for gpu in instance.placement.gpus])
 
-    def _link_stretch(self, instance: Instance) -> float:
+    def _link_stretch(self, gpu: Gpu, instance: Instance) -> float:
         """Streamed weights share their GPU's link with one another and with the loads that run on the node."""
-        streaming = [i.host_share for i in instance.gpu.active.values() if i.profile.offload == "stream"]
-        factor = instance.gpu.h2d_factor  # of a link that is slow: all that it carries takes so much longer
-        demand = sum(instance.gpu.link_rates.values(), 0.0) / (instance.gpu.kind.h2d_bytes_per_s * factor)
+        streaming = [i.host_share for i in gpu.active.values() if i.profile.offload == "stream"]
+        factor = gpu.h2d_factor  # of a link that is slow: all that it carries takes so much longer
+        demand = sum(gpu.link_rates.values(), 0.0) / (gpu.kind.h2d_bytes_per_s * factor)
         return self._beside(self._stretch(streaming, demand), instance.host_share) / factor

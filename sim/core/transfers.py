@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from sim.core.state.links import Link, Transfer, neighbours, rates
-from sim.core.state.machines import Gpu, Node
+from sim.core.state.machines import Node, Placement
 from sim.core.world import World
 
 
@@ -40,13 +40,13 @@ class Transfers:
         self._node_of = {links.h2d_cap.name: node for links, node in zip(self.links, world.cluster.nodes, strict=True)}
         self._gpu_of = {self.links[gpu.node.index].h2d[gpu.index].name: gpu for gpu in world.cluster.gpus}
 
-    def to_gpu(self, gpu: Gpu) -> tuple[Link, ...]:
-        links = self.links[gpu.node.index]
-        return links.h2d[gpu.index], links.h2d_cap
+    def to_gpus(self, placement: Placement) -> tuple[Link, ...]:
+        links = self.links[placement.node.index]
+        return *[links.h2d[gpu.index] for gpu in placement.gpus], links.h2d_cap
 
-    def from_gpu(self, gpu: Gpu) -> tuple[Link, ...]:
-        links = self.links[gpu.node.index]
-        return links.d2h[gpu.index], links.d2h_cap
+    def from_gpus(self, placement: Placement) -> tuple[Link, ...]:
+        links = self.links[placement.node.index]
+        return *[links.d2h[gpu.index] for gpu in placement.gpus], links.d2h_cap
 
     def disk(self, node: Node) -> tuple[Link, ...]:
         return (self.links[node.index].disk,)

@@ -16,10 +16,19 @@ import numpy as np
 
 from sim.common.column_store import rows_checksum
 from sim.core.clock import SimClock
+from sim.core.state.instance import Model
 from sim.core.state.request import Request
 from sim.traces.trace import Row, Trace
 
 _SUMMED = 8192
+
+
+def request_of(row: Row, number: int, models: list[Model], now_s: float) -> Request:
+    """The request of a row, which is the run's `number`-th and arrives now."""
+    request = Request(number, models[row.model], now_s, row.prompt_tokens, row.output_tokens)
+    request.service_class, request.priority = row.service_class, row.priority
+    request.session, request.deadline_s = row.session, row.deadline_s
+    return request
 
 
 class Turn:
@@ -73,12 +82,12 @@ class Feed:
                 return
             self._rows = chunk.rows()
             row = next(self._rows, None)
-        self._clock.at(row[0], self._on_row, row, 0)
+        self._clock.at(row.arrival_s, self._on_row, row, 0)
 
     def _on_row(self, subject: Any, _: int) -> None:
         row: Row = subject
         self.next()
-        session, think_s = row[6], row[7]
+        session, think_s = row.session, row.think_s
         if session < 0:
             self._let_go(row)
             return
@@ -121,7 +130,7 @@ class Feed:
         now_s, session = self._clock.now_s, turn.session
         if turn.next_row is not None:
             assert turn.next_turn is not None
-            self._later(turn.next_row, turn.next_turn, now_s + turn.next_row[7])
+            self._later(turn.next_row, turn.next_turn, now_s + turn.next_row.think_s)
         elif self._sessions.get(session) is turn:
             del self._sessions[session]
             while len(self._ended_s) <= session:
@@ -130,8 +139,8 @@ class Feed:
 
     def _let_go(self, row: Row) -> Request:
         sent = self._sent
-        sent.append(row[2])
-        sent.append(row[3])
+        sent.append(row.prompt_tokens)
+        sent.append(row.output_tokens)
         if len(sent) >= 2 * _SUMMED:
             self._sum_up()
         return self._send(row)

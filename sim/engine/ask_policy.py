@@ -12,7 +12,8 @@ from typing import Any
 
 from sim.common.errors import PolicyError, SimError, message_of, shown
 from sim.common.time_limit import Overtime
-from sim.core.world import Changes, World
+from sim.core.core import Core
+from sim.core.world import Changes
 from sim.engine.validate_action import Gate
 from sim.policy.interface.models import Views
 from sim.policy.interface.view import View
@@ -24,8 +25,8 @@ _MOST_ACTIONS = 1_000_000
 class Asking:
     """The engine's way to its policy."""
 
-    def __init__(self, world: World, views: Views, gate: Gate, policy_name: str) -> None:
-        self.world = world
+    def __init__(self, core: Core, views: Views, gate: Gate, policy_name: str) -> None:
+        self.core = core
         self.views = views
         self.gate = gate
         self.policy_name = policy_name
@@ -39,7 +40,7 @@ class Asking:
     def ask(self, method: Callable[[View], Any], changes: Changes) -> None:
         """One decision. Each action is carried out before the policy is asked for the next, so a policy that is written
         as a generator sees what its earlier actions did. Raises PolicyError."""
-        view = View(self.world, self.views, changes)
+        view = View(self.core.world, self.views, changes)
         self.gate.open()
         ours: BaseException | None = None
         taken = 0
@@ -56,7 +57,7 @@ class Asking:
                 if taken == _MOST_ACTIONS:
                     raise PolicyError(f"it took {_MOST_ACTIONS} actions in one decision without an end")
         except KeyboardInterrupt as error:
-            now_s = self.world.clock.now_s
+            now_s = self.core.now_s
             error.add_note(f"policy '{self.policy_name}' was deciding at t={now_s:.6f} s ({_place(error)})")
             raise
         except MemoryError:  # of the machine: whoever asked for the last byte is not to blame
@@ -75,7 +76,7 @@ class Asking:
 
     def blame(self, what: str) -> str:
         """An error message for something that the policy did."""
-        return f"policy '{self.policy_name}' failed at t={self.world.clock.now_s:.6f} s: {what}"
+        return f"policy '{self.policy_name}' failed at t={self.core.now_s:.6f} s: {what}"
 
 
 def _actions(answer: Any) -> Iterator[Any]:

@@ -100,10 +100,9 @@ def _nodes(cluster: ClusterSpec, library: Library, ideal: tuple[str, ...]) -> li
 def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: EngineOptions) -> None:
     spec = model.spec
     for gpu in cluster.gpus:
-        pair = (gpu.kind.gpu, gpu.node.kind.host)
-        if pair in model.profiles:
+        if gpu.kinds in model.profiles:
             continue
-        profile = library.profile(spec.model, spec.quantization, *pair, spec.engine_name)
+        profile = library.profile(spec.model, spec.quantization, *gpu.kinds, spec.engine_name)
         if profile.longest_context < model.max_context:
             raise ProfileError(
                 f"{profile.label}: the tables end at {profile.longest_context} tokens of context; "
@@ -114,7 +113,7 @@ def _attach_profiles(model: Model, cluster: Cluster, library: Library, options: 
                 f"{profile.label}: the tables end at a batch of {profile.largest_batch}; "
                 "set engine.max_sequences to at most that"
             )
-        model.profiles[pair] = (
+        model.profiles[gpu.kinds] = (
             profile.with_switch(switch_costs(profile.switch, options.ideal)) if options.ideal else profile
         )
 
@@ -125,9 +124,9 @@ def _why_nowhere(model: Model, cluster: Cluster, options: EngineOptions, kv_toke
     best = ""
     least_missing = None
     for gpu in cluster.gpus:
-        fewest = model.profiles[gpu.kind.gpu, gpu.node.kind.host].fewest_layers
+        fewest = model.profiles[gpu.kinds].fewest_layers
         for layers in (weights.layers, *range(weights.layers - 1, fewest - 1, -1)):
-            needed = need(model, layers, kv_tokens, options)
+            needed = need(model, model.residency(layers), kv_tokens, options)
             memory = gpu.node.memory
             missing = max(
                 needed.gpu - gpu.capacity_bytes,

@@ -16,16 +16,12 @@ from typing import Any
 
 from sim.common.errors import PolicyError
 from sim.common.time_limit import not_for_ever
-from sim.core.clock import SimClock
-from sim.core.loading import Loading
+from sim.core.core import SimulatedCore
 from sim.core.record.recorder import Recorder
-from sim.core.serving import Serving
-from sim.core.state.instance import READY
 from sim.core.state.machines import Cluster
-from sim.core.state.request import IMPOSSIBLE, PREFILL, TIMED_OUT, UNFINISHED, Request
-from sim.core.transfers import Transfers
-from sim.core.world import Changes, World
-from sim.engine.arrival_feed import Feed
+from sim.core.state.request import PREFILL, TIMED_OUT, Request
+from sim.core.world import Changes
+from sim.engine.arrival_feed import Feed, request_of
 from sim.engine.ask_policy import Asking
 from sim.engine.build_cluster import build_cluster
 from sim.engine.faults import make_faults
@@ -81,16 +77,13 @@ class Engine:
         self.scenario = scenario
         self.policy = policy
         self.check = check
-        self.clock = SimClock(self._turn)
-        self.world = World(self.clock, cluster, scenario.engine, scenario.sharing, recorder or Recorder())
-        self.transfers = Transfers(self.world)
-        self.serving = Serving(self.world, self.transfers)
-        self.loading = Loading(self.world, self.transfers, self.serving)
+        self.core = core = SimulatedCore(cluster, scenario.engine, scenario.sharing, recorder or Recorder(), self._turn)
+        self.clock, self.world, self.transfers = core.clock, core.world, core.transfers  # for who looks at a run
         self.estimates = Estimates(scenario.predictor, scenario.seed, len(cluster.models))
-        self.views = Views(self.world, self.estimates)
-        gate = Gate(self.world, self.serving, self.loading, scenario.policy.name, self._wake_at)
-        self.asking = Asking(self.world, self.views, gate, scenario.policy.name)
-        self.progress = StallGuard(self.world, self.asking)
+        self.views = Views(core.world, self.estimates)
+        gate = Gate(core, scenario.policy.name, self._wake_at)
+        self.asking = Asking(core, self.views, gate, scenario.policy.name)
+        self.progress = StallGuard(core, self.asking)
         self.on_progress: Callable[[int, float], None] | None = None
         self.on_events: Callable[[int], None] | None = None
         self._feed = Feed(chunks, self.clock, self._on_arrival)
@@ -98,76 +91,41 @@ class Engine:
         self._report_at = _REPORT_EVERY
         self._spare = Changes()  # to be used in turn with the world's
         self._wake_times: dict[float, bool] = {}
-        find = self._in_flight.get
-        self.faults = make_faults(scenario, self.world, self.transfers, self.serving, self.loading, find)
+        self.faults = make_faults(scenario, core, self._in_flight.get)
         self._missed: Changes | None = None  # what happened since no GPU has been up
-        self._follow()
-
-    def _follow(self) -> None:
-        """Let a recorder that follows the run look at it."""
-        recorder, cluster = self.world.recorder, self.world.cluster
-        if recorder.series is not None or recorder.timeline is not None:
-            self.clock.watch(lambda now_s: recorder.look(now_s, cluster))
-        for gpu in cluster.gpus:
-            gpu.timeline = recorder.timeline
 
     # --- arrivals
 
     def _on_arrival(self, row: Row) -> Request:
         """The request of a row arrives now."""
-        _, model_index, prompt_tokens, output_tokens, service_class, priority, session, _, deadline_s = row
-        now_s = self.clock.now_s
-        recorder = self.world.recorder
-        model = self.world.cluster.models[model_index]
-        request = Request(recorder.arrived, model, now_s, prompt_tokens, output_tokens)
-        request.service_class = service_class
-        request.priority = priority
-        request.session = session
-        request.deadline_s = deadline_s
-        recorder.arrived += 1
+        request = request_of(row, self.core.recorder.arrived, self.core.cluster.models, self.clock.now_s)
         self.estimates.arrived(request)
-        reason = self._impossible(request)
-        if reason:
-            request.reason = reason
-            recorder.end(request, IMPOSSIBLE, now_s)
-            self.estimates.ended(request)
-        else:
+        if self.core.arrive(request):
             self._in_flight[request.index] = request
-            self.world.cluster.wait(request)
-            self.world.changes.arrived.append(request)
-            patience_s = self.world.cluster.service_classes[service_class].patience_s
-            if patience_s is not None:
-                self.clock.at(now_s + patience_s, self._on_impatience, None, request.index)
+            self._be_patient(request)
+        else:
+            self.estimates.ended(request)
         if self.faults is not None:
             self.faults.arrived(request)
         return request
 
-    def _impossible(self, request: Request) -> str:
-        model = request.model
-        if model.fits_nowhere:
-            return model.fits_nowhere
-        tokens = request.prompt_tokens + request.output_tokens
-        if tokens > model.max_context:
-            return f"needs more than {model.name}'s max_context of {model.max_context} tokens"
-        return ""
+    def _be_patient(self, request: Request) -> None:
+        """Its client looks again after a while; only its number is kept, so that who has long ended is not."""
+        patience_s = self.core.cluster.service_classes[request.service_class].patience_s
+        if patience_s is not None:
+            self.clock.at(self.clock.now_s + patience_s, self._on_impatience, None, request.index)
 
     def _on_impatience(self, _: Any, number: int) -> None:
         """The client leaves if no token has come; while its prompt is computed it looks again after a while."""
-        request = self._in_flight.get(number)  # only its number, so that who has long ended is not kept until now
+        request = self._in_flight.get(number)
         if request is None or request.outcome >= 0 or request.started:
             return
         if request.phase == PREFILL:
-            patience_s = self.world.cluster.service_classes[request.service_class].patience_s
-            assert patience_s is not None
-            self.clock.at(self.clock.now_s + patience_s, self._on_impatience, None, number)
+            self._be_patient(request)
             return
-        if request.index in request.model.waiting:
-            self.world.cluster.unwait(request)
-        else:
-            self.serving.withdraw(request)
-        request.reason = "client patience ran out"
-        self.world.recorder.end(request, TIMED_OUT, self.clock.now_s)
-        self.world.changes.finished.append(request)
+        waited = self.core.take_back(request)
+        assert waited, request.index
+        self.core.end(request, TIMED_OUT, "client patience ran out")
 
     # --- the decision turn
 
@@ -178,23 +136,23 @@ class Engine:
 
     def _on_wake(self, time_s: Any, _: int) -> None:
         del self._wake_times[time_s]
-        self.world.changes.woken = True
+        self.core.wake()
 
     def _turn(self) -> None:
         """After all events of an instant: one decision, then plans; again if these changed something at once."""
-        world = self.world
+        core = self.core
         decisions = 0
-        changing = world.changes.any()
-        while changing or world.unplanned():
+        changing = core.changed
+        while changing or core.unplanned:
             if changing:
-                changes, world.changes = world.changes, self._spare
+                changes = core.take_changes(self._spare)
                 if not self.progress.look(changes, self._feed.done, len(self._in_flight)):
                     self.clock.stop()
                 for request in changes.finished:
                     del self._in_flight[request.index]
                     self.estimates.ended(request)
                     self._feed.ended(request)
-                if world.cluster.down or self._missed is not None:
+                if core.cluster.down or self._missed is not None:
                     changes = self._put_off(changes)
                 if self._missed is None and self._concerns_policy(changes):
                     self.asking.ask(self.policy.decide, changes)
@@ -206,8 +164,8 @@ class Engine:
                 if decisions > _MOST_DECISIONS:
                     reason = f"it decided {_MOST_DECISIONS} times within one instant without an end"
                     raise PolicyError(self.asking.blame(reason))
-            self.serving.plan()
-            changing = world.changes.any()
+            core.plan()
+            changing = core.changed
         if self.check:
             self._check_laws()
         if self._feed.done and (not self._in_flight or self._only_faults_to_come()):
@@ -215,13 +173,13 @@ class Engine:
         if self.clock.events >= self._report_at:
             self._report_at = self.clock.events + _REPORT_EVERY
             if self.on_progress is not None:
-                self.on_progress(world.recorder.all_ended, self.clock.now_s)
+                self.on_progress(core.recorder.all_ended, self.clock.now_s)
             if self.on_events is not None:
                 self.on_events(self.clock.pending)
 
     def _put_off(self, changes: Changes) -> Changes:
         """While no GPU is up there is nothing to decide on; when one comes back, all that happened since is told."""
-        none_up = len(self.world.cluster.down) == len(self.world.cluster.gpus)
+        none_up = len(self.core.cluster.down) == len(self.core.cluster.gpus)
         if self._missed is None and not none_up:
             return changes
         missed = self._missed if self._missed is not None else Changes()
@@ -238,18 +196,13 @@ class Engine:
 
     def _concerns_policy(self, changes: Changes) -> bool:
         """Not if requests only finished, nobody waits, and the policy said that it does not follow that."""
-        if self.policy.follows_every_finish or self.world.cluster.waiting_models or changes.woken:
+        if self.policy.follows_every_finish or self.core.cluster.waiting_models or changes.woken:
             return True
         return bool(changes.loaded or changes.idled or changes.freed or changes.failed or changes.lost)
 
     def _check_laws(self) -> None:
         try:
-            self.world.cluster.check()
-            arrived, ended = self.world.recorder.arrived, self.world.recorder.all_ended
-            assert arrived == ended + len(self._in_flight), (arrived, ended, len(self._in_flight))
-            for instance in self.world.cluster.instances.values():
-                if instance.leap is None and instance.status == READY and not instance.saving:
-                    assert not instance.decoding, f"{instance.number} decodes nothing (law 7)"
+            self.core.check(len(self._in_flight))
         except AssertionError as error:
             raise AssertionError(
                 f"a law is broken at t={self.clock.now_s!r} s, scenario '{self.scenario.name}', "
@@ -270,10 +223,10 @@ class Engine:
             raise PolicyError(self.asking.blame(reason))
         if self.policy.foresees:
             chunks = self._feed.all_chunks()
-            future = Future(chunks, [model.name for model in self.world.cluster.models])
+            future = Future(chunks, [model.name for model in self.core.cluster.models])
             self.policy.foresee(future)
         self.asking.ask(self.policy.start, Changes())
-        self.serving.plan()
+        self.core.plan()
         if self.faults is not None:
             self.faults.start()
         self._feed.next()
@@ -282,24 +235,12 @@ class Engine:
 
     def finish(self) -> None:
         """The run is over: book what is under way, and end who has not ended."""
-        now_s = self.clock.now_s
-        for instance in list(self.world.cluster.instances.values()):
-            self.serving.close(instance)
-        for request in list(self._in_flight.values()):
-            if request.outcome < 0:
-                self.world.recorder.end(request, UNFINISHED, now_s)
+        self.core.close(self._in_flight.values())
         self._assert_trace_was_kept()
-        self.transfers.close()
-        self.loading.close()
-        for gpu in self.world.cluster.gpus:
-            gpu.account(now_s)
-            gpu.take(0, now_s)
-        if self.world.recorder.timeline is not None:
-            self.world.recorder.timeline.close(self.world.cluster, now_s)
 
     def _assert_trace_was_kept(self) -> None:
         """Requests are as their clients sent them; only a policy that reached behind its views changes them."""
-        if self.world.recorder.digest_sum != self._feed.checksum():
+        if self.core.recorder.digest_sum != self._feed.checksum():
             raise PolicyError(self.asking.blame("it changed tokens of requests behind its views"))
 
 
@@ -382,8 +323,8 @@ def simulate(
         oracle=marks(scenario, policy),
         notices=(*workload.notices, *(signs.remarks() if played else ())),
         cluster=cluster,
-        recorder=engine.world.recorder,
-        link_bytes=engine.transfers.bytes_by_link(),
+        recorder=engine.core.recorder,
+        link_bytes=engine.core.transfers.bytes_by_link(),
         events=engine.clock.events,
         end_s=engine.clock.now_s,
         wall_s=wall_s,

@@ -1,8 +1,8 @@
 """Lets faults happen: those that the scenario lists, at their times, and random ones.
 
 Each GPU, node and link fails by its own random stream, whatever the policy does, so that all policies meet the same
-faults. There is one timer for each thing that may fail. What a fault does to instances and requests is in losses.py;
-the engine makes this, and only where the scenario asks for faults.
+faults. There is one timer for each thing that may fail. What a fault does to instances and requests is in
+fault_effects.py; the engine makes this, and only where the scenario asks for faults.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 
 from sim.common.rng import stream
-from sim.core.loading import Loading
+from sim.core.core import SimulatedCore
+from sim.core.fault_effects import Losses
 from sim.core.record.recorder import FaultRecord
-from sim.core.serving import Serving
 from sim.core.state.links import Link
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import Request
-from sim.core.transfers import Transfers
-from sim.core.world import World
-from sim.engine.fault_effects import Losses
 from sim.scenario.faults import (
     OF_GPUS,
     OF_NODES,
@@ -71,35 +68,34 @@ class Faults:
         self,
         options: FaultOptions,
         seed: int,
-        world: World,
-        transfers: Transfers,
+        core: SimulatedCore,
         losses: Losses,
         find: Callable[[int], Request | None],
     ) -> None:
         self.options = options
-        self.world = world
-        self.transfers = transfers
+        self.core = core
+        self.clock = core.clock
         self.losses = losses
         self.idle_timers = 0
         self._seed = seed
         self._find = find
-        self._gpu_of = {gpu.name: gpu for gpu in world.cluster.gpus}
-        self._node_of = {node.name: node for node in world.cluster.nodes}
+        self._gpu_of = {gpu.name: gpu for gpu in core.cluster.gpus}
+        self._node_of = {node.name: node for node in core.cluster.nodes}
         self._doomed_s: dict[int, list[float]] = {}  # by GPU: from when on a load is to fail
         self._load_draws: dict[int, np.random.Generator] = {}
         self._client_draws = stream(seed, "faults", "cancellation")
         self._slow: dict[str, list[float]] = {}  # by link: the factors in force
-        losses.loading.fails = self._load_fails
+        losses.lifecycle.fails = self._load_fails
 
     def start(self) -> None:
         """Set the timers, at time 0."""
-        clock, random = self.world.clock, self.options.random
+        clock, random = self.clock, self.options.random
         for event in self.options.events:
             if isinstance(event, LoadFailure):
                 self._doomed_s.setdefault(self._gpu_of[event.gpu].index, []).append(event.at_s)
             else:
                 clock.at(event.at_s, self._on_event, event, 0)
-        losses, cluster = self.losses, self.world.cluster
+        losses, cluster = self.losses, self.core.cluster
         if (outages := random.gpu_failure) is not None:
             for gpu in cluster.gpus:
                 times = _up_and_down(outages.mean_between_s, outages.repair_s, outages.mean_repair_s)
@@ -139,7 +135,7 @@ class Faults:
 
     def _later(self, after_s: float | None, action: Callable[[], None]) -> None:
         if after_s is not None:
-            self.world.clock.at(self.world.clock.now_s + after_s, _call, action, 0)
+            self.clock.at(self.clock.now_s + after_s, _call, action, 0)
 
     # --- random
 
@@ -157,14 +153,14 @@ class Faults:
     def _next(self, thing: _Recurring) -> None:
         until_s, thing.lasts_s = thing.times(thing.draws)
         self.idle_timers += 1
-        self.world.clock.at(self.world.clock.now_s + until_s, self._on_begin, thing, 0)
+        self.clock.at(self.clock.now_s + until_s, self._on_begin, thing, 0)
 
     def _on_begin(self, subject: Any, _: int) -> None:
         thing: _Recurring = subject
         thing.begin()
         if thing.helps:
             self.idle_timers -= 1
-        self.world.clock.at(self.world.clock.now_s + thing.lasts_s, self._on_end, thing, 0)
+        self.clock.at(self.clock.now_s + thing.lasts_s, self._on_end, thing, 0)
 
     def _on_end(self, subject: Any, _: int) -> None:
         thing: _Recurring = subject
@@ -193,7 +189,7 @@ class Faults:
                 draws = self._load_draws[gpu.index] = stream(self._seed, "faults", "load_failure", gpu.name)
             fails = draws.random() < failures.probability
         doomed_s = self._doomed_s.get(gpu.index, [])
-        due_s = [at_s for at_s in doomed_s if at_s <= self.world.clock.now_s]
+        due_s = [at_s for at_s in doomed_s if at_s <= self.clock.now_s]
         if due_s and not fails:
             doomed_s.remove(due_s[0])
             fails = True
@@ -218,16 +214,16 @@ class Faults:
 
     def _note(self, kind: str, gpu: int) -> None:
         self.losses.record.events[kind] += 1
-        timeline = self.world.recorder.timeline
+        timeline = self.core.recorder.timeline
         if timeline is not None:
-            timeline.instant_at(self.world.clock.now_s, gpu, -1, kind.replace("_", " "), {})
+            timeline.instant_at(self.clock.now_s, gpu, -1, kind.replace("_", " "), {})
 
     def _links_of(self, owner: Gpu | Node, names: Sequence[str]) -> list[Link]:
         if isinstance(owner, Gpu):
-            links = self.transfers.links[owner.node.index]
+            links = self.core.transfers.links[owner.node.index]
             found = {"h2d": links.h2d[owner.index], "d2h": links.d2h[owner.index]}
         else:
-            links = self.transfers.links[owner.index]
+            links = self.core.transfers.links[owner.index]
             found = {"h2d": links.h2d_cap, "d2h": links.d2h_cap, "disk": links.disk, "network": links.network}
         return [found[name] for name in dict.fromkeys(names)]
 
@@ -236,31 +232,23 @@ class Faults:
         self.losses.record.events["slow_link"] += 1
         for link in links:
             self._slow.setdefault(link.name, []).append(factor)
-            self.transfers.set_speed(link, min(self._slow[link.name]))
+            self.core.transfers.set_speed(link, min(self._slow[link.name]))
 
     def _speed_up(self, links: list[Link], factor: float) -> None:
         for link in links:
             self._slow[link.name].remove(factor)
-            self.transfers.set_speed(link, min(self._slow[link.name], default=1.0))
+            self.core.transfers.set_speed(link, min(self._slow[link.name], default=1.0))
 
 
-def make_faults(
-    scenario: Scenario,
-    world: World,
-    transfers: Transfers,
-    serving: Serving,
-    loading: Loading,
-    find: Callable[[int], Request | None],
-) -> Faults | None:
+def make_faults(scenario: Scenario, core: SimulatedCore, find: Callable[[int], Request | None]) -> Faults | None:
     """What may fail in a run; None: nothing."""
     options = scenario.faults
     if options is None:
         return None
-    world.recorder.faults = record = FaultRecord()
-    for gpu in world.cluster.gpus:
+    core.recorder.faults = record = FaultRecord()
+    for gpu in core.cluster.gpus:
         gpu.activity_s["down"] = 0.0
-    losses = Losses(world, serving, loading, record, options.retries)
-    return Faults(options, scenario.seed, world, transfers, losses, find)
+    return Faults(options, scenario.seed, core, Losses(core, record, options.retries), find)
 
 
 def _call(action: Any, _: int) -> None:

@@ -7,7 +7,8 @@ what happens.
 from __future__ import annotations
 
 from sim.common.errors import PolicyError
-from sim.core.world import Changes, World
+from sim.core.core import Core
+from sim.core.world import Changes
 from sim.engine.ask_policy import Asking
 
 # So many wake-ups in a row, asked for by the policy, with no other event in between: it waits for nothing.
@@ -24,8 +25,8 @@ _REPAIRS = 1_000
 class StallGuard:
     """Of one run."""
 
-    def __init__(self, world: World, asking: Asking) -> None:
-        self.world = world
+    def __init__(self, core: Core, asking: Asking) -> None:
+        self.core = core
         self.asking = asking
         self._reached = 0  # tokens and ends so far
         self._since_s = 0.0  # since when there are no more
@@ -37,13 +38,13 @@ class StallGuard:
     def look(self, changes: Changes, all_sent: bool, waiting: int) -> bool:
         """Before a decision. False: for a day nobody has been served and nothing loaded, only faults go on. `all_sent`:
         no request is still to come; `waiting`: so many have not ended. Raises PolicyError."""
-        recorder, now_s = self.world.recorder, self.world.clock.now_s
+        recorder, now_s = self.core.recorder, self.core.now_s
         reached = recorder.output_tokens + recorder.all_ended
         if reached != self._reached or changes.arrived:
             self._fruitless = 0
         elif not (changes.failed or changes.repaired):
             self._fruitless += 1
-        most = max(_FRUITLESS, _FRUITLESS_EACH * len(self.world.cluster.gpus))
+        most = max(_FRUITLESS, _FRUITLESS_EACH * len(self.core.cluster.gpus))
         if self._fruitless > most:
             reason = f"it decided {most} times in a row while no request arrived, got a token or ended"
             raise PolicyError(self.asking.blame(reason))

@@ -11,13 +11,11 @@ from sys import float_info
 from typing import Any
 
 from sim.common.errors import PolicyError, shown
-from sim.core.loading import Loading
-from sim.core.serving import Serving
+from sim.core.core import Core
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, READY, STARTING, Instance, Model
-from sim.core.state.machines import Gpu
+from sim.core.state.machines import Gpu, Placement
 from sim.core.state.memory_fit import gib, host_missing, need, status_word, why_not_layers, why_not_resize
-from sim.core.state.request import LOAD_WAIT, QUEUED, REJECTED, Request
-from sim.core.world import World
+from sim.core.state.request import REJECTED, Request
 from sim.policy.interface.actions import Load, Preempt, Reject, Resize, Route, Stop, Wake
 from sim.policy.interface.machines import GpuView
 from sim.policy.interface.models import InstanceView, ModelView
@@ -30,12 +28,8 @@ _LONGEST_REASON = 1_000
 class Gate:
     """Checks and applies the actions of one policy."""
 
-    def __init__(
-        self, world: World, serving: Serving, loading: Loading, policy_name: str, wake: Callable[[float], None]
-    ) -> None:
-        self.world = world
-        self.serving = serving
-        self.loading = loading
+    def __init__(self, core: Core, policy_name: str, wake: Callable[[float], None]) -> None:
+        self.core = core
         self.policy_name = policy_name
         self._wake = wake
         self._made: list[tuple[Load, Instance]] = []
@@ -58,14 +52,14 @@ class Gate:
         handler = self._handlers.get(type(action))
         if handler is None:
             raise PolicyError(
-                f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {shown(action)} is not an action; "
+                f"policy '{self.policy_name}' at t={self.core.now_s:.6f} s: {shown(action)} is not an action; "
                 "return Load, Route, Resize, Stop, Preempt, Reject or Wake from sim.policy"
             )
         handler(action)
 
     def _refuse(self, action: object, reason: str) -> PolicyError:
         return PolicyError(
-            f"policy '{self.policy_name}' at t={self.world.clock.now_s:.6f} s: {_describe(action)} refused: {reason}"
+            f"policy '{self.policy_name}' at t={self.core.now_s:.6f} s: {_describe(action)} refused: {reason}"
         )
 
     def _unwrap(self, action: object, view: object, kind: type, what: str) -> Any:
@@ -89,11 +83,12 @@ class Gate:
             if isinstance(kv_tokens, int) and kv_tokens > _MOST_KV_TOKENS:
                 hold = f"is beyond any memory; at most {_MOST_KV_TOKENS:,}"
             raise self._refuse(action, f"a KV pool of {shown(kv_tokens)} tokens {hold}")
-        most = self.world.options.max_sequences
+        most = self.core.options.max_sequences
         sequences = most if action.max_sequences is None else action.max_sequences
         if not isinstance(sequences, int) or not 1 <= sequences <= most:
             raise self._refuse(action, f"max_sequences must be a whole number from 1 to the engine's {most}")
-        needed = need(model, action.layers, kv_tokens, self.world.options)
+        residency = model.residency(action.layers)
+        needed = need(model, residency, kv_tokens, self.core.options)
         if needed.gpu > gpu.available_bytes:
             raise self._refuse(
                 action,
@@ -101,7 +96,7 @@ class Gate:
                 f"{gib(gpu.capacity_bytes)} are available",
             )
         self._check_host(action, model, gpu, needed.host_weights, needed.host_kv)
-        self._made.append((action, self.loading.load(model, gpu, action.layers, kv_tokens, sequences)))
+        self._made.append((action, self.core.load(model, Placement((gpu,)), residency, kv_tokens, sequences)))
 
     def _check_layers(self, action: object, model: Model, gpu: Gpu, layers: object) -> None:
         reason = why_not_layers(model, gpu, layers)
@@ -110,7 +105,7 @@ class Gate:
 
     def _check_host(self, action: object, model: Model, gpu: Gpu, host_weights: int, host_kv: int) -> None:
         """Host memory for the layers outside the GPU (or a host copy of all) and their KV."""
-        missing = host_missing(model, gpu, host_weights, host_kv)
+        missing = host_missing(model, gpu.node, host_weights, host_kv)
         if missing > 0:
             raise self._refuse(action, f"host memory of {gpu.node.name} lacks {gib(missing)} for it")
 
@@ -124,12 +119,7 @@ class Gate:
         if not instance.accepts:
             raise self._refuse(action, f"the instance is {status_word(instance)}")
         self._take_waiting(action, request)
-        if action.recompute:
-            self.serving.kv.drop(request)
-        if instance.status != READY and request.phase == QUEUED:
-            request.cold = True
-            request.enter(LOAD_WAIT, self.world.clock.now_s)
-        self.serving.enqueue(request, instance)
+        self.core.route(request, instance, bool(action.recompute))
 
     def _target(self, action: Any) -> Instance:
         if isinstance(action.instance, Load):
@@ -144,13 +134,7 @@ class Gate:
         """Out of the queue it waits in. Raises PolicyError when it does not wait."""
         if request.outcome >= 0:
             raise self._refuse(action, "the request has ended")
-        if request.index in request.model.waiting:
-            self.world.cluster.unwait(request)
-        elif request.instance is not None and request.instance.waiting.has(request.index):
-            self.serving.withdraw(request)
-            if request.phase == LOAD_WAIT:
-                request.enter(QUEUED, self.world.clock.now_s)
-        else:
+        if not self.core.take_back(request):
             raise self._refuse(action, "the request is not waiting: it runs, or its KV is moving")
 
     def _preempt(self, action: Any) -> None:
@@ -160,8 +144,7 @@ class Gate:
             raise self._refuse(action, "the request does not run")
         if action.mode not in ("save", "recompute"):
             raise self._refuse(action, "mode must be save or recompute")
-        instance.preempt_next[request.index] = action.mode
-        self.world.touch(instance)
+        self.core.preempt(request, instance, action.mode)
 
     def _reject(self, action: Any) -> None:
         request: Request = self._unwrap(action, action.request, RequestView, "the request")
@@ -169,10 +152,7 @@ class Gate:
         if not isinstance(reason, str) or not reason.isprintable() or not 0 < len(reason) <= _LONGEST_REASON:
             raise self._refuse(action, f"give the reason for the rejection, at most {_LONGEST_REASON} printable signs")
         self._take_waiting(action, request)
-        self.serving.kv.drop(request)
-        request.reason = action.reason
-        self.world.recorder.end(request, REJECTED, self.world.clock.now_s)
-        self.world.changes.finished.append(request)
+        self.core.end(request, REJECTED, reason)
 
     # --- instances
 
@@ -186,26 +166,26 @@ class Gate:
             or instance.resizing
         ):
             raise self._refuse(action, f"the instance is {status_word(instance)}")
-        self.loading.stop(instance, action.mode)
+        self.core.stop(instance, action.mode)
 
     def _resize(self, action: Any) -> None:
         instance: Instance = self._unwrap(action, action.instance, InstanceView, "the instance")
-        reason = why_not_resize(instance, action.layers, self.world.options)
+        reason = why_not_resize(instance, action.layers, self.core.options)
         if reason:
             raise self._refuse(action, reason)
         asleep = instance.status == ASLEEP
-        sleeps = self.world.options.resize == "sleep" and not asleep
+        sleeps = self.core.options.resize == "sleep" and not asleep
         if action.drop_weights is not False and not (action.drop_weights is True and sleeps):
             raise self._refuse(action, "drop_weights is for an instance that is put to sleep (resize: sleep)")
         instance.drops_weights = bool(action.drop_weights)
-        self.loading.resize(instance, 0 if sleeps else action.layers)
+        self.core.resize(instance, instance.model.residency(0 if sleeps else action.layers))
 
     def _wake_at(self, action: Any) -> None:
         at_s = action.at_s
         is_number = isinstance(at_s, int | float)  # a whole number may be larger than any float
         if not is_number or not abs(at_s) <= float_info.max:
             raise self._refuse(action, "at_s must be a finite time in seconds")
-        if at_s <= self.world.clock.now_s:
+        if at_s <= self.core.now_s:
             raise self._refuse(action, "at_s must lie in the future")
         self._wake(float(at_s))
 

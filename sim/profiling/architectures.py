@@ -1,17 +1,25 @@
-"""Shapes of well-known models, to tell from a benchmark record what model it is and how its bytes lie.
+"""Shapes of well-known models (profiles/architectures.csv), and what model and bytes a benchmark record is of.
 
 A GGUF file's parameter count names its shape almost without doubt; what its head and embedding weigh follows from the
-quantisation rules of llama.cpp. A layer's bytes are all its experts'. The importers use it; profiles/models.csv comes
-first.
+quantisation rules of llama.cpp. A layer's bytes are all its experts'. The importers use it, where profiles/models.csv
+comes first; sim/hardware runs the shapes.
 
 Shapes: the models' config.json as gathered by Lightning-AI/litgpt (commit 2685705, config.py), and model cards.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+from sim.common.data_files import data_folder
+from sim.common.errors import ProfileError
 
 _SAME_COUNT = 0.002  # of the parameters: biases, norms and rope factors are not counted here
 # Bits a weight of the embedding takes; blocks of 32 or 256 weights with their scales. MXFP4 is for experts alone.
@@ -23,38 +31,67 @@ _BITS = {
 }  # fmt: skip
 
 
+_NUMBERS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_context")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A decoder. `family`: what llama.cpp calls its architecture. Head and embedding are one if `tied`."""
 
-    name: str
-    family: str
+    model: str
     layers: int
     hidden: int
     heads: int
     kv_heads: int
-    head_width: int
-    feed_forward: int
-    vocabulary: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
     max_context: int
-    tied: bool = False
-    experts: int = 0  # of `feed_forward` each; 0: dense
+    family: str = "llama"
+    experts: int = 0  # of `intermediate` each; 0: dense
 
     @property
     def head_parameters(self) -> int:
-        return self.vocabulary * self.hidden
+        return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
         """Without biases and norms."""
-        attention = 2 * self.hidden * self.head_width * (self.heads + self.kv_heads)
-        layer = attention + 3 * self.hidden * self.feed_forward * max(1, self.experts) + self.hidden * self.experts
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        layer = attention + 3 * self.hidden * self.intermediate * max(1, self.experts) + self.hidden * self.experts
         return self.layers * layer + self.head_parameters * (1 if self.tied else 2)
 
+    def kv_bytes_per_token_layer(self, itemsize: int = 2) -> int:
+        return 2 * self.kv_heads * self.head_dim * itemsize
+
     @property
-    def kv_bytes_per_token_layer(self) -> int:
-        """At 16 bits."""
-        return 2 * self.kv_heads * self.head_width * 2
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of one layer, in the order in which they lie in memory."""
+        return {
+            "norm1": (self.hidden,),
+            "qkv": ((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden),
+            "out": (self.hidden, self.heads * self.head_dim),
+            "norm2": (self.hidden,),
+            "gate_up": (2 * self.intermediate, self.hidden),
+            "down": (self.hidden, self.intermediate),
+        }
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What moves with the last layer: the final norm, the output head and, if it is another, the embedding."""
+        shapes: dict[str, tuple[int, ...]] = {"norm": (self.hidden,), "head": (self.vocab, self.hidden)}
+        return shapes if self.tied else {**shapes, "embedding": (self.vocab, self.hidden)}
+
+    def layer_bytes(self, itemsize: int = 2) -> int:
+        return _elements(self.layer_shapes) * itemsize
+
+    def head_bytes(self, itemsize: int = 2) -> int:
+        return _elements(self.head_shapes) * itemsize
+
+    def weight_bytes(self, layers: int, itemsize: int = 2) -> int:
+        """Bytes on the device with `layers` there."""
+        return layers * self.layer_bytes(itemsize) + (self.head_bytes(itemsize) if layers == self.layers else 0)
 
     def bytes_of(self, quantization: str, model_size: int) -> tuple[int, int] | None:
         """(bytes of a layer, bytes of the head) of a GGUF file of so many bytes; None: the rules do not say.
@@ -74,6 +111,10 @@ class Architecture:
         return (layer_bytes, head_bytes) if layer_bytes > 0 else None
 
 
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
 def _bits(quantization: str) -> float | None:
     for name in (quantization, quantization.rpartition("_")[0], quantization[:3]):  # Q4_K_M, Q4_K, IQ2_XXS
         if name in _BITS:
@@ -81,59 +122,33 @@ def _bits(quantization: str) -> float | None:
     return None
 
 
-# name, family, layers, hidden, heads, KV heads, head width, feed forward, vocabulary, context, tied, experts
-ARCHITECTURES = tuple(
-    Architecture(*row)
-    for row in (
-        ("Llama-2-7B", "llama", 32, 4096, 32, 32, 128, 11008, 32000, 4096),
-        ("Llama-2-13B", "llama", 40, 5120, 40, 40, 128, 13824, 32000, 4096),
-        ("Llama-2-70B", "llama", 80, 8192, 64, 8, 128, 28672, 32000, 4096),
-        ("Llama-3-8B", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 8192),
-        ("Llama-3.1-8B", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 131072),
-        ("Llama-3-70B", "llama", 80, 8192, 64, 8, 128, 28672, 128256, 8192),
-        ("Llama-3.1-70B", "llama", 80, 8192, 64, 8, 128, 28672, 128256, 131072),
-        ("Llama-3.3-70B", "llama", 80, 8192, 64, 8, 128, 28672, 128256, 131072),
-        ("Llama-3.2-1B", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 131072, True),
-        ("Llama-3.2-3B", "llama", 28, 3072, 24, 8, 128, 8192, 128256, 131072, True),
-        ("TinyLlama-1.1B", "llama", 22, 2048, 32, 4, 64, 5632, 32000, 2048),
-        ("CodeLlama-34B", "llama", 48, 8192, 64, 8, 128, 22016, 32000, 16384),
-        ("Mistral-7B", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768),
-        ("Mistral-7B-v0.3", "llama", 32, 4096, 32, 8, 128, 14336, 32768, 32768),
-        ("Mistral-Nemo-12B", "llama", 40, 5120, 32, 8, 128, 14336, 131072, 131072),
-        ("Mistral-Small-24B", "llama", 40, 5120, 32, 8, 128, 32768, 131072, 32768),
-        ("Yi-6B", "llama", 32, 4096, 32, 4, 128, 11008, 64000, 4096),
-        ("Yi-34B", "llama", 60, 7168, 56, 8, 128, 20480, 64000, 4096),
-        ("SmolLM2-1.7B", "llama", 24, 2048, 32, 32, 64, 8192, 49152, 8192, True),
-        ("Qwen2.5-0.5B", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, True),
-        ("Qwen2.5-1.5B", "qwen2", 28, 1536, 12, 2, 128, 8960, 151936, 131072, True),
-        ("Qwen2.5-3B", "qwen2", 36, 2048, 16, 2, 128, 11008, 151936, 32768, True),
-        ("Qwen2.5-7B", "qwen2", 28, 3584, 28, 4, 128, 18944, 152064, 131072),
-        ("Qwen2.5-14B", "qwen2", 48, 5120, 40, 8, 128, 13824, 152064, 131072),
-        ("Qwen2.5-32B", "qwen2", 64, 5120, 40, 8, 128, 27648, 152064, 131072),
-        ("Qwen2.5-72B", "qwen2", 80, 8192, 64, 8, 128, 29568, 152064, 131072),
-        ("Qwen3-0.6B", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, True),
-        ("Qwen3-1.7B", "qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 40960, True),
-        ("Qwen3-4B", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, 40960, True),
-        ("Qwen3-8B", "qwen3", 36, 4096, 32, 8, 128, 12288, 151936, 40960),
-        ("Qwen3-14B", "qwen3", 40, 5120, 40, 8, 128, 17408, 151936, 40960),
-        ("Qwen3-32B", "qwen3", 64, 5120, 64, 8, 128, 25600, 151936, 40960),
-        ("Qwen3-30B-A3B", "qwen3moe", 48, 2048, 32, 4, 128, 768, 151936, 40960, False, 128),
-        ("Qwen3-235B-A22B", "qwen3moe", 94, 4096, 64, 4, 128, 1536, 151936, 40960, False, 128),
-        ("Mixtral-8x7B", "llama", 32, 4096, 32, 8, 128, 14336, 32000, 32768, False, 8),
-        ("gpt-oss-20b", "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, 131072, False, 32),
-        ("gpt-oss-120b", "gpt-oss", 36, 2880, 64, 8, 64, 2880, 201088, 131072, False, 128),
-        ("Phi-3-mini", "phi3", 32, 3072, 32, 32, 96, 8192, 32064, 4096),
-        ("Phi-3-medium", "phi3", 40, 5120, 40, 10, 128, 17920, 32064, 4096),
-        ("Phi-4", "phi3", 40, 5120, 40, 10, 128, 17920, 100352, 16384),
-        ("Gemma-2-2B", "gemma2", 26, 2304, 8, 4, 256, 9216, 256000, 8192, True),
-        ("Gemma-2-9B", "gemma2", 42, 3584, 16, 8, 256, 14336, 256000, 8192, True),
-        ("Gemma-2-27B", "gemma2", 46, 4608, 32, 16, 128, 36864, 256000, 8192, True),
-        ("Gemma-3-1B", "gemma3", 26, 1152, 4, 1, 256, 6912, 262144, 32768, True),
-        ("Gemma-3-4B", "gemma3", 34, 2560, 8, 4, 256, 10240, 262144, 131072, True),
-        ("Gemma-3-12B", "gemma3", 48, 3840, 16, 8, 256, 15360, 262144, 131072, True),
-        ("Gemma-3-27B", "gemma3", 62, 5376, 32, 16, 128, 21504, 262144, 131072, True),
+def read_architectures(path: Path | None = None) -> tuple[Architecture, ...]:
+    """All shapes of a CSV file, in order; of profiles/architectures.csv by default. `family`, `experts` may be missing.
+
+    Raises ProfileError: no such file, a column that is missing, a cell that is no number.
+    """
+    file = path or data_folder("profiles") / "architectures.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
+        return tuple(_architecture(row) for row in rows)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ProfileError(f"{file}: cannot be read as shapes of models ({error}); see the one in profiles/") from None
+
+
+def _architecture(row: dict[str, str]) -> Architecture:
+    return Architecture(
+        model=row["model"],
+        family=row.get("family", "llama"),
+        tied=row["tied"] == "yes",
+        experts=int(row.get("experts", 0)),
+        **{name: int(row[name]) for name in _NUMBERS},
     )
-)
+
+
+@cache
+def known_architectures() -> tuple[Architecture, ...]:
+    """Those that ship with the project."""
+    return read_architectures()
 
 
 def by_parameters(family: str, parameters: int, text: str) -> Architecture | None:
@@ -144,19 +159,19 @@ def by_parameters(family: str, parameters: int, text: str) -> Architecture | Non
     close = sorted(
         (
             each
-            for each in ARCHITECTURES
+            for each in known_architectures()
             if abs(each.parameters - parameters) <= _SAME_COUNT * parameters and family in ("", each.family)
         ),
         key=lambda each: abs(each.parameters - parameters),
     )
-    name = by_name(text, [each.name for each in close])
+    name = by_name(text, [each.model for each in close])
     if name is None and len({each.family for each in close}) > 1:
         return None
-    return next((each for each in close if name in (None, each.name)), None)
+    return next((each for each in close if name in (None, each.model)), None)
 
 
 def named(name: str) -> Architecture | None:
-    return next((each for each in ARCHITECTURES if each.name == name), None)
+    return next((each for each in known_architectures() if each.model == name), None)
 
 
 def by_name(text: str, names: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sim.common.errors import ProfileError
 from sim.profiles.profile import Weights
-from sim.profiling.architectures import ARCHITECTURES, Architecture, by_name, by_parameters, named
+from sim.profiling.architectures import Architecture, by_name, by_parameters, known_architectures, named
 from sim.profiling.imports.record import Trial
 from sim.profiling.points import ModelRow
 
@@ -102,7 +102,7 @@ def _derived(shape: Architecture, quantization: str, model_size: int | None) -> 
         "layers": shape.layers,
         "layer_bytes": parts[0] if parts else None,
         "head_bytes": parts[1] if parts else None,
-        "kv_bytes": shape.kv_bytes_per_token_layer,
+        "kv_bytes": shape.kv_bytes_per_token_layer(),
         "max_context": shape.max_context,
     }
 
@@ -110,15 +110,15 @@ def _derived(shape: Architecture, quantization: str, model_size: int | None) -> 
 def _name(trial: Trial, flags: ModelFlags, known: Sequence[str]) -> tuple[str, Architecture | None]:
     text = trial.model_file or trial.model_type
     family = trial.model_type.partition(" ")[0].lower()
-    families = {each.family for each in ARCHITECTURES}
+    families = {each.family for each in known_architectures()}
     shape = None
     if trial.model_parameters:
         shape = by_parameters(family if family in families else "", trial.model_parameters, text)
     if flags.model:
         return flags.model, shape or named(flags.model)
     if shape is not None:
-        return shape.name, shape
-    shapes = [each.name for each in ARCHITECTURES]  # with a parameter count that fits none of them, it is none of them
+        return shape.model, shape
+    shapes = [each.model for each in known_architectures()]  # a parameter count that fits none of them: it is none
     name = by_name(text, [each for each in known if each not in shapes] + ([] if trial.model_parameters else shapes))
     if name is not None:
         return name, named(name)

@@ -14,28 +14,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sim.common.errors import ConfigError
-from sim.common.statistics import Estimate, estimate
+from sim.common.statistics import estimate
 from sim.profiles.library import Library
 from sim.results.metrics import Measure, measure_named
 from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Result, Task
 from sim.scenario.scenario import Scenario
+from sim.studies.capacity_result import Capacity, Find, PolicyCapacity
 from sim.studies.choose_policies import PolicyChoice
-from sim.studies.comparison import PlainResult
-from sim.studies.ranking import Column, PolicyRanking, rank
+from sim.studies.ranking import Column, rank
 from sim.studies.scale_load import NodeGroup, at_load, node_group, what_load_means
 from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
 from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, open_study
 from sim.studies.study_bounds import FluidLimit, saturation
 from sim.studies.verdict_text import capacity_lines
 
-VERSION = 1
 FILES = ("capacity.json", "capacity.csv")
-Find = Literal["rate", "cluster", "cost"]
 USD = measure_named("cost.usd_per_million_tokens")
 _COUNTS = ("arrived", "completed", "unfinished", "rejected", "timed_out", "failed")
 
@@ -56,49 +54,6 @@ class CapacityOptions:
     most: float = 64.0
     out: Path | None = None
     confidence: float = 0.95
-
-
-@dataclass(frozen=True)
-class PolicyCapacity:
-    """One policy. found: its search, or for `cost` the one point that was played.
-
-    by_seed: the answer of each seed by itself (for `rate` read off between two loads); seen: their mean and intervals.
-    usd_per_million_tokens: at the answer.
-    """
-
-    label: str
-    name: str
-    parameters: dict[str, Any]
-    tier: str
-    oracle: str
-    found: Found | None
-    by_seed: tuple[float | None, ...]
-    seen: Estimate
-    usd_per_million_tokens: Estimate | None
-    error: str
-
-
-@dataclass(frozen=True)
-class Capacity(PlainResult):
-    """All of it; `as_data` is what capacity.json holds."""
-
-    scenario: str
-    find: Find
-    seeds: tuple[int, ...]
-    confidence: float
-    goal: Goal
-    load: float
-    load_means: str
-    tolerance: float
-    most: float
-    group: NodeGroup | None
-    policies: tuple[PolicyCapacity, ...]
-    ranking: PolicyRanking | None
-    bound: FluidLimit
-    notices: tuple[str, ...]
-    verdict: tuple[str, ...] = ()
-    kind: str = "capacity"
-    version: int = VERSION
 
 
 class _Player:

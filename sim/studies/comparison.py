@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from sim.common.statistics import Difference, Estimate, difference, estimate, holm, pareto_front, ratio
 from sim.results.metrics import Measure
-from sim.results.summary import without_nan
 from sim.runs.task import Result
 from sim.studies.choose_policies import PolicyChoice
+from sim.studies.plain_result import PlainResult
 from sim.studies.ranking import Column, PolicyRanking, rank
 
 VERSION = 1
@@ -111,21 +110,6 @@ class Bound:
     value: float | None
     gaps: dict[str, float | None]
     why: str = ""
-
-
-@dataclass(frozen=True)
-class PlainResult:
-    """What a study found; those derived from it have a kind and a version."""
-
-    def as_data(self) -> dict[str, Any]:
-        """Plain data without NaN."""
-        data = asdict(self)
-        plain: dict[str, Any] = without_nan({"kind": data["kind"], "version": data["version"], **data})
-        return plain
-
-    def as_json(self) -> str:
-        """The same bytes for the same runs."""
-        return json.dumps(self.as_data(), indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sim.results.metrics import Measure
 from sim.studies.ranking import PolicyRanking
 
 if TYPE_CHECKING:
-    from sim.studies.capacity import Capacity, PolicyCapacity
+    from sim.studies.capacity_result import Capacity, PolicyCapacity
     from sim.studies.comparison import Comparison, PolicyResult
 
 _ALSO = ("slo.attainment", "e2e_all_s.mean", "e2e_all_s.p99", "cost.usd_per_million_tokens")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,23 @@ OPTIONAL = ("service_class", "session", "priority", "think_s", "deadline_s")
 DEFAULT_CLASS = "default"
 ROW_BYTES = 64  # of the columns that every request has
 
-# arrival_s, model, prompt_tokens, output_tokens, service_class, priority, session, think_s, deadline_s of one request;
-# -1 and NaN where it has none.
-Row = tuple[float, int, int, int, int, int, int, float, float]
+
+class Row(NamedTuple):
+    """One request of a trace, with the columns' numbers (see `Trace`); -1 and NaN where it has none.
+
+    prefix_blocks: what its prompt shares with others, as hashes of blocks from its start on; carried, not simulated.
+    """
+
+    arrival_s: float
+    model: int
+    prompt_tokens: int
+    output_tokens: int
+    service_class: int
+    priority: int
+    session: int
+    think_s: float
+    deadline_s: float
+    prefix_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +114,7 @@ class Trace:
         """Lazily, in time order; see Row."""
         for start in range(0, len(self), chunk):
             part = slice(start, start + chunk)
-            yield from zip(
+            columns = zip(
                 self.arrival_s[part].tolist(),
                 self.model[part].tolist(),
                 self.prompt_tokens[part].tolist(),
@@ -110,8 +124,10 @@ class Trace:
                 self.session[part].tolist(),
                 repeat(math.nan) if self.think_s is None else self.think_s[part].tolist(),
                 repeat(math.nan) if self.deadline_s is None else self.deadline_s[part].tolist(),
+                repeat(()),
                 strict=False,
             )
+            yield from map(Row._make, columns)
 
     def select(self, part: slice | NDArray[Any]) -> Trace:
         """The requests at these positions, or where this mask is true; in an order that keeps arrivals sorted."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from sim.cli.tables.run_tables import facts, grid, show
 from sim.common.text import number
 from sim.results.format_estimate import amount, span, with_half
-from sim.studies.capacity import Capacity, PolicyCapacity
+from sim.studies.capacity_result import Capacity, PolicyCapacity
 from sim.studies.search import PlayedLoad
 from sim.studies.verdict_text import ASKED, goal_text, load_text
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.core.state.instance import ASLEEP, GONE, PENDING, Instance
+from sim.core.state.instance import ASLEEP, GONE, Instance
 
 if TYPE_CHECKING:
     from sim.core.state.machines import Cluster
@@ -32,13 +32,6 @@ _MEANS = ("layers", "residency", "gpu_bytes", "running", "waiting")
 COLUMNS = ("time_s", "span_s", "gpu", "instance", "status", "model", *_MEANS)
 
 
-def held_bytes(instance: Instance) -> int:
-    """Bytes of its GPU that an instance holds now, those of a resize under way among them."""
-    if instance.status in (PENDING, ASLEEP, GONE):
-        return 0
-    return instance.gpu_bytes + int(getattr(instance.resizing, "extra_gpu_bytes", 0))
-
-
 class Series:
     """Rows while a run lasts. most_rows: beyond it, means over equal intervals are kept instead."""
 
@@ -52,14 +45,14 @@ class Series:
     def note(self, instance: Instance, now_s: float) -> None:
         """Its status, its layers or its bytes changed."""
         key = instance.number
-        layers = 0 if instance.status in (ASLEEP, GONE) else instance.layers
+        layers = 0 if instance.status in (ASLEEP, GONE) else instance.residency.layers
         values = (
-            float(instance.gpu.index),
+            float(instance.placement.first.index),
             float(instance.model.index),
             float(instance.status),
             float(layers),
             layers / instance.model.weights.layers,
-            float(held_bytes(instance)),
+            float(instance.held_gpu_bytes),
             float(instance.sequences),
             float(instance.waiting.size),
         )

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from sim.core.record.series import held_bytes
 from sim.core.state.instance import ASLEEP, GONE, PENDING, READY, STATUSES, Instance
 from sim.core.state.leap import Leap
 from sim.core.state.request import RECOMPUTE, Request
@@ -101,19 +100,20 @@ class Timeline:
 
     def note(self, instance: Instance, now_s: float) -> None:
         """An instance's status, layers or bytes changed."""
-        number, gpu = instance.number, instance.gpu
+        number, gpu = instance.number, instance.placement.first
         if number not in self._slots:
             taken = self._taken.setdefault(gpu.index, {})
             slot = next(at for at in range(len(taken) + 1) if at not in taken)
             taken[slot] = number
             self._slots[number] = (gpu.index, slot)
         self._close_status(number, now_s)
-        self._memory(gpu, now_s)
+        for held in instance.placement.gpus:
+            self._memory(held, now_s)
         if instance.status == GONE:
             slot = self._slots.pop(number)[1]
             del self._taken[gpu.index][slot]
             return
-        layers = 0 if instance.status == ASLEEP else instance.layers
+        layers = 0 if instance.status == ASLEEP else instance.residency.layers
         whole = instance.model.weights.layers
         kind = f"{instance.model.name} {layers}/{whole}"
         if instance.status != READY:
@@ -123,7 +123,7 @@ class Timeline:
             "model": instance.model.name,
             "layers": layers,
             "of_layers": whole,
-            "gpu_bytes": held_bytes(instance),
+            "gpu_bytes": instance.held_gpu_bytes,
             "kv_tokens": instance.kv_blocks * instance.block_tokens,
         }
         self._status[number] = (now_s, kind, arguments)
@@ -185,13 +185,14 @@ class Timeline:
         for instance in cluster.instances.values():
             waiting[instance.model.index] += instance.waiting.size
             running[instance.model.index] += instance.sequences
-            used[instance.gpu.index] += _kv_used_bytes(instance, at_s)
+            for gpu in instance.placement.gpus:
+                used[gpu.index] += _kv_used_bytes(instance, at_s)
         for model in cluster.models:
             self._counter(CLUSTER, f"waiting {model.name}", at_s, waiting[model.index])
         self._counter(CLUSTER, "waiting requests", at_s, sum(waiting))
         self._counter(CLUSTER, "running sequences", at_s, sum(running))
-        for gpu, size in used.items():
-            self._counter(gpu, "KV in use (bytes)", at_s, size)
+        for index, size in used.items():
+            self._counter(index, "KV in use (bytes)", at_s, size)
         fewest, most = _INTERVALS
         intervals = max(fewest, min(most, _MOST_LOOKS // len(used)))
         interval_s = _SHORTEST_INTERVAL_S
@@ -207,7 +208,7 @@ class Timeline:
             for cause, (moving, begin_s, size) in instance.kv_moves.items():
                 if moving:
                     self.moved(instance, cause, begin_s, now_s, size)
-            resize: Any = instance.resizing
+            resize = instance.resizing
             if resize is not None and not resize.moved:
                 self.moved(instance, "resize", resize.started_s, now_s, resize.bytes)
             self._close_status(instance.number, now_s)
@@ -222,9 +223,10 @@ class Timeline:
 
     def _memory(self, gpu: Gpu, now_s: float) -> None:
         held = [i for i in gpu.instances.values() if i.status not in (PENDING, ASLEEP, GONE)]
-        weights = sum(instance.model.weights.gpu_bytes(instance.layers) for instance in held)
+        weights = sum([instance.residency.gpu_weight_bytes for instance in held])
+        held_bytes = sum([instance.held_gpu_bytes for instance in held])
         self._counter(gpu.index, "weights (bytes)", now_s, weights)
-        self._counter(gpu.index, "KV pools (bytes)", now_s, sum(map(held_bytes, held)) - weights)
+        self._counter(gpu.index, "KV pools (bytes)", now_s, held_bytes - weights)
 
     def _slice(self, key: LaneKey, begin_s: float, end_s: float, kind: str, arguments: Arguments | None = None) -> None:
         begin_s, end_s = max(begin_s, self.from_s), min(end_s, self.until_s)
@@ -285,7 +287,7 @@ def _kv_used_bytes(instance: Instance, now_s: float) -> int:
     if not instance.sequences:
         return 0
     blocks = instance.blocks_after(instance.ahead(now_s))
-    return instance.model.kv_layer_bytes(blocks * instance.block_tokens) * instance.layers
+    return instance.residency.gpu_kv_bytes(instance.model.kv_layer_bytes(blocks * instance.block_tokens))
 
 
 def _describe(instance: Instance, leap: Leap) -> tuple[str, Arguments]:

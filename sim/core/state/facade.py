@@ -1,24 +1,23 @@
-"""The base of all views: holds what it shows, lets nothing be set. views.py and machine_views.py build on it."""
+"""The base of all views: holds what it shows, lets nothing be set. It knows neither who makes views nor what they show:
+the views of `sim.policy.interface` build on it and say of which kind these are.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim.common.errors import PolicyError
-
-if TYPE_CHECKING:
-    from sim.policy.interface.models import Views
 
 
 class Facade:
     """A live, read-only look at one object of the state."""
 
     __slots__ = ("_of", "_views")
-    _views: Views
 
-    def __init__(self, of: Any, views: Views) -> None:
+    def __init__(self, of: Any, views: Any) -> None:
         object.__setattr__(self, "_of", of)
         object.__setattr__(self, "_views", views)
+        of.view = self
 
     def __setattr__(self, name: str, value: object) -> None:
         raise PolicyError(f"a policy may look but not touch: '{name}' cannot be set; return an action instead")

@@ -1,5 +1,5 @@
-"""What is true now of requests, models and instances; plain data without time of its own. cluster.py has the
-machines.
+"""What is true now of requests, models and instances; plain data without time of its own. machines.py has
+the GPUs and nodes.
 
 The mutators keep every account (bytes, blocks, tokens) balanced, and `Instance.check` asserts the laws over them.
 Serving and loading change this state, views show it to policies, metrics read it. Nothing here knows SimPy.
@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
+from sim.core.state.facade import Facade
 from sim.core.state.leap import Leap, sequence_blocks
 from sim.core.state.links import Link, Transfer
 from sim.core.state.ranking import Line, Rank, Ranking
 from sim.core.state.request import DECODE, STALLED, Request
-from sim.profiles.profile import Profile, Weights
+from sim.core.state.residency import Residency
+from sim.core.state.under_way import ResizeUnderWay
+from sim.profiles.profile import Curve, Profile, Weights
 from sim.scenario.scenario import ModelSpec
 
 if TYPE_CHECKING:
-    from sim.core.state.machines import Gpu
-    from sim.policy.interface.models import InstanceView, ModelView
+    from sim.core.state.machines import Placement
 
 # An instance's life. PENDING waits for memory that others are giving back; STARTING pays the fixed costs.
 PENDING: Final = 0
@@ -39,6 +41,7 @@ class Model:
     """A served model: its specification, its weights, and its profile on each kind of (GPU, host)."""
 
     __slots__ = (
+        "_residencies",
         "fits_nowhere",
         "in_order",
         "index",
@@ -61,13 +64,14 @@ class Model:
         self.weights = weights
         self.max_context = max_context
         self.fits_nowhere = ""  # with numbers, when no GPU and host can hold it
-        self.profiles: dict[tuple[str, str], Profile] = {}
+        self.profiles: dict[tuple[str, str], Profile] = {}  # by Gpu.kinds
+        self._residencies: dict[int, Residency] = {}
         self.waiting: dict[int, Request] = {}  # not routed; read them through `queue`
         self.in_order = True
         self.instances: dict[int, Instance] = {}
         self.loading: dict[int, Instance] = {}  # those of them that are not ready yet
         self.ranking = Ranking(_load_rank)  # instances that take requests, those with the fewest first
-        self.view: ModelView | None = None
+        self.view: Facade | None = None
 
     def queue(self) -> dict[int, Request]:
         """Who waits to be routed, in order of arrival."""
@@ -76,28 +80,44 @@ class Model:
             self.in_order = True
         return self.waiting
 
+    def residency(self, layers: int) -> Residency:
+        """So many of its layers on the GPU."""
+        found = self._residencies.get(layers)
+        if found is None:
+            found = self._residencies[layers] = Residency(self.weights, layers)
+        return found
+
     def kv_layer_bytes(self, tokens: int) -> int:
         """KV bytes of `tokens` tokens in one layer."""
         return tokens * self.weights.kv_bytes_per_token_layer
 
 
 class Instance:
-    """One model on one GPU with `layers` of its layers there, and the batch that it runs."""
+    """One model in one place, so much of it on the GPU as its residency says, and the batch that it runs."""
 
     def __init__(
-        self, number: int, model: Model, gpu: Gpu, layers: int, kv_blocks: int, block_tokens: int, max_sequences: int
+        self,
+        number: int,
+        model: Model,
+        placement: Placement,
+        residency: Residency,
+        kv_blocks: int,
+        block_tokens: int,
+        max_sequences: int,
     ) -> None:
         self.number = number
         self.model = model
-        self.gpu = gpu
-        self.profile = model.profiles[gpu.kind.gpu, gpu.node.kind.host]
-        self.layers = layers
+        self.placement = placement
+        self.node = placement.node
+        self.profile = model.profiles[placement.first.kinds]
+        self.residency = residency
         self.kv_blocks = kv_blocks
         self.block_tokens = block_tokens
+        self.kv_layer_bytes = model.kv_layer_bytes(kv_blocks * block_tokens)  # of its KV pool
         self.max_sequences = max_sequences
         self.status = PENDING
         self.version = 0  # of the timer of a load or a stop: a timer with another version is stale
-        self.view: InstanceView | None = None
+        self.view: Facade | None = None
         # The batch.
         self.waiting = Line()  # requests, the most urgent first, then in order of arrival
         self.prefilling: list[Request] = []
@@ -141,12 +161,12 @@ class Instance:
         self.gpu_share = 0.0
         self.host_share = 0.0
         self.stop_mode: str | None = None  # preempt, abort, restart or sleep, from the next boundary on
-        self.next_layers = layers  # after a restart
+        self.next_residency = residency  # after a restart
         self.claimed_bytes = 0  # of the GPU's memory, to be taken when it is free
         self.preempt_next: dict[
             int, str
         ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
-        self.resizing: object = None  # a resize under way
+        self.resizing: ResizeUnderWay | None = None  # an elastic one
         self.pins_weights = False
         self.drops_weights = False  # when it falls asleep
         self.ready_s = -1.0
@@ -156,29 +176,35 @@ class Instance:
 
     @property
     def gpu_bytes(self) -> int:
-        return self.gpu_bytes_at(self.layers)
-
-    def gpu_bytes_at(self, layers: int) -> int:
-        """Weights and KV pool on the GPU with `layers` there. Nothing of a sleeping instance (0 layers) is KV."""
-        return self.model.weights.gpu_bytes(layers) + layers * self.kv_layer_bytes
-
-    def host_kv_bytes_at(self, layers: int) -> int:
-        """The part of the KV pool that lies in host memory with `layers` on the GPU."""
-        return (self.model.weights.layers - layers) * self.kv_layer_bytes
+        """Weights and KV pool on the GPU when it is not asleep."""
+        return self.residency.gpu_bytes(self.kv_layer_bytes)
 
     @property
-    def kv_layer_bytes(self) -> int:
-        return self.model.kv_layer_bytes(self.kv_blocks * self.block_tokens)
+    def host_kv_bytes(self) -> int:
+        """The part of the KV pool that lies in host memory when it is not asleep."""
+        return self.residency.host_kv_bytes(self.kv_layer_bytes)
 
     @property
-    def residency(self) -> float:
-        return self.layers / self.model.weights.layers
+    def held_gpu_bytes(self) -> int:
+        """What it has taken of the GPU now, for a resize under way too."""
+        if self.status in (PENDING, ASLEEP, GONE):
+            return 0
+        return self.gpu_bytes + (0 if self.resizing is None else self.resizing.extra_gpu_bytes)
 
     def claim(self, size: int) -> None:
         """Have `size` bytes of the GPU's memory set aside, in place of what was set aside before."""
-        self.gpu.claimed_bytes += size - self.claimed_bytes
-        self.gpu.changed()
+        self.placement.claim(size - self.claimed_bytes)
         self.claimed_bytes = size
+
+    # --- times
+
+    def decode_curve(self, batch: int) -> Curve:
+        """Seconds of an iteration in which so many decode, against their mean context."""
+        return self.profile.decode_curve(self.residency.layers, batch)
+
+    def prefill_curve(self) -> Curve:
+        """Seconds of an iteration that computes a prompt, against its tokens."""
+        return self.profile.prefill_curve(self.residency.layers)
 
     # --- the batch
 
@@ -196,8 +222,7 @@ class Instance:
         """Its load, its layers or its status changed: who ranks instances by these must look again."""
         self.model.ranking.mark(self.number, self)
         if self.load <= 1:  # else it neither was idle nor is
-            self.gpu.peers.idle.mark(self.number, self)
-            self.gpu.peers.yielding.mark(self.gpu.index, self.gpu)
+            self.placement.mark(self)
 
     @property
     def idle(self) -> bool:
@@ -264,7 +289,7 @@ class Instance:
     def _settle_tokens(self, request: Request) -> None:
         tokens = self.iterations - request.entry_iteration
         request.produced += tokens
-        request.residency_tokens += tokens * self.residency
+        request.residency_tokens += tokens * self.residency.share
         request.entry_iteration = self.iterations
 
     def settle_residency(self) -> None:
@@ -314,4 +339,4 @@ class Instance:
 
 def _load_rank(instance: Instance) -> Rank | None:
     """Fewest requests first, then most layers, then the oldest."""
-    return (instance.load, -instance.layers, instance.number) if instance.accepts else None
+    return (instance.load, -instance.residency.layers, instance.number) if instance.accepts else None

@@ -1,4 +1,4 @@
-"""What is true now of the machines: GPUs, nodes, the cluster, and who waits in its queue.
+"""What is true now of the machines: GPUs, nodes, who is placed on them, the cluster, and who waits in its queue.
 
 Memory accounts and activity clocks are kept by their mutators; `Cluster.check` asserts the laws that hold at every
 instant (model.md section 10). Nothing here knows SimPy.
@@ -6,19 +6,22 @@ instant (model.md section 10). Nothing here knows SimPy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from sim.core.state.facade import Facade
 from sim.core.state.host_memory import HostMemory
-from sim.core.state.instance import ASLEEP, DRAINING, GONE, PENDING, READY, STATUSES, STOPPING, Instance, Model
+from sim.core.state.instance import DRAINING, READY, STATUSES, STOPPING, Instance, Model
 from sim.core.state.leap import sequence_blocks
 from sim.core.state.ranking import Rank, Ranking
 from sim.core.state.request import Request
 from sim.profiles.profile import GpuKind, HostKind
 from sim.scenario.scenario import ServiceClass
 
-if TYPE_CHECKING:
-    from sim.core.record.timeline import Timeline
-    from sim.policy.interface.machines import GpuView, NodeView
+
+class ActivityLog(Protocol):
+    """Who is told what a GPU did, in a run that is followed in detail."""
+
+    def activity(self, gpu: Gpu, kind: str, begin_s: float, end_s: float) -> None: ...
 
 
 class Peers:
@@ -42,7 +45,7 @@ class Peers:
             return {gpu.index: gpu for gpu in self.gpus if not gpu.down}
         found = {gpu.index: gpu for gpu in self.roomy.first(count)}
         found.update((gpu.index, gpu) for gpu in self.quiet.first(count))
-        found.update((instance.gpu.index, instance.gpu) for instance in self.idle.first(count))
+        found.update((gpu.index, gpu) for instance in self.idle.first(count) for gpu in instance.placement.gpus)
         # Without these a load that fits somewhere, once idle instances are stopped, might never be seen to fit.
         found.update((gpu.index, gpu) for gpu in self.yielding.first(1))
         return found
@@ -57,6 +60,7 @@ class Gpu:
         self.name = name
         self.kind = kind
         self.node = node
+        self.kinds = (kind.gpu, node.kind.host)  # what its tables are for
         self.capacity_bytes = kind.memory_bytes - reserve_bytes
         self.used_bytes = 0
         self.claimed_bytes = 0  # of loads that wait for memory
@@ -74,8 +78,8 @@ class Gpu:
         self.byte_seconds = 0.0
         self.memory_since_s = 0.0
         self.peak_bytes = 0
-        self.timeline: Timeline | None = None  # of a run that is followed in detail
-        self.view: GpuView | None = None
+        self.timeline: ActivityLog | None = None  # of a run that is followed in detail
+        self.view: Facade | None = None
         self.down = 0  # faults that keep it down now
         self.h2d_factor = 1.0  # of its links' full rates; less while a fault slows them down
         self.d2h_factor = 1.0
@@ -86,6 +90,11 @@ class Gpu:
         if self.down:
             return 0
         return self.capacity_bytes - self.used_bytes + self.releasing_bytes - self.claimed_bytes
+
+    @property
+    def growth_bytes(self) -> int:
+        """What an elastic resize may take now: memory that is free already and that no load waits for."""
+        return max(0, min(self.capacity_bytes - self.used_bytes - self.claimed_bytes, self.available_bytes))
 
     def changed(self) -> None:
         """What it has available changed: who ranks GPUs by that must look again."""
@@ -145,12 +154,123 @@ class Node:
         self.load_rates: dict[int, float] = {}  # bytes per second of each running load, which reads the DRAM
         self.active: dict[int, Instance] = {}  # instances whose present iterations have a part for this CPU
         self.saved: dict[int, Request] = {}  # whose KV is in its memory
-        self.view: NodeView | None = None
+        self.view: Facade | None = None
 
     @property
     def up(self) -> list[Gpu]:
         """Its GPUs that no fault keeps down."""
         return [gpu for gpu in self.gpus if not gpu.down]
+
+
+class Placement:
+    """Where an instance is: on GPUs of one node, today on exactly one.
+
+    What happens there happens on each of them, and sizes are bytes on each: whoever allows several begins here.
+    """
+
+    def __init__(self, gpus: tuple[Gpu, ...]) -> None:
+        assert len(gpus) == 1, "no table says yet what an instance on several GPUs costs"
+        self.gpus = gpus
+        self.first = gpus[0]
+        self.node = self.first.node
+        self.name = "+".join([gpu.name for gpu in gpus])
+
+    @property
+    def available_bytes(self) -> int:
+        return min([gpu.available_bytes for gpu in self.gpus])
+
+    @property
+    def growth_bytes(self) -> int:
+        return min([gpu.growth_bytes for gpu in self.gpus])
+
+    # --- who is there
+
+    def add(self, instance: Instance) -> None:
+        for gpu in self.gpus:
+            gpu.instances[instance.number] = instance
+
+    def remove(self, instance: Instance) -> None:
+        for gpu in self.gpus:
+            gpu.peers.idle.drop(instance.number)
+            del gpu.instances[instance.number]
+
+    def mark(self, instance: Instance) -> None:
+        """It became idle, or is no more."""
+        for gpu in self.gpus:
+            gpu.peers.idle.mark(instance.number, instance)
+            gpu.peers.yielding.mark(gpu.index, gpu)
+
+    def wait(self, instance: Instance) -> None:
+        """It waits for memory, behind those that wait already."""
+        for gpu in self.gpus:
+            gpu.pending.append(instance)
+
+    def stop_waiting(self, instance: Instance) -> None:
+        for gpu in self.gpus:
+            gpu.pending.remove(instance)
+
+    def is_free_for(self, instance: Instance) -> bool:
+        """Is it the turn of this instance, which waits, and is its memory really free?"""
+        size = instance.gpu_bytes
+        for gpu in self.gpus:
+            if gpu.down or gpu.pending[0] is not instance or size > gpu.capacity_bytes - gpu.used_bytes:
+                return False
+        return True
+
+    # --- memory
+
+    def claim(self, size: int) -> None:
+        """Set so much more (or with a negative size: less) aside."""
+        for gpu in self.gpus:
+            gpu.claimed_bytes += size
+            gpu.changed()
+
+    def take(self, size: int, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.take(size, now_s)
+
+    def release_later(self, size: int) -> None:
+        for gpu in self.gpus:
+            gpu.release_later(size)
+
+    # --- what they do
+
+    def account(self, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.account(now_s)
+
+    def count_loads(self, more: int, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.account(now_s)
+            gpu.loads += more
+
+    def count_transfers(self, more: int, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.account(now_s)
+            gpu.transfers += more
+
+    def computes(self, instance: Instance) -> bool:
+        return instance.number in self.first.active
+
+    def start_computing(self, instance: Instance, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.account(now_s)
+            gpu.active[instance.number] = instance
+            gpu.crowd_changed()
+
+    def stop_computing(self, instance: Instance, now_s: float) -> None:
+        for gpu in self.gpus:
+            gpu.account(now_s)
+            del gpu.active[instance.number]
+            gpu.crowd_changed()
+
+    @property
+    def stretch(self) -> float:
+        """The slowest sets the pace."""
+        worst = 0.0
+        for gpu in self.gpus:
+            worst = max(worst, gpu.stretch)
+        return worst
 
 
 class Cluster:
@@ -162,7 +282,7 @@ class Cluster:
         self.largest_gpu = max(self.gpus, key=lambda gpu: gpu.capacity_bytes)
         self.peers: dict[tuple[str, str], Peers] = {}
         for gpu in self.gpus:
-            self.peers.setdefault((gpu.kind.gpu, gpu.node.kind.host), Peers()).add(gpu)
+            self.peers.setdefault(gpu.kinds, Peers()).add(gpu)
         self.models = models
         self.service_classes = service_classes
         self.waiting_models: dict[int, Model] = {}  # with requests that are not routed
@@ -203,9 +323,7 @@ class Cluster:
     def check(self) -> None:
         """Assert the laws that hold at every instant (model.md section 10: 2, 3, 6)."""
         for gpu in self.gpus:
-            held = [i for i in gpu.instances.values() if i.status not in (PENDING, GONE)]
-            growth = sum(getattr(i.resizing, "extra_gpu_bytes", 0) for i in held)
-            used = sum(i.gpu_bytes if i.status != ASLEEP else 0 for i in held) + growth
+            used = sum([instance.held_gpu_bytes for instance in gpu.instances.values()])
             assert gpu.used_bytes == used, (gpu.name, gpu.used_bytes, used)
             assert gpu.used_bytes <= gpu.capacity_bytes, (gpu.name, gpu.used_bytes, gpu.capacity_bytes)
             claimed = sum(instance.claimed_bytes for instance in gpu.instances.values())

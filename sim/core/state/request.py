@@ -1,4 +1,4 @@
-"""A request, and the phases of its life: plain data. Its model and instance are in state.py.
+"""A request, and the phases of its life: plain data. Its model and instance are in instance.py.
 
 The engine makes it, serving and loading move it from phase to phase, metrics keep its row when it has ended.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from math import nan
 from typing import TYPE_CHECKING, Final
 
+from sim.core.state.facade import Facade
+
 if TYPE_CHECKING:
     from sim.core.state.instance import Instance, Model
     from sim.core.state.machines import Node
-    from sim.policy.interface.requests import RequestView
 
 # A request's phase is the name of the part of its time budget that the clock is filling (model.md section 7).
 QUEUED: Final = 0
@@ -99,7 +100,7 @@ class Request:
         self.cold = False
         self.outcome = -1
         self.reason = ""
-        self.view: RequestView | None = None
+        self.view: Facade | None = None
 
     def enter(self, phase: int, now_s: float) -> None:
         """Close the running part of the time budget and open the next."""

@@ -43,8 +43,9 @@ from sim.hardware.measure.plan import (
 )
 from sim.hardware.measure.progress_lines import clock, progress_bar
 from sim.hardware.model.device import DeviceMemoryError, free_host_bytes
-from sim.hardware.model.weights import DecoderShape, HostWeights, architectures
+from sim.hardware.model.weights import HostWeights, architectures
 from sim.hardware.options import MeasureOptions
+from sim.profiling.architectures import Architecture
 from sim.profiling.points import ContentionPoint, ModelRow
 from sim.scenario.scenario import GIB
 
@@ -121,14 +122,14 @@ class MeasurementRun:
 
     # --- before the run
 
-    def _chosen(self, wanted: Sequence[str]) -> dict[str, DecoderShape]:
+    def _chosen(self, wanted: Sequence[str]) -> dict[str, Architecture]:
         known = architectures(self.options.architectures)
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"--models {name}: no shape of it is known; {did_you_mean(name, known)}")
         return {name: known[name] for name in dict.fromkeys(wanted)}
 
-    def _most(self, shape: DecoderShape) -> int:
+    def _most(self, shape: Architecture) -> int:
         """The most layers that fit beside the KV of one long context."""
         pool = min(self.grid.contexts[-1], shape.max_context)
         most = most_layers(shape, self.device.budget_bytes, pool)
@@ -152,7 +153,7 @@ class MeasurementRun:
     def _host_bytes(self, point: PlannedPoint) -> int:
         return host_bytes(self.shapes[point.model], point, self.device.budget_bytes, self.device.is_cuda)
 
-    def _candidates(self, shape: DecoderShape) -> list[PlannedPoint]:
+    def _candidates(self, shape: Architecture) -> list[PlannedPoint]:
         """All points of a model that fit."""
         most = self.most[shape.model]
         smallest = min(self.shapes.values(), key=lambda each: each.weight_bytes(each.layers)) is shape

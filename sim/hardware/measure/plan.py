@@ -15,7 +15,8 @@ import torch
 
 from sim.hardware.model.device import Device
 from sim.hardware.model.transformer import Item, Transformer, random_tokens
-from sim.hardware.model.weights import DecoderShape, HostWeights
+from sim.hardware.model.weights import HostWeights
+from sim.profiling.architectures import Architecture
 
 _MOST_TOKENS = 1 << 16  # of a batch: more KV tells nothing new
 PAPER = (0.92, 0.94, 0.96, 0.98)  # residencies at which published curves bend
@@ -98,7 +99,7 @@ def knots(layers: int, shares: Sequence[float], most: int) -> list[int]:
 
 
 def decode_points(
-    shape: DecoderShape, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
+    shape: Architecture, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
 ) -> Iterator[PlannedPoint]:
     """`whole`: with all layers on the device too, where it is the same however the others would run."""
     contexts = [each for each in grid.contexts if each <= shape.max_context]
@@ -127,7 +128,7 @@ def decode_points(
 
 
 def prefill_points(
-    shape: DecoderShape, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
+    shape: Architecture, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
 ) -> Iterator[PlannedPoint]:
     """`whole`: with all layers on the device too, where it is the same however the others would run."""
     prompts = [each for each in grid.prompts if each <= shape.max_context]
@@ -145,7 +146,7 @@ def prefill_points(
                     yield PlannedPoint("prefill", shape.model, offload, layers, chunk_rank, tokens=tokens, chunk=chunk)
 
 
-def switch_points(shape: DecoderShape, grid: MeasurementGrid, most: int, smallest: bool) -> Iterator[PlannedPoint]:
+def switch_points(shape: Architecture, grid: MeasurementGrid, most: int, smallest: bool) -> Iterator[PlannedPoint]:
     places = {most: 0, round(most / 2): 0, round(most / 4): 2, round(most * 3 / 4): 3}
     for layers, rank in places.items():
         if layers:
@@ -168,20 +169,20 @@ def switch_points(shape: DecoderShape, grid: MeasurementGrid, most: int, smalles
 # --- memory
 
 
-def device_bytes(shape: DecoderShape, layers: int, offload: str, pool: int, item: int = 2) -> int:
+def device_bytes(shape: Architecture, layers: int, offload: str, pool: int, item: int = 2) -> int:
     """Device memory of an instance with KV for `pool` tokens."""
     on_device = shape.layers if offload == "stream" else layers
     staging = 2 * shape.layer_bytes(item) if offload == "stream" and layers < shape.layers else 0
     return shape.weight_bytes(layers, item) + staging + on_device * pool * shape.kv_bytes_per_token_layer(item)
 
 
-def most_layers(shape: DecoderShape, budget_bytes: int, pool: int) -> int | None:
+def most_layers(shape: Architecture, budget_bytes: int, pool: int) -> int | None:
     """The most layers that fit beside KV for `pool` tokens; None: not even none of them."""
     fitting = [n for n in range(shape.layers + 1) if device_bytes(shape, n, "cpu", pool) <= budget_bytes]
     return max(fitting) if fitting else None
 
 
-def host_bytes(shape: DecoderShape, point: PlannedPoint, on_device: int, cuda: bool, item: int = 2) -> int:
+def host_bytes(shape: Architecture, point: PlannedPoint, on_device: int, cuda: bool, item: int = 2) -> int:
     """Host memory for measuring a point: weights, KV of host layers or a saved KV; on the CPU the device's too."""
     outside = shape.layers - point.layers if point.offload == "cpu" else 0
     layers = max(outside, 2 * point.layers if point.part == "kv" else 0)  # torch rounds pinned memory up
@@ -211,7 +212,7 @@ class LayerPace:
 class ModelPace:
     """How quick a model's layers are on this machine. GB/s are bytes per second here."""
 
-    shape: DecoderShape
+    shape: Architecture
     device: LayerPace
     host: LayerPace
     link_bytes_per_s: float
@@ -252,7 +253,7 @@ class ModelPace:
 
 
 def pace(
-    shape: DecoderShape, device: Device, dtype: torch.dtype, grid: MeasurementGrid, rates: tuple[float, float]
+    shape: Architecture, device: Device, dtype: torch.dtype, grid: MeasurementGrid, rates: tuple[float, float]
 ) -> ModelPace:
     """Time two layers of the model on the device and on the host. `rates`: link and disk, bytes per second."""
     slice_ = replace(shape, layers=2, vocab=256, tied=True)

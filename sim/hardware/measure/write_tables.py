@@ -85,6 +85,7 @@ def filled(session: MeasurementRun, into: Path) -> bool:
 def scenario(store: MeasurementFolder, into: Path) -> Path:
     """Write scenario.yaml beside the measurements: the measured models on the measured machine."""
     models: Sequence[ModelRow] = store.rows[ModelRow]
+    offload = store.facts["offload"]
     longest = int(max(row.context for row in store.rows[DecodePoint]))
     prompts = [row.prompt_tokens for row in store.rows[PrefillPoint]] or [longest // 2]
     limit = max(64, longest)
@@ -104,7 +105,7 @@ def scenario(store: MeasurementFolder, into: Path) -> Path:
                 "name": row.model.lower(),
                 "model": row.model,
                 "quantization": row.quantization,
-                "engine": "torch",
+                "engine": "torch" if "cpu" in offload else "torch-stream",
                 "max_context": min(limit, row.max_context),
             }
             for row in models
@@ -128,8 +129,8 @@ def scenario(store: MeasurementFolder, into: Path) -> Path:
     if into.resolve() != data_folder("profiles").resolve():
         content["profiles"] = str(into.resolve())
     head = (
-        "# The machine that was measured here serves the models that were measured, as tables of engine `torch` say.\n"
-        "# With engine `torch-stream` weights of layers outside the GPU cross the link; the CPU computes nothing.\n"
+        "# The machine that was measured serves the models that were measured. With engine `torch` the CPU computes\n"
+        "# layers outside the GPU; with `torch-stream` their weights cross the link, and the CPU computes nothing.\n"
     )
     path = store.folder / "scenario.yaml"
     write_text(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

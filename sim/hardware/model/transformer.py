@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from sim.common.rng import stream
 from sim.hardware.model.device import Device
-from sim.hardware.model.weights import DecoderShape, HostWeights, random_numbers, views
+from sim.hardware.model.weights import HostWeights, random_numbers, views
+from sim.profiling.architectures import Architecture
 
 _EPSILON = 1e-6
 
@@ -289,7 +290,7 @@ def _norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, weight.shape, weight, _EPSILON)
 
 
-def _angles(shape: DecoderShape, positions: int) -> torch.Tensor:
+def _angles(shape: Architecture, positions: int) -> torch.Tensor:
     """(cos or sin, position, dimension)."""
     frequencies = 1e-4 ** (torch.arange(0, shape.head_dim, 2) / shape.head_dim)
     angles = torch.outer(torch.arange(positions), frequencies)
@@ -347,7 +348,7 @@ def _grouped(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: to
     return out.reshape(count, keys.shape[1], groups, tokens, width).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def random_tokens(shape: DecoderShape, count: int, seed: int) -> list[int]:
+def random_tokens(shape: Architecture, count: int, seed: int) -> list[int]:
     """Prompt tokens for measurements."""
     tokens: list[int] = stream(seed, "prompt").integers(shape.vocab, size=count).tolist()
     return tokens

@@ -1,90 +1,24 @@
-"""The shapes of models and their weights in host memory: random, one flat tensor a layer and one for the head.
-
-Shapes are those of profiles/architectures.csv. transformer.py computes with them.
-"""
+"""Weights of models in host memory: random, one flat tensor a layer and one for the head. transformer.py uses them."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from sim.common.data_files import data_folder
 from sim.common.rng import stream
 from sim.hardware.model.device import Device
+from sim.profiling.architectures import Architecture, read_architectures
 
+_FAMILIES = ("llama", "qwen2", "qwen3")
 _NOISE = 1 << 22  # random numbers that weights repeat; each layer begins elsewhere, so that no two are alike
 
 
-@dataclass(frozen=True)
-class DecoderShape:
-    """The shape of a model, from profiles/architectures.csv."""
-
-    model: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool
-    max_context: int
-
-    @property
-    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of one layer, in the order in which they lie in memory."""
-        return {
-            "norm1": (self.hidden,),
-            "qkv": ((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden),
-            "out": (self.hidden, self.heads * self.head_dim),
-            "norm2": (self.hidden,),
-            "gate_up": (2 * self.intermediate, self.hidden),
-            "down": (self.hidden, self.intermediate),
-        }
-
-    @property
-    def head_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What moves with the last layer: the final norm, the output head and, if it is another, the embedding."""
-        shapes: dict[str, tuple[int, ...]] = {"norm": (self.hidden,), "head": (self.vocab, self.hidden)}
-        return shapes if self.tied else {**shapes, "embedding": (self.vocab, self.hidden)}
-
-    def layer_bytes(self, itemsize: int = 2) -> int:
-        return _elements(self.layer_shapes) * itemsize
-
-    def head_bytes(self, itemsize: int = 2) -> int:
-        return _elements(self.head_shapes) * itemsize
-
-    def kv_bytes_per_token_layer(self, itemsize: int = 2) -> int:
-        return 2 * self.kv_heads * self.head_dim * itemsize
-
-    def weight_bytes(self, layers: int, itemsize: int = 2) -> int:
-        """Bytes on the device with `layers` there."""
-        return layers * self.layer_bytes(itemsize) + (self.head_bytes(itemsize) if layers == self.layers else 0)
-
-
-_NUMBERS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_context")
-
-
-def architectures(path: Path | None = None) -> dict[str, DecoderShape]:
-    """All shapes of a CSV file, by model; of profiles/architectures.csv by default."""
-    with (path or data_folder("profiles") / "architectures.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["model"]: DecoderShape(
-            model=row["model"],
-            tied=row["tied"] == "yes",
-            **{name: int(row[name]) for name in _NUMBERS},
-        )
-        for row in rows
-    }
-
-
-def _elements(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes.values())
+def architectures(path: Path | None = None) -> dict[str, Architecture]:
+    """Of a CSV file of shapes (default: profiles/architectures.csv) those that transformer.py computes, by model."""
+    dense = [each for each in read_architectures(path) if each.family in _FAMILIES and not each.experts]
+    return {each.model: each for each in dense}
 
 
 def views(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -96,7 +30,7 @@ def views(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
 class HostWeights:
     """A model's weights in host memory, one flat tensor a layer (and one for the head): random, never zero."""
 
-    def __init__(self, shape: DecoderShape, device: Device, dtype: torch.dtype, pinned: bool = True) -> None:
+    def __init__(self, shape: Architecture, device: Device, dtype: torch.dtype, pinned: bool = True) -> None:
         self.shape = shape
         self.dtype = dtype
         item = dtype.itemsize

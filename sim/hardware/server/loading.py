@@ -20,8 +20,9 @@ from sim.core.state.instance import (
     Instance,
     Model,
 )
-from sim.core.state.machines import Gpu
+from sim.core.state.machines import Gpu, Placement
 from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
+from sim.core.state.residency import Residency
 
 if TYPE_CHECKING:
     from sim.hardware.server.server import LiveServer
@@ -43,42 +44,45 @@ class LiveLoading:
     def _now_s(self) -> float:
         return self.world.clock.now_s
 
-    def load(self, model: Model, gpu: Gpu, layers: int, kv_tokens: int, max_sequences: int) -> Instance:
+    def load(
+        self, model: Model, placement: Placement, residency: Residency, kv_tokens: int, max_sequences: int
+    ) -> Instance:
         """A new instance, which waits for its memory and then loads."""
         self._number += 1
         block = self.world.options.block_tokens
-        instance = Instance(self._number, model, gpu, layers, -(-kv_tokens // block), block, max_sequences)
-        self._hold_host_memory(instance, layers)
+        blocks = -(-kv_tokens // block)
+        instance = Instance(self._number, model, placement, residency, blocks, block, max_sequences)
+        self._hold_host_memory(instance)
         self.world.cluster.instances[instance.number] = instance
-        gpu.instances[instance.number] = instance
+        placement.add(instance)
         model.instances[instance.number] = instance
         self._wait_for_memory(instance)
         return instance
 
-    def _hold_host_memory(self, instance: Instance, layers: int) -> None:
-        """What stays outside the device with so many layers there, weights and KV, is held in host memory."""
-        memory, weights = instance.gpu.node.memory, instance.model.weights
-        if layers < weights.layers:
+    def _hold_host_memory(self, instance: Instance) -> None:
+        """What stays outside the device, weights and KV, is held in host memory."""
+        memory, weights = instance.node.memory, instance.model.weights
+        if not instance.residency.whole:
             cached = memory.cache(weights.key, weights.total_bytes)
             assert cached, "the gate checks host memory"
             memory.pin(weights.key)
             instance.pins_weights = True
-        taken = memory.take_instance_kv(instance.host_kv_bytes_at(layers))
+        taken = memory.take_instance_kv(instance.host_kv_bytes)
         assert taken, "the gate checks host memory"
 
     def _drop_host_memory(self, instance: Instance) -> None:
-        memory = instance.gpu.node.memory
-        memory.take_instance_kv(-instance.host_kv_bytes_at(instance.layers))
+        memory = instance.node.memory
+        memory.take_instance_kv(-instance.host_kv_bytes)
         if instance.pins_weights:
             memory.unpin(instance.model.weights.key)
             instance.pins_weights = False
 
-    def resize(self, instance: Instance, layers: int) -> None:
+    def resize(self, instance: Instance, residency: Residency) -> None:
         """A restart with other layers; its sequences wait there meanwhile."""
         self.recorder.counts["resizes"] += 1
-        instance.next_layers = layers
+        instance.next_residency = residency
         instance.stop_mode = "restart"
-        instance.gpu.release_later(instance.gpu_bytes)
+        instance.placement.release_later(instance.gpu_bytes)
         instance.changed()
         self.world.touch(instance)
 
@@ -86,18 +90,18 @@ class LiveLoading:
         instance.status = PENDING
         instance.changed()
         instance.model.loading[instance.number] = instance
-        instance.gpu.pending.append(instance)
+        instance.placement.wait(instance)
         instance.claim(instance.gpu_bytes)
         self._asked_s[instance.number] = self._now_s
-        self._start_pending(instance.gpu)
+        self._start_pending(instance.placement.first)
 
     def _start_pending(self, gpu: Gpu) -> None:
-        while gpu.pending and gpu.pending[0].gpu_bytes <= gpu.capacity_bytes - gpu.used_bytes:
-            instance = gpu.pending.pop(0)
+        while gpu.pending and gpu.pending[0].placement.is_free_for(gpu.pending[0]):
+            instance = gpu.pending[0]
+            instance.placement.stop_waiting(instance)
             instance.claim(0)
-            gpu.take(instance.gpu_bytes, self._now_s)
-            gpu.account(self._now_s)
-            gpu.loads += 1
+            instance.placement.take(instance.gpu_bytes, self._now_s)
+            instance.placement.count_loads(1, self._now_s)
             instance.status = STARTING
             begun_s = self._now_s
             side = self.server.side(instance)
@@ -113,16 +117,14 @@ class LiveLoading:
             side.mover.do(side.real.copy_weights, loaded)
 
     def _on_loaded(self, instance: Instance, begun_s: float) -> None:
-        now_s, gpu = self._now_s, instance.gpu
+        now_s, placement = self._now_s, instance.placement
         if instance.number in self._cancelled:
             del self._cancelled[instance.number]
-            gpu.account(now_s)
-            gpu.loads -= 1
+            placement.count_loads(-1, now_s)
             self._free(instance)
             return
         del instance.model.loading[instance.number]
-        gpu.account(now_s)
-        gpu.loads -= 1
+        placement.count_loads(-1, now_s)
         instance.status = READY
         instance.ready_s = instance.last_used_s = now_s
         instance.changed()
@@ -133,7 +135,7 @@ class LiveLoading:
             instance,
             wait_s=begun_s - self._asked_s.pop(instance.number),
             reload_s=now_s - begun_s,
-            bytes=float(instance.model.weights.gpu_bytes(instance.layers)),
+            bytes=float(instance.residency.gpu_weight_bytes),
         )
         for request in instance.waiting.in_order():
             if request.phase == LOAD_WAIT:
@@ -147,12 +149,12 @@ class LiveLoading:
         """drain, preempt or abort; whoever only waits there goes back to the cluster's queue at once."""
         self._send_back_waiting(instance)
         if instance.status == PENDING:
-            instance.gpu.pending.remove(instance)
+            instance.placement.stop_waiting(instance)
             instance.claim(0)
             del instance.model.loading[instance.number]
             self._vanish(instance)
             return
-        instance.gpu.release_later(instance.gpu_bytes)
+        instance.placement.release_later(instance.gpu_bytes)
         if instance.status in (STARTING, LOADING):
             # A copy under way cannot be called back: its memory is free when it has ended.
             instance.status = STOPPING
@@ -242,12 +244,11 @@ class LiveLoading:
         side = self.server.side(instance)
 
         def freed(_: Any, seconds: float) -> None:
-            gpu = instance.gpu
             self.recorder.switch(
                 self._now_s, "free", instance, free_s=seconds, bytes=float(instance.gpu_bytes), mode=mode
             )
-            gpu.take(-instance.gpu_bytes, self._now_s)
-            gpu.release_later(-instance.gpu_bytes)
+            instance.placement.take(-instance.gpu_bytes, self._now_s)
+            instance.placement.release_later(-instance.gpu_bytes)
             self.server.forget(instance)
             if mode == "restart":
                 self._restart(instance)
@@ -258,19 +259,17 @@ class LiveLoading:
 
     def _restart(self, instance: Instance) -> None:
         self._drop_host_memory(instance)
-        instance.layers = instance.next_layers
-        self._hold_host_memory(instance, instance.layers)
+        instance.residency = instance.next_residency
+        self._hold_host_memory(instance)
         self._wait_for_memory(instance)
-        self.world.changes.freed.append(instance.gpu)
+        self.world.changes.freed.extend(instance.placement.gpus)
 
     def _vanish(self, instance: Instance) -> None:
-        gpu = instance.gpu
         self._drop_host_memory(instance)
         instance.status = GONE
         instance.model.ranking.drop(instance.number)
-        gpu.peers.idle.drop(instance.number)
-        del gpu.instances[instance.number]
+        instance.placement.remove(instance)
         del instance.model.instances[instance.number]
         del self.world.cluster.instances[instance.number]
-        self.world.changes.freed.append(gpu)
-        self._start_pending(gpu)
+        self.world.changes.freed.extend(instance.placement.gpus)
+        self._start_pending(instance.placement.first)

@@ -19,12 +19,12 @@ from typing import Any, cast
 import torch
 
 from sim.core.clock import SimClock
-from sim.core.loading import Loading
+from sim.core.core import Core
 from sim.core.record.recorder import Recorder
-from sim.core.serving import Serving
 from sim.core.state.instance import Instance
-from sim.core.state.request import IMPOSSIBLE, TIMED_OUT, Request
+from sim.core.state.request import TIMED_OUT, Request
 from sim.core.world import Changes, World
+from sim.engine.arrival_feed import request_of
 from sim.engine.ask_policy import Asking
 from sim.engine.engine import Outcome, prepare
 from sim.engine.validate_action import Gate
@@ -125,7 +125,12 @@ class LiveInstance:
         kv_tokens = instance.kv_blocks * instance.block_tokens
         slots = min(instance.max_sequences, kv_tokens // model.max_context)
         self.real = Transformer(
-            server.weights[model.name], server.device, instance.layers, slots, model.max_context, server.offload
+            server.weights[model.name],
+            server.device,
+            instance.residency.layers,
+            slots,
+            model.max_context,
+            server.offload,
         )
         self.compute = WorkerThread(server, f"computes {instance.number}", on_host=False)
         self.mover = WorkerThread(server, f"moves {instance.number}", on_host=True)
@@ -173,9 +178,9 @@ class LiveServer:
         self.serving, self.loading = LiveServing(self), LiveLoading(self)
         self.estimates = Estimates(scenario.predictor, scenario.seed, len(self.cluster.models))
         views = Views(self.world, self.estimates)
-        parts = cast(Serving, self.serving), cast(Loading, self.loading)
-        gate = Gate(self.world, *parts, scenario.policy.name, self._wake_at)
-        self.asking = Asking(self.world, views, gate, scenario.policy.name)
+        self.core = Core(self.world, self.serving, self.loading)
+        gate = Gate(self.core, scenario.policy.name, self._wake_at)
+        self.asking = Asking(self.core, views, gate, scenario.policy.name)
         self._posts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._in_flight: dict[int, Request] = {}
 
@@ -202,8 +207,8 @@ class LiveServer:
         self.clock.start()
         self._turn()
         while rows or self._in_flight:
-            self._wait(rows[-1][0] if rows else None)
-            while rows and rows[-1][0] <= self.clock.look():
+            self._wait(rows[-1].arrival_s if rows else None)
+            while rows and rows[-1].arrival_s <= self.clock.look():
                 self._arrive(rows.pop())
             self.clock.fire()
             self._turn()
@@ -243,37 +248,21 @@ class LiveServer:
                 return
 
     def _arrive(self, row: Row) -> None:
-        arrival_s, model_index, prompt_tokens, output_tokens, service_class, priority, _, _, deadline_s = row
-        model = self.cluster.models[model_index]
-        recorder = self.world.recorder
-        request = Request(recorder.arrived, model, arrival_s, prompt_tokens, output_tokens)
-        request.service_class, request.priority, request.deadline_s = service_class, priority, deadline_s
-        recorder.arrived += 1
+        request = request_of(row, self.core.recorder.arrived, self.cluster.models, row.arrival_s)
         self.estimates.arrived(request)
-        if model.fits_nowhere or prompt_tokens + output_tokens > model.max_context:
-            request.reason = model.fits_nowhere or f"needs more than {model.max_context} tokens"
-            recorder.end(request, IMPOSSIBLE, self.clock.now_s)
+        if not self.core.arrive(request):
             return
         self._in_flight[request.index] = request
-        prompt = torch.arange(prompt_tokens).add(request.index * 97).remainder(self.weights[model.name].shape.vocab)
+        vocabulary = self.weights[request.model.name].shape.vocab
+        prompt = torch.arange(row.prompt_tokens).add(request.index * 97).remainder(vocabulary)
         self.texts[request.index] = prompt.tolist()
-        self.cluster.wait(request)
-        self.world.changes.arrived.append(request)
-        patience_s = self.cluster.service_classes[service_class].patience_s
+        patience_s = self.cluster.service_classes[row.service_class].patience_s
         if patience_s is not None:
-            self.clock.at(arrival_s + patience_s, self._lose_patience, request, 0)
+            self.clock.at(row.arrival_s + patience_s, self._lose_patience, request, 0)
 
     def _lose_patience(self, request: Request, _: int) -> None:
-        waits = request.index in request.model.waiting
-        if request.outcome >= 0 or request.started or not (waits or self.serving.waits_at_instance(request)):
-            return
-        if waits:
-            self.cluster.unwait(request)
-        else:
-            self.serving.withdraw(request)
-        request.reason = "client patience ran out"
-        self.world.recorder.end(request, TIMED_OUT, self.clock.now_s)
-        self.world.changes.finished.append(request)
+        if request.outcome < 0 and not request.started and self.core.take_back(request):
+            self.core.end(request, TIMED_OUT, "client patience ran out")
 
     def _wake_at(self, time_s: float) -> None:
         self.clock.at(time_s, self._woken, None, 0)
@@ -286,7 +275,7 @@ class LiveServer:
         world = self.world
         while world.changes.any() or world.touched:
             if world.changes.any():
-                changes, world.changes = world.changes, Changes()
+                changes = self.core.take_changes(Changes())
                 for request in changes.finished:
                     text = self.texts.pop(request.index)
                     if self.keep:

@@ -65,9 +65,6 @@ class LiveServing:
             self.world.changes.idled.append(instance)
         self.world.touch(instance)
 
-    def waits_at_instance(self, request: Request) -> bool:
-        return request.instance is not None and bool(request.instance.waiting.has(request.index))
-
     # --- an iteration boundary
 
     def begin(self, instance: Instance) -> None:
@@ -142,11 +139,16 @@ class LiveServing:
         side.busy = True
         instance.last_used_s = self.clock.now_s
         self._compute(instance, len(decoding))
-        alone = not chunks and len(instance.gpu.active) == 1
-        step = (instance.model.spec.model, instance.layers, len(decoding), instance.context_sum / max(1, len(decoding)))
+        alone = not chunks and len(instance.placement.first.active) == 1
+        step = (
+            instance.model.spec.model,
+            instance.residency.layers,
+            len(decoding),
+            instance.context_sum / max(1, len(decoding)),
+        )
 
         def done(tokens: list[int], seconds: float) -> None:
-            if alone and len(instance.gpu.active) == 1:
+            if alone and len(instance.placement.first.active) == 1:
                 self.steps.append((*step, seconds))
             self._done(instance, side, chunks, decoding, tokens, seconds)
 
@@ -172,7 +174,7 @@ class LiveServing:
             instance.fresh.clear()
             instance.last_decode_end_s = now_s
             instance.advance(1)
-            self.recorder.tokens(len(decoding), instance.residency)
+            self.recorder.tokens(len(decoding), instance.residency.share)
         else:
             instance.stalled_s += seconds
         while instance.decoding and instance.next_finish() == 0:
@@ -197,9 +199,9 @@ class LiveServing:
             request.first_token_s = now_s
         request.last_token_s = now_s
         request.produced += 1
-        request.residency_tokens += instance.residency
+        request.residency_tokens += instance.residency.share
         request.computed_tokens = 0
-        self.recorder.tokens(1, instance.residency)
+        self.recorder.tokens(1, instance.residency.share)
         instance.hold(request.context)
         if request.produced == request.output_tokens:
             self._complete(instance, side, request)
@@ -222,28 +224,22 @@ class LiveServing:
 
     def _compute(self, instance: Instance, batch: int) -> None:
         """It computes from now on: its shares of GPU and host are what its profile says of such iterations."""
-        gpu = instance.gpu
         context = instance.context_sum / batch if batch else 0.0
         if batch:
-            gpu_s, host_s = instance.profile.decode_curve(instance.layers, batch).at(context)
+            gpu_s, host_s = instance.decode_curve(batch).at(context)
         else:
-            gpu_s, host_s = instance.profile.prefill_curve(instance.layers).origin
-        gpu.account(self.clock.now_s)
+            gpu_s, host_s = instance.prefill_curve().origin
+        instance.placement.start_computing(instance, self.clock.now_s)
         instance.gpu_share, instance.host_share = gpu_s / (gpu_s + host_s), host_s / (gpu_s + host_s)
-        gpu.active[instance.number] = instance
         if instance.host_share:
-            gpu.node.active[instance.number] = instance
-        gpu.crowd_changed()
+            instance.node.active[instance.number] = instance
 
     def _rest(self, instance: Instance) -> None:
         """It computes nothing now."""
-        gpu = instance.gpu
-        if instance.number in gpu.active:
-            gpu.account(self.clock.now_s)
-            del gpu.active[instance.number]
-            gpu.node.active.pop(instance.number, None)
+        if instance.placement.computes(instance):
+            instance.placement.stop_computing(instance, self.clock.now_s)
+            instance.node.active.pop(instance.number, None)
             instance.gpu_share = instance.host_share = 0.0
-            gpu.crowd_changed()
 
     # --- KV moves
 
@@ -321,5 +317,4 @@ class LiveServing:
         side.mover.do(lambda: side.real.restore_kv(slot, tokens, buffer), done)
 
     def _moving(self, instance: Instance, change: int) -> None:
-        instance.gpu.account(self.clock.now_s)
-        instance.gpu.transfers += change
+        instance.placement.count_transfers(change, self.clock.now_s)

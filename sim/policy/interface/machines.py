@@ -1,4 +1,4 @@
-"""What a policy may know of the machines: read-only facades of GPUs and nodes. views.py has the rest and makes them
+"""What a policy may know of the machines: read-only facades of GPUs and nodes. models.py has the rest and makes them
 all.
 """
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sim.core.state.facade import Facade
 from sim.core.state.machines import Gpu, Node
-from sim.core.state.memory_fit import growth_room, host_missing, need, why_not_layers
+from sim.core.state.memory_fit import host_missing, need, why_not_layers
 
 if TYPE_CHECKING:
-    from sim.policy.interface.models import InstanceView, ModelView
+    from sim.policy.interface.models import InstanceView, ModelView, Views
 
 
 class Crowd(NamedTuple):
@@ -40,6 +40,7 @@ class GpuView(Facade):
 
     __slots__ = ()
     _of: Gpu
+    _views: Views
 
     def __repr__(self) -> str:
         return self._of.name
@@ -92,28 +93,28 @@ class GpuView(Facade):
     @property
     def growth_bytes(self) -> int:
         """What an elastic resize may take now: memory that is free already and that no load waits for."""
-        return growth_room(self._of)
+        return self._of.growth_bytes
 
     def lacks_host_bytes(self, model: ModelView, layers: int) -> int:
         """What its node's host memory lacks for such a load with the model's default KV pool; 0 when it has enough."""
-        needed = need(model._of, layers, model.default_kv_tokens, self._views.options)
-        return max(0, host_missing(model._of, self._of, needed.host_weights, needed.host_kv))
+        needed = need(model._of, model._of.residency(layers), model.default_kv_tokens, self._views.options)
+        return max(0, host_missing(model._of, self._of.node, needed.host_weights, needed.host_kv))
 
     def takes(self, model: ModelView, layers: int, kv_tokens: int | None = None, freed_bytes: int = 0) -> bool:
         """Would a Load be legal now (or once `freed_bytes` more are available), in GPU and host memory?"""
-        needed = need(model._of, layers, kv_tokens or model.default_kv_tokens, self._views.options)
+        needed = need(model._of, model._of.residency(layers), kv_tokens or model.default_kv_tokens, self._views.options)
         if self._of.down:
             return False
         if needed.gpu > self._of.available_bytes + freed_bytes or why_not_layers(model._of, self._of, layers):
             return False
-        return host_missing(model._of, self._of, needed.host_weights, needed.host_kv) <= 0
+        return host_missing(model._of, self._of.node, needed.host_weights, needed.host_kv) <= 0
 
     def layers_when_empty(self, model: ModelView) -> int | None:
         """The most layers of the model that this GPU and its host could ever hold, with nothing else there, and its
         default KV pool; None: it cannot be loaded here."""
         memory, fewest = self._of.node.memory, model.profile(self).fewest_layers
         for layers in range(model.layers_within(self._of.capacity_bytes), fewest - 1, -1):
-            needed = need(model._of, layers, model.default_kv_tokens, self._views.options)
+            needed = need(model._of, model._of.residency(layers), model.default_kv_tokens, self._views.options)
             if needed.host_weights + needed.host_kv <= memory.capacity and needed.host_weights <= memory.cache_limit:
                 return layers
         return None
@@ -164,6 +165,7 @@ class NodeView(Facade):
 
     __slots__ = ()
     _of: Node
+    _views: Views
 
     def __repr__(self) -> str:
         return self._of.name

@@ -26,6 +26,7 @@ class ModelView(Facade):
 
     __slots__ = ()
     _of: Model
+    _views: Views
 
     def __repr__(self) -> str:
         return f"model {self._of.name}"
@@ -67,7 +68,7 @@ class ModelView(Facade):
 
     def gpu_bytes(self, layers: int, kv_tokens: int | None = None) -> int:
         """What an instance with so many layers and such a KV pool takes on a GPU."""
-        return need(self._of, layers, kv_tokens or self.default_kv_tokens, self._views.options).gpu
+        return need(self._of, self._of.residency(layers), kv_tokens or self.default_kv_tokens, self._views.options).gpu
 
     def layers_within(self, gpu_bytes: float, kv_tokens: int | None = None) -> int:
         """The most layers, with their KV pool, that fit into so many bytes of GPU memory."""
@@ -128,7 +129,7 @@ class ModelView(Facade):
 
     def profile(self, gpu: GpuView) -> Profile:
         """Its tables on that kind of GPU: step_s, prefill_s, load_s and switch costs."""
-        return self._of.profiles[gpu._of.kind.gpu, gpu._of.node.kind.host]
+        return self._of.profiles[gpu._of.kinds]
 
     def load_s(self, gpu: GpuView, layers: int) -> float:
         """Seconds to load on an idle link, engine start included, with weights where they are now."""
@@ -144,9 +145,10 @@ class InstanceView(Facade):
 
     __slots__ = ()
     _of: Instance
+    _views: Views
 
     def __repr__(self) -> str:
-        return f"instance {self._of.number} ({self._of.model.name} on {self._of.gpu.name})"
+        return f"instance {self._of.number} ({self._of.model.name} on {self._of.placement.name})"
 
     @property
     def number(self) -> int:
@@ -158,15 +160,21 @@ class InstanceView(Facade):
 
     @property
     def gpu(self) -> GpuView:
-        return self._views.gpu(self._of.gpu)
+        """Where it is; of several GPUs the first."""
+        return self._views.gpu(self._of.placement.first)
+
+    @property
+    def gpus(self) -> list[GpuView]:
+        """All GPUs of one node that it is on; today always one."""
+        return [self._views.gpu(gpu) for gpu in self._of.placement.gpus]
 
     @property
     def layers(self) -> int:
-        return self._of.layers
+        return self._of.residency.layers
 
     @property
     def residency(self) -> float:
-        return self._of.residency
+        return self._of.residency.share
 
     @property
     def gpu_bytes(self) -> int:
@@ -221,7 +229,7 @@ class InstanceView(Facade):
     @property
     def alone(self) -> bool:
         """Does nobody else compute on its GPU now?"""
-        active = self._of.gpu.active
+        active = dict.fromkeys([number for gpu in self._of.placement.gpus for number in gpu.active])
         return not active or (len(active) == 1 and self._of.number in active)
 
     @property
@@ -291,7 +299,7 @@ class InstanceView(Facade):
 
 
 class Views:
-    """Makes one facade an object, once."""
+    """Makes one facade an object, once: the object keeps it."""
 
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
@@ -302,30 +310,20 @@ class Views:
 
     def request(self, of: Request) -> RequestView:
         view = of.view
-        if view is None:
-            view = of.view = RequestView(of, self)
-        return view
+        return view if isinstance(view, RequestView) else RequestView(of, self)
 
     def model(self, of: Model) -> ModelView:
         view = of.view
-        if view is None:
-            view = of.view = ModelView(of, self)
-        return view
+        return view if isinstance(view, ModelView) else ModelView(of, self)
 
     def instance(self, of: Instance) -> InstanceView:
         view = of.view
-        if view is None:
-            view = of.view = InstanceView(of, self)
-        return view
+        return view if isinstance(view, InstanceView) else InstanceView(of, self)
 
     def gpu(self, of: Gpu) -> GpuView:
         view = of.view
-        if view is None:
-            view = of.view = GpuView(of, self)
-        return view
+        return view if isinstance(view, GpuView) else GpuView(of, self)
 
     def node(self, of: Node) -> NodeView:
         view = of.view
-        if view is None:
-            view = of.view = NodeView(of, self)
-        return view
+        return view if isinstance(view, NodeView) else NodeView(of, self)

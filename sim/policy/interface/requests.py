@@ -1,4 +1,4 @@
-"""What a policy may know of a request: a read-only facade. views.py has the rest and makes them all.
+"""What a policy may know of a request: a read-only facade. models.py has the rest and makes them all.
 
 The true output length is not here; an estimate is.
 """
@@ -13,7 +13,7 @@ from sim.core.state.request import DECODE, PREFILL, RECOMPUTE, Request
 
 if TYPE_CHECKING:
     from sim.policy.interface.machines import NodeView
-    from sim.policy.interface.models import InstanceView, ModelView
+    from sim.policy.interface.models import InstanceView, ModelView, Views
 
 
 class RequestView(Facade):
@@ -21,6 +21,7 @@ class RequestView(Facade):
 
     __slots__ = ()
     _of: Request
+    _views: Views
 
     def __repr__(self) -> str:
         return f"request {self._of.index} for {self._of.model.name}"

@@ -1,4 +1,4 @@
-"""One decision's view of everything: the way into the facades of views.py, and what changed since the last decision.
+"""One decision's view of everything: the way into the facades of models.py, and what changed since the last decision.
 
 Valid until `decide` returns; asking an old one is a PolicyError, so that a policy cannot live on what is no longer
 true.

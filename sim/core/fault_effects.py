@@ -7,33 +7,32 @@ when; nothing here knows time or chance.
 
 from __future__ import annotations
 
-from sim.core.loading import Loading, LoadInProgress
+from sim.core.core import SimulatedCore
 from sim.core.record.recorder import FaultRecord
-from sim.core.serving import Serving
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
-from sim.core.world import World
+from sim.core.state.under_way import LoadUnderWay
 from sim.profiles.profile import Profile
 
 
 class Losses:
     """Carries faults out. `retries`: how often a request may lose its instance and go on; None: always."""
 
-    def __init__(
-        self, world: World, serving: Serving, loading: Loading, record: FaultRecord, retries: int | None
-    ) -> None:
-        self.world = world
-        self.serving = serving
-        self.loading = loading
-        self.kv = serving.kv
+    def __init__(self, core: SimulatedCore, record: FaultRecord, retries: int | None) -> None:
+        self.core = core
+        self.world = core.world
+        self.serving = core.serving
+        self.loading = core.loading
+        self.kv = core.serving.kv
         self.record = record
         self.retries = retries
-        loading.on_failed = self.load_failed
+        self.lifecycle = core.loading.lifecycle
+        self.lifecycle.on_failed = self.load_failed
 
     @property
     def _now_s(self) -> float:
-        return self.world.clock.now_s
+        return self.core.now_s
 
     # --- GPUs and nodes
 
@@ -43,7 +42,7 @@ class Losses:
         gpu.down += 1
         if gpu.down > 1:
             return
-        self.world.cluster.down[gpu.index] = gpu
+        self.core.cluster.down[gpu.index] = gpu
         losers: list[Request] = []
         for instance in list(gpu.instances.values()):
             losers += self._end_instance(instance)
@@ -59,7 +58,7 @@ class Losses:
         gpu.account(self._now_s)
         gpu.down -= 1
         if not gpu.down:
-            del self.world.cluster.down[gpu.index]
+            del self.core.cluster.down[gpu.index]
             gpu.changed()
             self.world.changes.repaired.append(gpu)
             self.world.changes.freed.append(gpu)
@@ -70,8 +69,8 @@ class Losses:
             self.gpu_down(gpu, "its node was lost")
         for request in list(node.saved.values()):
             self._forget_saved(request)
-        for key in [key for key in self.loading.arriving if key[0] == node.index]:
-            del self.loading.arriving[key]
+        for key in [key for key in self.lifecycle.arriving if key[0] == node.index]:
+            del self.lifecycle.arriving[key]
         node.memory.lose()
 
     def node_up(self, node: Node) -> None:
@@ -82,8 +81,7 @@ class Losses:
     def _forget_saved(self, request: Request) -> None:
         """Its saved KV is gone. An instance elsewhere that was about to get it has it wait, to compute it again."""
         assert request.kv_node is not None
-        gpu = request.kv_node.gpus[0]
-        profile = request.model.profiles[gpu.kind.gpu, gpu.node.kind.host]
+        profile = request.model.profiles[request.kv_node.gpus[0].kinds]
         self._count_lost(profile, request.model.weights.layers, request.kv_tokens)
         instance = request.instance
         restoring = instance is not None and request.index in instance.restoring
@@ -96,14 +94,14 @@ class Losses:
 
     # --- instances
 
-    def load_failed(self, instance: Instance, load: LoadInProgress) -> None:
+    def load_failed(self, instance: Instance, load: LoadUnderWay) -> None:
         """A load took its time, and there is nothing to show for it."""
         del instance.model.loading[instance.number]
-        self.loading.record_end(instance, load, "failed load")
+        self.lifecycle.record_end(instance, load, "failed load")
         self.record.load_s += self._now_s - load.begun_s
         losers = self._take_waiting(instance)
-        instance.gpu.take(-instance.gpu_bytes, self._now_s)
-        self.loading.vanish(instance)
+        instance.placement.take(-instance.gpu_bytes, self._now_s)
+        self.lifecycle.vanish(instance)
         self.world.changes.lost.append(instance)
         self._give_back(losers, "its model could not be loaded")
 
@@ -113,7 +111,7 @@ class Losses:
         if instance.status in (PENDING, STARTING, LOADING):
             losers = self._take_waiting(instance)
             if instance.status != PENDING:
-                self.record.load_s += self._now_s - self.loading.loads[instance.number].begun_s
+                self.record.load_s += self._now_s - self.lifecycle.loads[instance.number].begun_s
             self.loading.cancel_load(instance)
             return losers
         losers = []
@@ -122,7 +120,7 @@ class Losses:
             instance.claim(0)
             self.loading.resizing.break_off(instance)
         losers += self._take_waiting(instance)
-        self.loading.vanish(instance)
+        self.lifecycle.vanish(instance)
         return losers
 
     def _take_waiting(self, instance: Instance) -> list[Request]:
@@ -141,7 +139,7 @@ class Losses:
             if request.index in instance.saving:
                 instance.release(request.context)
                 instance.sequences -= 1
-            self._count_lost(instance.profile, instance.layers, request.kv_tokens)
+            self._count_lost(instance.profile, instance.residency.layers, request.kv_tokens)
             if self.serving.preemption.is_out(request):
                 losers.append(request)
                 self.kv.drop(request)
@@ -149,7 +147,7 @@ class Losses:
         batch = [*instance.prefilling, *instance.joining, *instance.decoding.values(), *instance.restoring.values()]
         for request in batch:
             tokens = self.serving.preemption.remove(instance, request)
-            self._count_lost(instance.profile, instance.layers, tokens)
+            self._count_lost(instance.profile, instance.residency.layers, tokens)
         assert instance.sequences == instance.blocks_used == 0, (instance.sequences, instance.blocks_used)
         return losers + batch
 
@@ -172,34 +170,20 @@ class Losses:
                     self.record.retried += 1
                 self.world.requeue(request)
                 continue
-            self.kv.drop(request)
             self.record.wasted_tokens += request.produced
             again = f" after {self.retries} {'retry' if self.retries == 1 else 'retries'}" if self.retries else ""
-            request.reason = why + again
-            self._end(request, FAILED)
+            self.core.end(request, FAILED, why + again)
 
     def cancel(self, request: Request, reason: str) -> None:
         """Its client leaves, wherever the request is. An iteration under way goes on to its end without it, and KV on
         its way out gets there before it is dropped."""
         instance = request.instance
-        if request.index in request.model.waiting:
-            self.world.cluster.unwait(request)
-            self.kv.drop(request)
-        elif instance is not None and instance.waiting.has(request.index):
-            self.serving.withdraw(request)
-            self.kv.drop(request)
-        elif instance is not None and not self._is_leaving(instance, request):
+        if not self.core.take_back(request) and instance is not None and not self._is_leaving(instance, request):
             self.serving.abandon(request)
             if request.outcome >= 0:
                 return  # this very instant was its last anyway
-            self.kv.drop(request)
-        request.reason = reason
         self.record.cancelled += 1
-        self._end(request, TIMED_OUT)
+        self.core.end(request, TIMED_OUT, reason)
 
     def _is_leaving(self, instance: Instance, request: Request) -> bool:
         return any(request in requests for _, requests in instance.saves.values())
-
-    def _end(self, request: Request, outcome: int) -> None:
-        self.world.recorder.end(request, outcome, self._now_s)
-        self.world.changes.finished.append(request)
