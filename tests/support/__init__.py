@@ -1,0 +1,1 @@
+"""What the tests share: cases, scenarios, small files, policies; nothing here is a test."""

@@ -1,0 +1,1 @@
+"""The engine that steps every iteration, which the real one is compared with."""
