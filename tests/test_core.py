@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scenarios import scenario, synthetic
+from tests.support.scenarios import scenario, synthetic
 
 from sim.core.core import Core, SimulatedCore
 from sim.core.kv import KvMoves

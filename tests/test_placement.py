@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scenarios import scenario, synthetic
+from tests.support.scenarios import scenario, synthetic
 
 from sim.core.state.instance import Instance
 from sim.core.state.machines import Cluster, Placement

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from matplotlib.figure import Figure
-from watched import read_chrome_trace
 
 import sim
 from sim.api.run import Run
 from sim.api.simulate import simulate
 from sim.common.errors import ConfigError, PolicyError, TraceError
 from sim.policy import Action, Field, Load, Policy, PolicyParameters, Reject, Route, View
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.watched import read_chrome_trace
 
 CELL = """
 from sim.policy import Load, Policy, Route

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from matplotlib.figure import Figure
 
 import sim
 from sim.common.errors import ConfigError
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
 
 POLICIES = ["lru-swap", "exclusive-swap"]
 

@@ -9,21 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_cases import Seeded, random_case
-from random_policy import RandomPolicy
-from scenarios import (
-    FREE_OF_COST,
-    Row,
-    Script,
-    columns,
-    load_all,
-    nodes,
-    play,
-    scenario,
-    serve_all,
-    trace,
-    write_profiles,
-)
 
 from sim.bounds.alone import alone_of
 from sim.bounds.curves import decode_chains
@@ -43,8 +28,23 @@ from sim.policy import Policy, load_policy
 from sim.results.summary import summarize
 from sim.scenario.scenario import Scenario, load_scenario
 from sim.workload.requests import workload_of
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.places import ROOT
+from tests.support.scenarios import (
+    FREE_OF_COST,
+    Row,
+    Script,
+    columns,
+    load_all,
+    nodes,
+    play,
+    scenario,
+    serve_all,
+    trace,
+    write_profiles,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("lru-swap", "exclusive-swap", "least-loaded", "static-split", "residency-aware", "random")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cli_cases import scenario_data
-from trace_cases import Row, in_chunks, trace_of
 
 from sim.bounds.offered_load import OfferedLoad, _least_share
 from sim.common.errors import ConfigError
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
 from sim.scenario.scenario import parse_scenario
+from tests.support.cli_cases import scenario_data
+from tests.support.trace_cases import Row, in_chunks, trace_of
 
 
 def scenario(**changes: Any) -> Any:

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_cases import Seeded, random_case
-from scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
-from test_bounds import drawn
 
 from sim.bounds.alone import alone_of
 from sim.bounds.demand import requests_of
@@ -22,6 +19,9 @@ from sim.core.state.request import COMPLETED
 from sim.policy import load_policy
 from sim.scenario.scenario import Scenario
 from sim.workload.requests import workload_of
+from tests.bounds.test_bounds import drawn
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
 
 
 def planned(of: Scenario, rows: list[Row], **options: Any) -> Any:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 import sim
@@ -26,8 +25,9 @@ from sim.results.summary import summarize
 from sim.runs import progress as showing
 from sim.runs.run_one import RunOptions, compose
 from sim.scenario.scenario import parse_scenario
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.places import ROOT
 
-ROOT = Path(sim.__file__).parent.parent
 CLOCKS = ("wall_s", "requests_per_wall_s", "peak_rss_bytes")
 
 

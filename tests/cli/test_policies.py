@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_policies import BAD, GOOD, THINKS, first
-from cli_cases import invoke, write_scenario
 
 from sim.common.errors import SimError
 from sim.policy import policy_names
 from sim.policy.catalogue import TIERS
 from sim.policy.loader import policy_class
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.bad_policies import BAD, GOOD, THINKS, first
+from tests.support.cli_cases import invoke, write_scenario
+from tests.support.places import ROOT
 
 
 @pytest.fixture(autouse=True)

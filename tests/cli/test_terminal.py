@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import typer
-from trace_cases import Row, in_chunks, rows_of, trace_of
 
 from sim.cli import terminal
 from sim.common.errors import TraceError
 from sim.runs import progress as showing
+from tests.support.trace_cases import Row, in_chunks, rows_of, trace_of
 
 TRACE = trace_of([Row(float(number), "a", 1, 1) for number in range(6)])
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_cases import invoke, scenario_data, write_scenario
 
 from sim.traces.stream import read_trace
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.places import ROOT
 
-SMALL = Path(__file__).resolve().parent.parent / "traces" / "small.csv"
+SMALL = ROOT / "traces" / "small.csv"
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from sim.common import column_store
 from sim.common.column_store import ColumnStore, rows_checksum
 from sim.common.errors import ConfigError
+from tests.support.places import ROOT
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True, max_examples=120)
 KINDS = {"number": "i", "wide": "q", "seconds": "d", "flag": "?"}
-ROOT = Path(__file__).resolve().parent.parent
 
 Row = tuple[int, int, float, bool]
 

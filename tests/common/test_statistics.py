@@ -10,19 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scenarios import (
-    FREE_OF_COST,
-    Row,
-    Script,
-    columns,
-    load_all,
-    nodes,
-    play,
-    scenario,
-    serve_all,
-    trace,
-    write_profiles,
-)
 from scipy import stats
 
 from sim.common.statistics import (
@@ -38,6 +25,19 @@ from sim.common.statistics import (
 )
 from sim.conformance import hardware
 from sim.scenario.scenario import Scenario
+from tests.support.scenarios import (
+    FREE_OF_COST,
+    Row,
+    Script,
+    columns,
+    load_all,
+    nodes,
+    play,
+    scenario,
+    serve_all,
+    trace,
+    write_profiles,
+)
 
 Floats = NDArray[np.float64]
 

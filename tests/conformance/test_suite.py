@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_policies import BAD, GOOD
 
 from sim.common.errors import PolicyError
 from sim.conformance.hardware import as_yaml
@@ -22,6 +21,7 @@ from sim.conformance.suite import CHECKS, FAILED, NOT_APPLICABLE, PASSED, Check,
 from sim.core.state.request import COMPLETED
 from sim.policy import Action, GpuView, InstanceView, ModelView, Policy, RequestView, View, load_policy, policy_names
 from sim.policy.loader import policies_folder, policy_class
+from tests.support.bad_policies import BAD, GOOD
 
 # A model that found no room at the start is never served.
 STATIC = ["alpaserve", "least-loaded", "static-split"]

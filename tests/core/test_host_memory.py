@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
 from sim.common.errors import PolicyError
 from sim.core.state.host_memory import HostMemory
 from sim.policy import Action, Load, Stop, View, Wake
+from tests.support.scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
 A, B, C = (("a", "FP16"), ("b", "FP16"), ("c", "FP16"))
 

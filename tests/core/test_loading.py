@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loading_cases import Decide, load, script, switches
-from scenarios import FREE_OF_COST, GB, columns, nodes, play, prefill_s, scenario, synthetic, trace
 
 from sim.engine.engine import Engine
 from sim.policy import Action, Load, Resize, Route, Stop, View
+from tests.support.loading_cases import Decide, load, script, switches
+from tests.support.scenarios import FREE_OF_COST, GB, columns, nodes, play, prefill_s, scenario, synthetic, trace
 
 SLOW_KV = "1.0,0.5,8.0,0.001,0.002,0.25,0.125"  # KV at 1 and 2 MB/s, so that it can be seen
 KV_TOKEN = 2500 * 4  # bytes of a token of `four`

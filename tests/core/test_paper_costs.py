@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from loading_cases import load, script, switches
-from scenarios import columns, nodes, play, scenario, trace
 
 from sim.policy import Action, Load, Route, Stop, View
+from tests.support.loading_cases import load, script, switches
+from tests.support.scenarios import columns, nodes, play, scenario, trace
 
 # --- the paper's preemption costs
 

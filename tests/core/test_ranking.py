@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenarios import Script, load_all, nodes, play, scenario, trace
 
 from sim.core.state.ranking import Rank, Ranking
 from sim.policy import Load, Route, Stop, View
+from tests.support.scenarios import Script, load_all, nodes, play, scenario, trace
 
 
 class Member:

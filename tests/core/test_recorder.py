@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import scenario, synthetic
 
 from sim.core.record.recorder import BIN_WIDTH, SWITCH_COLUMNS, Recorder, TokenLatencies
 from sim.core.state.instance import Instance
 from sim.core.state.machines import Placement
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
+from tests.support.scenarios import scenario, synthetic
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True, max_examples=150)
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from watched import play_watched
 
 from sim.core.record.recorder import Recorder
 from sim.core.record.series import COLUMNS, Series
@@ -19,6 +17,8 @@ from sim.engine.engine import Engine, Outcome, simulate
 from sim.results.run_folder import write_run
 from sim.results.summary import summarize
 from sim.scenario.scenario import parse_scenario
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.watched import play_watched
 
 QUICK = settings(
     derandomize=True,

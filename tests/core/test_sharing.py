@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scenarios import Script, nodes, play, scenario, serve_all, trace
 
 from sim.policy import Action, Load, View, Wake
+from tests.support.scenarios import Script, nodes, play, scenario, serve_all, trace
 
 LAYERS = {"a": 4, "b": 1, "c": 2}
 

@@ -16,11 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from scenarios import Script, load_all, nodes, scenario, serve_all, trace
-from watched import ChromeTrace, play_watched, read_chrome_trace
 
 import sim
 from sim.core.record.recorder import Recorder
@@ -31,6 +28,9 @@ from sim.engine.build_cluster import build_cluster
 from sim.engine.engine import Engine
 from sim.policy import Preempt, View
 from sim.profiles.library import Library
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.scenarios import Script, load_all, nodes, scenario, serve_all, trace
+from tests.support.watched import ChromeTrace, play_watched, read_chrome_trace
 
 QUICK = settings(
     derandomize=True,

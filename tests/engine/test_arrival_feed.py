@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenarios import FREE_OF_COST, Script, columns, load_all, play, scenario, serve_all, synthetic, trace
 
 from sim.engine.build_cluster import build_cluster
 from sim.engine.engine import Engine
 from sim.policy import Reject, View
 from sim.profiles.library import Library
 from sim.traces.trace import Trace
+from tests.support.scenarios import FREE_OF_COST, Script, columns, load_all, play, scenario, serve_all, synthetic, trace
 
 NAN = float("nan")
 OF = scenario(profiles=synthetic(FREE_OF_COST))

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scenarios import (
+
+from sim.common.errors import PolicyError
+from sim.core.state.request import OUTCOMES
+from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
+from tests.support.scenarios import (
     FREE_OF_COST,
     Script,
     accepting,
@@ -19,10 +23,6 @@ from scenarios import (
     synthetic,
     trace,
 )
-
-from sim.common.errors import PolicyError
-from sim.core.state.request import OUTCOMES
-from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
 
 
 def serve_on_demand(view: View) -> Iterator[Action]:

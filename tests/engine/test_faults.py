@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loading_cases import load, script, switches
-from scenarios import GB, Script, columns, nodes, play, prefill_s, scenario, serve_all, synthetic, trace
 
 from sim.common.errors import PolicyError
 from sim.conformance.laws import assert_laws, assert_settled
 from sim.core.state.request import FAILED, TIMED_OUT, UNFINISHED
 from sim.engine.engine import Engine
 from sim.policy import Action, Load, Preempt, Route, Stop, View, load_policy
+from tests.support.loading_cases import load, script, switches
+from tests.support.scenarios import GB, Script, columns, nodes, play, prefill_s, scenario, serve_all, synthetic, trace
 
 GPU = "box-1/small-0"
 Rows = list[tuple[Any, ...]]

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_cases import scenario_data, write_scenario
 
 from sim.engine.engine import prepare
 from sim.engine.run_code import ROOTS, code_digests, run_files
 from sim.policy.loader import part_files
 from sim.runs.run_one import RunOptions, compose, run
+from tests.support.cli_cases import scenario_data, write_scenario
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 SIM = ROOT / "sim"
 
 

@@ -10,10 +10,10 @@ from math import inf, nan
 from typing import Any
 
 import pytest
-from scenarios import FREE_OF_COST, GB, Script, nodes, play, scenario, serve_all, synthetic, trace
 
 from sim.common.errors import PolicyError
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
+from tests.support.scenarios import FREE_OF_COST, GB, Script, nodes, play, scenario, serve_all, synthetic, trace
 
 # Two small GPUs; at 2 s `a` is whole and runs request 0, request 1 waits (b is not loaded), request 2, for `a`, is new.
 # Each row: what the policy asks for at 2 s, and the reason that it must be given.

@@ -11,8 +11,7 @@ import pytest
 
 import sim
 from sim.common import compiled
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
 
 
 def test_every_module_of_the_list_exists_and_what_runs_per_event_is_on_it() -> None:

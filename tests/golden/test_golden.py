@@ -1,6 +1,6 @@
 """Golden runs: the exact numbers of every policy on the small trace. They change only with a reason in CHANGELOG.
 
-`python tests/test_golden.py` writes them anew. Floats are kept to 9 digits: beyond them the mathematics library of the
+`python tests/golden/test_golden.py` writes them anew. Floats are kept to 9 digits: beyond them the mathematics library of the
 machine may have its own opinion.
 """
 
@@ -16,8 +16,8 @@ from sim.engine.engine import simulate
 from sim.policy import policy_names
 from sim.results.summary import summarize
 from sim.scenario.scenario import load_scenario
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden.json")
 RUNS = {
     **{name: [f"policy.name={name}"] for name in policy_names()},

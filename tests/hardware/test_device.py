@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.places import ROOT
+
 pytest.importorskip("torch", reason="torch is not installed: pip install '.[profile]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
-ROOT = Path(__file__).resolve().parent.parent
 
-import torch  # noqa: E402
+import torch
 
-from sim.hardware.model.device import Device, DeviceMemoryError, PacedLink  # noqa: E402
-from sim.hardware.model.resident_pages import ResidentPages  # noqa: E402
+from sim.hardware.model.device import Device, DeviceMemoryError, PacedLink
+from sim.hardware.model.resident_pages import ResidentPages
 
 MB = 1 << 20
 

@@ -18,26 +18,27 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.places import ROOT
+
 pytest.importorskip("torch", reason="torch is not installed: pip install '.[profile]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
-ROOT = Path(__file__).parent.parent
 
-import torch  # noqa: E402
+import torch
 
-from sim.cli.main import main  # noqa: E402
-from sim.common.errors import ProfileError  # noqa: E402
-from sim.hardware.measure import measurement_run  # noqa: E402
-from sim.hardware.measure.contention import _slow_down, closest_law  # noqa: E402
-from sim.hardware.measure.contradictions import contradictions  # noqa: E402
-from sim.hardware.measure.measurement_folder import MeasurementFolder  # noqa: E402
-from sim.hardware.measure.plan import GRIDS, PAPER, affordable, decode_points  # noqa: E402
-from sim.hardware.measure.timing import RepeatedTiming, repeated  # noqa: E402
-from sim.hardware.measure.write_tables import scenario  # noqa: E402
-from sim.hardware.model.weights import architectures  # noqa: E402
-from sim.profiles.library import Library  # noqa: E402
-from sim.profiling.measured import PROVENANCE, read_measured  # noqa: E402
-from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, ModelRow, SwitchPoint  # noqa: E402
+from sim.cli.main import main
+from sim.common.errors import ProfileError
+from sim.hardware.measure import measurement_run
+from sim.hardware.measure.contention import _slow_down, closest_law
+from sim.hardware.measure.contradictions import contradictions
+from sim.hardware.measure.measurement_folder import MeasurementFolder
+from sim.hardware.measure.plan import GRIDS, PAPER, affordable, decode_points
+from sim.hardware.measure.timing import RepeatedTiming, repeated
+from sim.hardware.measure.write_tables import scenario
+from sim.hardware.model.weights import architectures
+from sim.profiles.library import Library
+from sim.profiling.measured import PROVENANCE, read_measured
+from sim.profiling.points import COLUMNS, BandwidthPoint, ContentionPoint, DecodePoint, ModelRow, SwitchPoint
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 small,4,128,4,2,32,256,500,yes,512

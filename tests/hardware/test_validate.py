@@ -13,17 +13,18 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.support.places import ROOT
+
 pytest.importorskip("torch", reason="torch is not installed: pip install '.[profile]'")
 pytest.importorskip("safetensors", reason="safetensors is not installed: pip install '.[profile]'")
 
-ROOT = Path(__file__).resolve().parent.parent
 
-from sim.common.errors import ConfigError  # noqa: E402
-from sim.hardware.validate.closed_loop import compare, pace_of, paced  # noqa: E402
-from sim.hardware.validate.error_table import orders  # noqa: E402
-from sim.hardware.validate.experiment import ValidateOptions, keep_settings  # noqa: E402
-from sim.profiles.library import Library  # noqa: E402
-from sim.profiles.profile import Profile  # noqa: E402
+from sim.common.errors import ConfigError
+from sim.hardware.validate.closed_loop import compare, pace_of, paced
+from sim.hardware.validate.error_table import orders
+from sim.hardware.validate.experiment import ValidateOptions, keep_settings
+from sim.profiles.library import Library
+from sim.profiles.profile import Profile
 
 ARCHITECTURES = """model,layers,hidden,heads,kv_heads,head_dim,intermediate,vocab,tied,max_context
 Small,6,192,4,2,48,512,500,yes,512

@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_cases import invoke
 
 from sim.common.data_files import data_folder
 from sim.common.errors import ConfigError, ProfileError
 from sim.hardware import options
 from sim.hardware.options import MeasureOptions, counts, default_profiles, words
 from sim.hardware.validate.experiment import LINK_GB_S, MODELS, ValidateOptions
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.cli_cases import invoke
+from tests.support.places import ROOT
 
 
 @pytest.mark.parametrize("verb", ["profile measure", "validate"])

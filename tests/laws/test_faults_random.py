@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from random_cases import Seeded, random_case
-from scenarios import Script, columns, nodes, play, scenario, trace
 
 from sim.conformance.cases import FAULTS, FOUR, requests
 from sim.conformance.laws import assert_laws, assert_rankings, assert_settled
@@ -17,8 +14,10 @@ from sim.engine.engine import Engine, Outcome, simulate
 from sim.policy import Policy, load_policy
 from sim.results.summary import summarize
 from sim.scenario.scenario import Scenario, load_scenario
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.places import ROOT
+from tests.support.scenarios import Script, columns, nodes, play, scenario, trace
 
-ROOT = Path(__file__).resolve().parent.parent
 HARD = FAULTS["hard-times"]["faults"]
 POLICIES = ("residency-aware", "lru-swap", "serverless-llm", "muxserve", "vllm-sleep")
 

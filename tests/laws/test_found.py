@@ -1,18 +1,18 @@
-"""What attacks have found or were thought to find (scripts/fuzz.py, test_machine.py), as small plays that show it."""
+"""What attacks have found or were thought to find (tests/tools/fuzz.py, test_machine.py), as small plays that show it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from laws import assert_laws
-from scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
 from sim.common.errors import PolicyError
 from sim.core.state.request import COMPLETED, UNFINISHED
 from sim.engine.engine import Engine
 from sim.policy import Action, Load, Preempt, Resize, Route, View, Wake, choose_options, load_policy, policy_names
 from sim.scenario.scenario import GIB
+from tests.support.laws import assert_laws
+from tests.support.scenarios import GB, Script, nodes, play, scenario, serve_all, trace
 
 
 @pytest.mark.parametrize("layers", [(4, 1), (1, 4)])

@@ -1,8 +1,8 @@
 """The laws of model.md section 10 but the last (test_theory.py), over random clusters, options, requests, policies.
 
 A random policy that does anything legal, and every shipped one, play small experiments of every kind (swarm.py), with
-the laws of each instant checked and accounts of our own (fuzzing.py). A failure prints its case, for scripts/fuzz.py
---replay. Longer plays than these: test_machine.py with rules, scripts/fuzz.py with seeds.
+the laws of each instant checked and accounts of our own (fuzzing/checks.py). A failure prints its case, for tests/tools/fuzz.py
+--replay. Longer plays than these: test_machine.py with rules, tests/tools/fuzz.py with seeds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from fuzzing import RANDOM, SHIPPED_S, CaseFailed, Refused, check_case
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from random_cases import Seeded
-from scenarios import Row, Script, as_yaml, columns, nodes, play, scenario, serve_all, trace
-from swarm import Case, swarm_case
 
 from sim.engine.engine import Engine
 from sim.policy import Load, View, policy_names
 from sim.scenario.scenario import Scenario
+from tests.support.fuzzing.checks import RANDOM, SHIPPED_S, CaseFailed, Refused, check_case
+from tests.support.fuzzing.random_cases import Seeded
+from tests.support.fuzzing.swarm import Case, swarm_case
+from tests.support.scenarios import Row, Script, as_yaml, columns, nodes, play, scenario, serve_all, trace
 
 QUICK = settings(
     derandomize=True,
@@ -29,7 +29,7 @@ QUICK = settings(
     print_blob=True,
     max_examples=30,
     suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate),  # a seed has no smaller one; scripts/fuzz.py SEED cuts a failure down
+    phases=(Phase.explicit, Phase.generate),  # a seed has no smaller one; tests/tools/fuzz.py SEED cuts a failure down
 )
 SEEDS = st.integers(0, 2**32)
 

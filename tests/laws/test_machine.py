@@ -1,7 +1,7 @@
 """A state machine that plays the cluster: anything legal at any time, the laws and accounts of our own after each rule.
 
 Hypothesis chooses the world (swarm.py), when to act, and what. A failure is cut down (shrinking.py) and written to a
-folder: its scenario, requests and actions, for `python -m sim run` to play again. scripts/fuzz.py does the same at
+folder: its scenario, requests and actions, for `python -m sim run` to play again. tests/tools/fuzz.py does the same at
 length with seeds. The last tests break the engine on purpose and see both find it.
 """
 
@@ -19,18 +19,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from fuzzing import (
-    CHECKS,
-    RANDOM,
-    CaseFailed,
-    Refused,
-    Watch,
-    as_script,
-    assert_after,
-    assert_same,
-    prepared,
-    watched,
-)
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
@@ -42,17 +30,29 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from random_cases import Seeded
-from random_policy import KINDS, Intent, RandomPolicy
-from shrinking import MOST_PLAYS, Shrinker, commands, keep, place_of
-from swarm import Case, case_of, swarm_case
 
 import sim
 from sim.core.world import Changes
 from sim.engine.engine import Engine
 from sim.policy import View
+from tests.support.fuzzing.checks import (
+    CHECKS,
+    RANDOM,
+    CaseFailed,
+    Refused,
+    Watch,
+    as_script,
+    assert_after,
+    assert_same,
+    prepared,
+    watched,
+)
+from tests.support.fuzzing.random_cases import Seeded
+from tests.support.fuzzing.random_policy import KINDS, Intent, RandomPolicy
+from tests.support.fuzzing.shrinking import MOST_PLAYS, Shrinker, commands, keep, place_of
+from tests.support.fuzzing.swarm import Case, case_of, swarm_case
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CALM_S = 30.0
 Choice = TypeVar("Choice")
 NUMBERS = st.integers(0, 999)

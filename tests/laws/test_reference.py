@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
-from reference_cases import Case, Table, cases, scenario_of, trace_of, write_profiles
-from reference_engine import PHASES, Job, ReferenceEngine, Site
-from reference_links import Machine
 
 from sim.engine.build_cluster import build_cluster
 from sim.engine.engine import Engine
 from sim.policy import Action, Load, Policy, Route, View
 from sim.profiles.library import Library
+from tests.support.reference.cases import Case, Table, cases, scenario_of, trace_of, write_profiles
+from tests.support.reference.engine import PHASES, Job, ReferenceEngine, Site
+from tests.support.reference.links import Machine
 
 EXAMPLES = int(os.environ.get("REFERENCE_EXAMPLES", "0"))
 NEAR_TIE_S = 1e-9

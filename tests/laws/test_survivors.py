@@ -1,6 +1,6 @@
 """Small experiments with one answer each, for mistakes of the engine that no other test would notice quickly.
 
-They came from scripts/mutants.py: a way to break the simulator that survived got a test here that kills it. Synthetic
+They came from tests/tools/mutants.py: a way to break the simulator that survived got a test here that kills it. Synthetic
 hardware (scenarios.py): start 1 s, fixed 0.5 s, reload 8 GB/s, free 0.25 s, KV out 4 GB/s and in 6 GB/s.
 """
 
@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loading_cases import load, script, switches
-from scenarios import GB, columns, load_all, nodes, play, prefill_s, scenario, serve_all, step_s, synthetic, trace
 
 from sim.core.state.leap import sequence_blocks
 from sim.core.state.request import OUTCOMES, REJECTED, TIMED_OUT, Request
@@ -22,6 +20,20 @@ from sim.policy.interface.estimates import Estimates
 from sim.results.summary import _loads
 from sim.scenario.scenario import PredictorOptions
 from sim.workload.draws import whole
+from tests.support.loading_cases import load, script, switches
+from tests.support.scenarios import (
+    GB,
+    columns,
+    load_all,
+    nodes,
+    play,
+    prefill_s,
+    scenario,
+    serve_all,
+    step_s,
+    synthetic,
+    trace,
+)
 
 SLOW_KV = "0,0,8.0,0.001,0.002,0,0"  # KV at 1 and 2 MB/s
 

@@ -1,7 +1,7 @@
 """The simulator against queueing theory: law 10 of model.md, and Little's law for every queue of every run.
 
-Each case of theory_cases.py is played by the real simulator. Its means lie within their confidence intervals of what
-theory says, and the intervals are narrow: half of a 95 % interval is at most 1 % of the mean. scripts/theory.py prints
+Each case of queues/cases.py is played by the real simulator. Its means lie within their confidence intervals of what
+theory says, and the intervals are narrow: half of a 95 % interval is at most 1 % of the mean. tests/tools/theory.py prints
 the table, for more requests and other seeds.
 """
 
@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from queueing import (
+
+from sim.core.record.recorder import Recorder
+from sim.engine.build_cluster import build_cluster
+from sim.engine.engine import Engine
+from sim.profiles.library import Library
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.queues.cases import CASES, EVEN, FIXED, SECOND
+from tests.support.queues.formulas import (
     Service,
     erlang_b,
     erlang_c_wait_s,
@@ -27,16 +35,19 @@ from queueing import (
     set_up_wait_s,
     window_controls,
 )
-from random_cases import Seeded, random_case
-from random_policy import RandomPolicy
-from scenarios import trace
-from theory_cases import CASES, EVEN, FIXED, SECOND
-from theory_runs import Case, Integrals, Played, findings, furthest, in_order, little, play, wait, write_hardware
-
-from sim.core.record.recorder import Recorder
-from sim.engine.build_cluster import build_cluster
-from sim.engine.engine import Engine
-from sim.profiles.library import Library
+from tests.support.queues.runs import (
+    Case,
+    Integrals,
+    Played,
+    findings,
+    furthest,
+    in_order,
+    little,
+    play,
+    wait,
+    write_hardware,
+)
+from tests.support.scenarios import trace
 
 MEASURES = sum(len(case.measures) for case in CASES)
 

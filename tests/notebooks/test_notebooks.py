@@ -19,7 +19,8 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FULL = os.environ.get("SIM_NOTEBOOKS") == "full"
 

@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from profile_cases import ROWS, Plan, folder
 
 from sim.cli.main import main
 from sim.common.errors import ConfigError, ProfileError
@@ -15,6 +14,7 @@ from sim.profiles.break_even import At, break_even
 from sim.profiles.library import Library
 from sim.profiling.figure_data import PARTS, TableChoice, portraits
 from sim.profiling.fill import fill
+from tests.support.profile_cases import ROWS, Plan, folder
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trace_cases import Row, in_chunks, trace_of
 
 from sim.common.errors import ConfigError
 from sim.plots.trace_figures import check_plot, plot_traces
 from sim.traces.describe.trace_statistics import Description, describe_stream
+from tests.support.trace_cases import Row, in_chunks, trace_of
 
 
 def description(rows: list[Row]) -> Description:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from laws import assert_laws
-from scenarios import GB, Row, columns, nodes, play, prefill_s, scenario, trace
 
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.core.state.request import COMPLETED, REJECTED
 from sim.engine.engine import Engine
 from sim.policy import load_policy
+from tests.support.laws import assert_laws
+from tests.support.scenarios import GB, Row, columns, nodes, play, prefill_s, scenario, trace
 
 THREE = {"a": "four", "b": "four", "c": "four"}
 FOUR_GB = (4 * GB + 1024 * 2500 * 4) / 1e9

@@ -8,12 +8,12 @@ from math import inf
 from typing import Any
 
 import pytest
-from policy_cases import asked
-from scenarios import scenario
 
 from policies._parts.fastserve_queues import FeedbackQueues, Job
 from policies._parts.qlm_queues import RequestGroup, VirtualQueue, in_time_order
 from sim.policy import View
+from tests.support.policy_cases import asked
+from tests.support.scenarios import scenario
 
 
 @dataclass

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from laws import assert_laws
-from random_cases import Seeded, random_case
-from random_policy import RandomPolicy
-from scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
 
 from sim.bounds.pooled import srpt_mean_s
 from sim.common.errors import ConfigError, PolicyError
@@ -25,8 +21,12 @@ from sim.policy.interface.future import Future
 from sim.results.summary import summarize
 from sim.scenario.scenario import Scenario, load_scenario, parse_scenario, resolved
 from sim.workload.requests import open_workload
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.laws import assert_laws
+from tests.support.places import ROOT
+from tests.support.scenarios import Row, columns, nodes, play, scenario, trace, write_profiles
 
-ROOT = Path(__file__).resolve().parent.parent
 ORACLES = ("belady", "infinite-memory", "infinite-memory-srpt", "zero-switch-cost")
 PAIR = {"models": {"a": "four", "b": "eight"}, "cluster": nodes(("small", 1))}
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from laws import assert_laws
-from scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
 from sim.common.errors import PolicyError
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.core.state.request import COMPLETED, REJECTED
 from sim.engine.engine import Engine
 from sim.policy import load_policy
+from tests.support.laws import assert_laws
+from tests.support.scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
 GIANTS = {"a": "giant", "b": "giant"}
 FOURS = {"a": "four", "b": "four"}

@@ -10,11 +10,11 @@ import math
 from typing import Any
 
 import pytest
-from production_cases import ROUND, TWOS, freed, in_order, loads, reasons, run, served, steady, switches
-from scenarios import GB, Row, columns, nodes
 
 from sim.core.state.request import COMPLETED
 from sim.scenario.scenario import ModelSpec
+from tests.support.production_cases import ROUND, TWOS, freed, in_order, loads, reasons, run, served, steady, switches
+from tests.support.scenarios import GB, Row, columns, nodes
 
 # --- llama-swap
 

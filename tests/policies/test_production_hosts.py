@@ -4,17 +4,17 @@ deals requests to boxes, and a mistake is one clear line.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from production_cases import loads, run
-from scenarios import Row
 
 from sim.common.errors import ConfigError, PolicyError
 from sim.core.state.request import COMPLETED, REJECTED, TIMED_OUT
 from sim.engine.engine import simulate
 from sim.scenario.scenario import load_scenario
+from tests.support.places import ROOT
+from tests.support.production_cases import loads, run
+from tests.support.scenarios import Row
 
 # --- several boxes
 
@@ -40,7 +40,7 @@ def test_a_box_that_is_full_of_requests_gets_help(name: str) -> None:
 
 # --- the scenarios
 
-SCENARIOS = Path(__file__).resolve().parent.parent / "traces" / "scenarios"
+SCENARIOS = ROOT / "traces" / "scenarios"
 
 
 @pytest.mark.parametrize("resize", ["none", "sleep"])

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_cases import LOAD_S, Told, asked, classes, completed, made, switches
-from scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
 from policies._parts.prism_pressure import pressure_moves
 from policies._parts.qlm_queues import RequestGroup
 from sim.policy import View
+from tests.support.policy_cases import LOAD_S, Told, asked, classes, completed, made, switches
+from tests.support.scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
 # --- qlm
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from loading_cases import switches
-from scenarios import columns, nodes, play, scenario, synthetic, trace
 
 from sim.engine.engine import Engine
 from sim.policy import load_policy
 from sim.scenario.scenario import Scenario
+from tests.support.loading_cases import switches
+from tests.support.scenarios import columns, nodes, play, scenario, synthetic, trace
 
 FAST_KV = ",0,8.0,1000,1000,0,0"  # after the engine start: 8 GB/s for weights, KV for nothing
 STEP_S = 0.010 + 1024e-6  # of a decode iteration alone at the context that estimates assume

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from policy_cases import LOAD_S, Told, classes, completed, made
-from scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
 from sim.policy import Action, View
 from sim.policy.kit.fairness import max_min_shares
+from tests.support.policy_cases import LOAD_S, Told, classes, completed, made
+from tests.support.scenarios import Row, columns, nodes, play, scenario, step_s, trace
 
 TWO = {"a": "four", "b": "eight"}
 # --- fair-share

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policy_cases import Told, completed, made
-from scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
 from policies._parts.aegaeon_turns import turn_lengths
 from sim.policy import Action, GpuView, Preempt, View
 from sim.scenario.scenario import Scenario
+from tests.support.policy_cases import Told, completed, made
+from tests.support.scenarios import Row, columns, nodes, play, prefill_s, scenario, trace
 
 PAIR = nodes(("small", 2))
 # --- aegaeon

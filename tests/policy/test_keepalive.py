@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from laws import assert_laws
-from scenarios import GB, Row, columns, play, scenario, trace
 
 from sim.common.errors import ConfigError
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.engine.engine import Engine
 from sim.policy import load_policy
 from sim.policy.kit.keepalive import RANGE_S, IdleGaps
+from tests.support.laws import assert_laws
+from tests.support.scenarios import GB, Row, columns, play, scenario, trace
 
 KV = 1024 * 2500 * 4  # bytes of the pool of `four`
 FOUR, TWO, EIGHT = 4 * GB + KV, 2 * GB + GB // 2 + 1024 * 5000 * 2, 4 * GB + GB // 4 + 1024 * 1000 * 8

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from policy_cases import LOAD_S, asked
-from scenarios import Script, nodes, play, scenario, trace
 
 from sim.policy import Action, Alarms, Load, Resize, Stop, View, bring, holders, leave, resident, switch_s
+from tests.support.policy_cases import LOAD_S, asked
+from tests.support.scenarios import Script, nodes, play, scenario, trace
 
 # Six of the eight GiB each: only one of them is in memory at a time.
 LARGE = [{"name": n, "model": "four", "engine": "quick", "max_context": 1024, "kv_tokens": 200_000} for n in "ab"]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scenarios import Script, columns, nodes, play, prefill_s, scenario, serve_all, step_s, trace
 
 from sim.policy import Action, Load, RequestView, View, Wake
+from tests.support.scenarios import Script, columns, nodes, play, prefill_s, scenario, serve_all, step_s, trace
 
 
 def test_an_instance_may_run_fewer_sequences_than_the_engine_could() -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from scenarios import step_s, synthetic
 
 from sim.cli.main import main
 from sim.common.errors import ProfileError
 from sim.profiles.break_even import At, break_even
+from tests.support.scenarios import step_s, synthetic
 
 
 def test_by_hand() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from profile_cases import ROWS, Plan, folder
 
 from sim.profiles.catalogue import profile_catalogue
 from sim.profiles.library import Library
 from sim.profiles.profile import Profile
 from sim.profiling.fill import fill
+from tests.support.profile_cases import ROWS, Plan, folder
 
 TABLES = Library().table_keys()
 CONTEXT = 1000

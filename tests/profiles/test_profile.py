@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenarios import GB, prefill_s, step_s, synthetic, write_profiles
 
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library
 from sim.profiles.profile import Curve, Grid, Profile
+from tests.support.scenarios import GB, prefill_s, step_s, synthetic, write_profiles
 
 QUICK = settings(derandomize=True, deadline=None, print_blob=True)
 

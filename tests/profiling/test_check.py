@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from profile_cases import FACTS, ROWS, Plan, folder, measured
 
 from sim.cli.main import main
 from sim.common.errors import ProfileError
@@ -14,9 +13,10 @@ from sim.profiles.library import Library
 from sim.profiling.check import CheckReport, check, is_sound
 from sim.profiling.fill import fill
 from sim.profiling.measured import Measured, write_measured
+from tests.support.places import ROOT, SHARED
+from tests.support.profile_cases import FACTS, ROWS, Plan, folder, measured
 
-ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT.parent / "shared" / "profiles" / "published_residency.csv"
+PUBLISHED = SHARED / "profiles" / "published_residency.csv"
 PLAN = Plan(ROWS[1:2], batches=(1, 8), noise=0.005)
 # Why these cannot be predicted from their ends: the record contradicts itself, or memory is one for both sides.
 UNPREDICTABLE = ("Gemma-3-1B", "OLMoE-7B-A1B")

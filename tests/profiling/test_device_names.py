@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from profile_records import GPU
 
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library
 from sim.profiling.architectures import by_name, by_parameters, known_architectures, named, read_architectures
 from sim.profiling.device_names import gpu_slug, host_slug, known_hosts
-
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+from tests.support.profile_records import GPU
 
 
 def test_names_of_hardware() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_cases import ROWS, TRUTH, Plan, filled, folder, measured, rows_of, shape, steps, table, written
 
 from sim.cli.main import main
 from sim.profiling.collect import collect
@@ -20,6 +19,19 @@ from sim.profiling.fitting import fit_rates
 from sim.profiling.grids import FittedGrid, _obeying, table_rows
 from sim.profiling.physics import Prompts, Rates, decode_s, prefill_s, shape_of, weight_bytes
 from sim.scenario.scenario import load_scenario
+from tests.support.profile_cases import (
+    ROWS,
+    TRUTH,
+    Plan,
+    filled,
+    folder,
+    measured,
+    rows_of,
+    shape,
+    steps,
+    table,
+    written,
+)
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=12, print_blob=True)
 SMALL = ROWS[1]

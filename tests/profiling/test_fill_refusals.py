@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from profile_cases import FACTS, ROWS, Plan, filled, folder, links, measured, rows_of, switches, written
 
 from sim.cli.main import main
 from sim.common.errors import ConfigError, ProfileError
 from sim.profiling.fill import fill, parse_models
 from sim.profiling.measured import Measured
+from tests.support.profile_cases import FACTS, ROWS, Plan, filled, folder, links, measured, rows_of, switches, written
 
 
 def test_a_table_that_exists_is_kept(tmp_path: Path) -> None:

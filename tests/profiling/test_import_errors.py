@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_cases import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_import_cases import CASES, GOOD
-from profile_records import batched_bench, llama_bench, ollama, vllm_serve, write_json, write_jsonl
 
 from sim.common.errors import SimError
 from sim.profiling.importing import ImportOptions, import_files
 from sim.profiling.models import ModelFlags
+from tests.support.cli_cases import invoke
+from tests.support.profile_import_cases import CASES, GOOD
+from tests.support.profile_records import batched_bench, llama_bench, ollama, vllm_serve, write_json, write_jsonl
 
 
 @pytest.mark.parametrize("name", CASES)

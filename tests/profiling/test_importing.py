@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_cases import invoke
-from profile_records import (
+
+from sim.profiling.architectures import named
+from sim.profiling.heads import head_goes_first, layers_of
+from sim.profiling.importing import Imported, ImportOptions, import_files, write_parts
+from sim.profiling.measured import Measured, read_measured
+from sim.profiling.models import ModelFlags
+from sim.profiling.points import ModelRow
+from tests.support.cli_cases import invoke
+from tests.support.places import SHARED
+from tests.support.profile_records import (
     PUBLISHED,
     batched_bench,
     llama_bench,
@@ -19,15 +27,7 @@ from profile_records import (
     write_jsonl,
 )
 
-from sim.profiling.architectures import named
-from sim.profiling.heads import head_goes_first, layers_of
-from sim.profiling.importing import Imported, ImportOptions, import_files, write_parts
-from sim.profiling.measured import Measured, read_measured
-from sim.profiling.models import ModelFlags
-from sim.profiling.points import ModelRow
-
-ROOT = Path(__file__).parent.parent
-SAMPLE = ROOT.parent / "shared" / "profiles" / "llama_bench_sample.json"
+SAMPLE = SHARED / "profiles" / "llama_bench_sample.json"
 PLACE = {"gpu": "rtx-4090", "host": "i5-13600k"}
 
 

@@ -19,8 +19,8 @@ from sim.profiling.physics import Prompts, Rates, Shape, Steps, prefill_s, round
 from sim.profiling.physics import decode_s as law_s
 from sim.profiling.published.fits import fit_knee, fit_prompt, fit_speeds, misses, worst
 from sim.profiling.published.sources import FILES
+from tests.support.places import ROOT, SHARED
 
-ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
 PARTS = ("decode", "prefill", "switch")
 TABLES = sorted(path.name for path in (PROFILES / "tables").iterdir())
@@ -234,7 +234,7 @@ def same_cell(built: str, shipped: str) -> bool:
 
 
 def test_rebuilding_gives_the_same_tables(tmp_path: Path) -> None:
-    published = ROOT.parent / "shared" / "profiles"
+    published = SHARED / "profiles"
     if not published.is_dir():
         pytest.skip("the published measurements (../shared/profiles) are not part of the project")
     command = [sys.executable, "-m", "sim.profiling.published", str(published), "--out", str(tmp_path)]

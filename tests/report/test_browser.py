@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_cases import (
+
+from sim.report.write import report
+from tests.support.report_cases import (
     browser,
     browser_paths,
     contrast,
@@ -20,8 +22,6 @@ from report_cases import (
     relabelled,
     show,
 )
-
-from sim.report.write import report
 
 pytestmark = pytest.mark.skipif(browser_paths() is None, reason="needs Debian's chromium and chromium-driver")
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import write_scenario
-from report_cases import contrast, make_run
 
 from sim.common.errors import ConfigError
 from sim.plots.style import COLOURS
@@ -20,6 +18,8 @@ from sim.report.page import html
 from sim.report.result_folder import open_folder
 from sim.report.write import made, report
 from sim.runs.run_one import RunOptions, run
+from tests.support.cli_cases import write_scenario
+from tests.support.report_cases import contrast, make_run
 
 
 def test_a_distribution_counts_those_without_an_answer() -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import invoke
-from report_cases import make_capacity, make_comparison, make_run, make_sweep, relabelled
 
 from sim.plots.style import pens
 from sim.report.content import Report, Section, Table
@@ -22,6 +20,8 @@ from sim.report.page import html as page_of
 from sim.report.result_folder import open_folder
 from sim.report.write import _files as files_of
 from sim.report.write import made
+from tests.support.cli_cases import invoke
+from tests.support.report_cases import make_capacity, make_comparison, make_run, make_sweep, relabelled
 
 KINDS = ("run", "sweep", "comparison", "capacity")
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scenarios as parts
-from cli_cases import invoke, scenario_data, write_scenario
-from scenarios import Script
 
 from sim.api.simulate import simulate
 from sim.common.errors import PolicyError
@@ -21,8 +18,11 @@ from sim.report.write import report
 from sim.results import diagnosis
 from sim.results.diagnosis import QueueGrowth, coming_back, queue_of
 from sim.runs.run_one import RunOptions, run
+from tests.support import scenarios as parts
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.places import ROOT
+from tests.support.scenarios import Script
 
-ROOT = Path(__file__).resolve().parent.parent
 SCENARIOS = ROOT / "traces" / "scenarios"
 DAY_S = 86_400
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from cli_cases import scenario_data, write_scenario
 from pyarrow import parquet
 
 import sim
@@ -27,6 +26,7 @@ from sim.results.summary import summarize
 from sim.runs.run_one import RunOptions, compose, run
 from sim.scenario.scenario import load_scenario, parse_scenario
 from sim.workload.requests import build_trace, open_workload
+from tests.support.cli_cases import scenario_data, write_scenario
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import scenario_data
 
 from sim.common.data_files import data_folder
 from sim.core.record.recorder import REQUEST_COLUMNS, Recorder
@@ -19,6 +18,7 @@ from sim.engine.engine import Outcome, simulate
 from sim.profiles.library import Library
 from sim.results.summary import spread, summarize
 from sim.scenario.scenario import load_scenario, parse_scenario
+from tests.support.cli_cases import scenario_data
 
 NAN = math.nan
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli_cases import invoke, scenario_data
 from filelock import FileLock
-from sweep_cases import contents, tasks_of, write_grid, write_policy
 
 from sim.common.errors import ConfigError
 from sim.engine.engine import identify, simulate
@@ -25,6 +23,8 @@ from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Machines, Progress, Result, Task
 from sim.workload.requests import open_workload
+from tests.support.cli_cases import invoke, scenario_data
+from tests.support.sweep_cases import contents, tasks_of, write_grid, write_policy
 
 HERE = Machines(0)
 

@@ -15,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from cli_cases import invoke, scenario_data
-from sweep_cases import ROOT, contents, tasks_of, write_grid, write_policy
 
 from sim.common.errors import ConfigError
 from sim.runs.execute import identified, play
@@ -24,6 +22,8 @@ from sim.runs.store import Store
 from sim.runs.task import Machines, Progress
 from sim.runs.worker import RunJob, job_of, play_one, version
 from sim.studies.grid import read_grid
+from tests.support.cli_cases import invoke, scenario_data
+from tests.support.sweep_cases import ROOT, contents, tasks_of, write_grid, write_policy
 
 has_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra dask")
 has_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")

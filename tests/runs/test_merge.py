@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli_cases import invoke
-from sweep_cases import contents, tasks_of, write_grid, write_policy
 
 from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Machines
+from tests.support.cli_cases import invoke
+from tests.support.sweep_cases import contents, tasks_of, write_grid, write_policy
 
 HERE = Machines(0)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scenarios import play, scenario, trace
 
 from sim.common.errors import ConfigError
 from sim.policy import load_policy
 from sim.scenario.scenario import parse_scenario, resolved
+from tests.support.scenarios import play, scenario, trace
 
 GPU = "box-1/small-0"
 DOWN: dict[str, Any] = {"kind": "gpu_failure", "at_s": 1.0, "gpu": GPU}

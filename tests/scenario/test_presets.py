@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated import counts, cv, prefix_hits, window_cvs
 
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
 from sim.workload.generate import stream_from_file
+from tests.support.generated import counts, cv, prefix_hits, window_cvs
+from tests.support.places import SHARED
 
-FILES = Path(__file__).parent.parent.parent / "shared" / "traces"
+FILES = SHARED / "traces"
 Figures = dict[str, float]
 
 # Of the real files, as `azure_figures` and the like below compute them. PROBABILITIES of the lengths.

@@ -10,8 +10,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_cases import Seeded, random_case
-from scenarios import as_yaml
 
 from sim.common.errors import ConfigError
 from sim.scenario.scenario import (
@@ -24,6 +22,8 @@ from sim.scenario.scenario import (
     resolved,
     run_id,
 )
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.scenarios import as_yaml
 
 BASE: dict[str, Any] = {
     "name": "base",

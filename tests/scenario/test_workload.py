@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from generated import drawn, same
 
 from sim.common.errors import ConfigError
 from sim.scenario.distributions import Fixed, LogNormal, Quantiles
@@ -18,6 +17,7 @@ from sim.scenario.workload import GenerateWorkload, parse_workload
 from sim.traces.stream import gather
 from sim.workload.generate import from_recipe, stream_from_file
 from sim.workload.requests import build_trace
+from tests.support.generated import drawn, same
 
 BASE: dict[str, Any] = {
     "duration_s": 100,

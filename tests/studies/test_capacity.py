@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 from sim.cli.tables.capacity_tables import print_capacity
@@ -29,6 +28,7 @@ from sim.studies.scale_load import at_load, node_group
 from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
 from sim.studies.study import StudyOptions
 from sim.workload.requests import build_trace
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
 
 HERE = Machines(jobs=0)
 WORKLOAD = {**scenario_data()["workload"], "duration_s": 30}  # searches overload it many times over

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_cases import scenario_data, write_scenario
-from sweep_cases import write_grid
 
 import sim
 from sim.common.errors import ConfigError, SimError
@@ -22,6 +20,8 @@ from sim.studies.choose_policies import choose
 from sim.studies.compare import CompareOptions, compare
 from sim.studies.study import StudyOptions
 from sim.studies.sweep import SweepOptions, sweep
+from tests.support.cli_cases import scenario_data, write_scenario
+from tests.support.sweep_cases import write_grid
 
 OWN = "from sim.policy import Policy\nclass Own(Policy):\n    def decide(self, view):\n        return ()\n"
 

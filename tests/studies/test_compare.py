@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 from rich.console import Console
 
 from sim.cli.tables.compare_tables import print_comparison
@@ -28,8 +27,9 @@ from sim.studies.compare import CompareOptions, compare
 from sim.studies.comparison import Comparison
 from sim.studies.ranking import Column, rank
 from sim.studies.study import StudyOptions
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = Machines(jobs=0)
 POLICIES = "lru-swap,exclusive-swap,static-split"
 
@@ -175,7 +175,7 @@ def test_one_seed_has_no_interval_and_says_so(path: Path) -> None:
 
 def test_equal_numbers_are_called_the_same(path: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin.py"
-    twin.write_bytes((Path(__file__).parent.parent / "policies" / "lru_swap.py").read_bytes())
+    twin.write_bytes((ROOT / "policies" / "lru_swap.py").read_bytes())
     text = " ".join(compare(options(path, f"{twin},lru-swap", seeds=1)).verdict)
     assert "the same" in text
     assert "0 points less" not in text

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_cases import invoke, scenario_data, write_scenario
-from sweep_cases import write_grid
 
 from sim.common.errors import ConfigError
 from sim.scenario.scenario import load_scenario
 from sim.studies.grid import SweepGrid, read_grid
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.sweep_cases import write_grid
 
 
 def grid_of(folder: Path, **parts: Any) -> SweepGrid:

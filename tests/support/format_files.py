@@ -15,8 +15,9 @@ from sim.common.errors import TraceError
 from sim.traces.formats import import_stream
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 
 
 def made(folder: Path, text: str | bytes, name: str) -> Path:

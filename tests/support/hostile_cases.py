@@ -1,14 +1,14 @@
 """Hostile input, and the one line with which each is refused: scenarios, policies, traces and profile tables.
 
 A case is a file (or a change of a good one) and words of its error; test_hostile.py tries them all. Plain mistakes of
-honest users are in test_errors_cli.py.
+honest users are in system/test_errors.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cli_cases import scenario_data
+from tests.support.cli_cases import scenario_data
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scenarios import Script, serve_all
-
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.engine.engine import Engine
 from sim.policy import Action, Load, View, Wake
+from tests.support.scenarios import Script, serve_all
 
 Decide = Callable[[View], Iterator[Action]]
 

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from scenarios import Row, Script, play, trace
 
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.core.state.request import COMPLETED
@@ -20,6 +19,7 @@ from sim.engine.engine import Engine
 from sim.policy import Action, Policy, View, load_policy
 from sim.scenario.scenario import Scenario
 from sim.traces.trace import Trace
+from tests.support.scenarios import Row, Script, play, trace
 
 LOAD_S = 1.5 + 4 / 8
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from laws import assert_laws
-from scenarios import Row, columns, play, scenario, trace
-
 from sim.core.record.recorder import SWITCH_COLUMNS
 from sim.core.state.request import REJECTED
 from sim.engine.engine import Engine
 from sim.policy import load_policy
+from tests.support.laws import assert_laws
+from tests.support.scenarios import Row, columns, play, scenario, trace
 
 TWOS = {"a": "two", "b": "two", "c": "two"}
 THREE = {"a": "four", "b": "four", "c": "four"}

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from profile_records import batched_bench, llama_bench, ollama, vllm_serve, write_csv, write_json, write_jsonl
+from tests.support.profile_records import (
+    batched_bench,
+    llama_bench,
+    ollama,
+    vllm_serve,
+    write_csv,
+    write_json,
+    write_jsonl,
+)
 
 BENCH = "understood: llama-bench of llama.cpp, builds b1300 (2023) to b10400 (2026)"
 SKIP = "; --skip-bad leaves such records out"

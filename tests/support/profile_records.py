@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sim.profiling.architectures import by_name, named
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).parent.parent.parent / "shared" / "profiles" / "published_residency.csv"
+PUBLISHED = SHARED / "profiles" / "published_residency.csv"
 GPU, CPU = "NVIDIA GeForce RTX 4090", "13th Gen Intel(R) Core(TM) i5-13600K"
 _TYPES = {"Q4_K_M": "Q4_K - Medium", "Q5_K_M": "Q5_K - Medium", "Q3_K_M": "Q3_K - Medium", "FP16": "F16"}
 _BITS = {"Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q3_K_M": 3.9, "Q4_0": 4.6, "Q8_0": 8.5, "FP16": 16.0}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cli_cases import write_scenario
 from numpy.typing import NDArray
 
 from sim.runs.execute import play
@@ -22,6 +21,7 @@ from sim.runs.task import Machines, Task
 from sim.studies.capacity import CapacityOptions, capacity
 from sim.studies.compare import CompareOptions, compare
 from sim.studies.study import StudyOptions
+from tests.support.cli_cases import write_scenario
 
 HERE = Machines(jobs=0)
 POLICIES = "lru-swap,exclusive-swap,static-split"

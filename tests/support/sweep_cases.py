@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cli_cases import scenario_data
 
 from sim.runs.task import Task
 from sim.scenario.scenario import parse_scenario
-
-ROOT = Path(__file__).parent.parent
+from tests.support.cli_cases import scenario_data
+from tests.support.places import ROOT
 
 
 def tasks_of(policies: tuple[str, ...] = ("lru-swap", "least-loaded"), seeds: int = 2, **changes: Any) -> list[Task]:

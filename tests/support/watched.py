@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from random_cases import Seeded, random_case
-from random_policy import RandomPolicy
-from scenarios import trace
-
 from sim.core.record.recorder import Recorder
 from sim.core.record.series import Series
 from sim.core.record.timeline import Timeline
 from sim.engine.build_cluster import build_cluster
 from sim.engine.engine import Engine
 from sim.profiles.library import Library
+from tests.support.fuzzing.random_cases import Seeded, random_case
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.scenarios import trace
 
 
 def play_watched(seed: int, series: Series | None, timeline: Timeline | None, **changes: Any) -> Engine:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
+
 BENCH = ROOT / "scripts" / "bench.py"
 sys.path.insert(0, str(BENCH.parent))
 import bench  # noqa: E402  a script, found by the path above

@@ -15,10 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
-from sweep_cases import tasks_of, write_grid
 
-from scripts import crash
 from sim.common import atomic_files
 from sim.common.errors import ConfigError, MachineError
 from sim.results.run_folder import finished_run
@@ -28,8 +25,11 @@ from sim.runs.run_one import RunOptions, run
 from sim.runs.store import Store
 from sim.runs.task import Machines
 from sim.studies import capacity, compare
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.places import ROOT
+from tests.support.sweep_cases import tasks_of, write_grid
+from tests.tools import crash
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = ("--jobs", "0")
 FULL, SMALL = "No space left on device", "File too large"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import invoke, scenario_data, write_scenario
 
 from sim.cli.main import main
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
 
 HEADER = "arrival_s,model,prompt_tokens,output_tokens\n"
 

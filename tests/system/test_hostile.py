@@ -17,12 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from bad_policies import GOOD, first
-from cli_cases import invoke, scenario_data, write_scenario
-from hostile_cases import CODE, FIELDS, HEADER, POLICIES, SCENARIOS, TABLES, TRACES, Hostile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from number_fields import NUMBERS, all_models
 from pydantic import ValidationError
 
 from sim.common.errors import SimError
@@ -31,8 +27,12 @@ from sim.policy.loader import policies_folder
 from sim.profiles.library import Library
 from sim.scenario.fields import Frozen
 from sim.scenario.scenario import load_scenario
+from tests.support.bad_policies import GOOD, first
+from tests.support.cli_cases import invoke, scenario_data, write_scenario
+from tests.support.hostile_cases import CODE, FIELDS, HEADER, POLICIES, SCENARIOS, TABLES, TRACES, Hostile
+from tests.support.number_fields import NUMBERS, all_models
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LONGEST_S = 2.0  # of computing, for any refusal
 
 

@@ -14,15 +14,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenarios import FREE_OF_COST, Script, columns, load_all, nodes, play, scenario, serve_all, synthetic, trace
 
 from sim.common.errors import PolicyError
 from sim.core.state.ranking import Line
 from sim.core.state.request import COMPLETED, TIMED_OUT
 from sim.engine.engine import Engine
 from sim.policy import Load, Preempt, Resize, Route, Stop, View, Wake
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
+from tests.support.scenarios import (
+    FREE_OF_COST,
+    Script,
+    columns,
+    load_all,
+    nodes,
+    play,
+    scenario,
+    serve_all,
+    synthetic,
+    trace,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=120))

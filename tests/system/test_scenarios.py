@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import invoke
 
 from sim.core.state.request import COMPLETED, UNFINISHED
 from sim.engine.engine import Outcome, simulate
@@ -24,8 +23,10 @@ from sim.scenario.distributions import Frames
 from sim.scenario.scenario import Scenario, TraceWorkload, load_scenario
 from sim.scenario.workload import StreamSpec
 from sim.workload.requests import build_trace
+from tests.support.cli_cases import invoke
+from tests.support.places import ROOT
 
-FOLDER = Path(__file__).resolve().parent.parent / "traces" / "scenarios"
+FOLDER = ROOT / "traces" / "scenarios"
 FILES = sorted(FOLDER.glob("*.yaml"))
 NAMES = [path.stem for path in FILES]
 ROOMY = ("data-centre",)  # those whose models all fit at once

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import scenario_data
-from sweep_cases import alive, contents, start_sweep, workers_of, write_grid, write_policy
 
 from sim.runs.execute import play
 from sim.runs.store import Store
 from sim.runs.task import Machines
 from sim.studies.grid import read_grid
+from tests.support.cli_cases import scenario_data
+from tests.support.sweep_cases import alive, contents, start_sweep, workers_of, write_grid, write_policy
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
 
 # From the bottom up: a module imports only from those above it in this list. Imports for type checkers alone are free.
 # fmt: off

@@ -1,6 +1,6 @@
 """Kills runs and sweeps at random moments, many times, and looks at what is left.
 
-    python scripts/crash.py 200
+    python -m tests.tools.crash 200
 
 Each kill is a SIGKILL to the program and all its workers. Afterwards every folder must be whole or refused in one line
 by `report`, and once a command is let go to its end it must leave the same bytes as one that nobody disturbed.
@@ -23,10 +23,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from sim.results.run_folder import FILES, IDENTITY, SERIES, finished_run  # noqa: E402
+from sim.results.run_folder import FILES, IDENTITY, SERIES, finished_run
+from tests.support.places import ROOT
 
 _PATIENCE_S = 300.0
 # What differs between two runs of the same name: how long they took.

@@ -1,17 +1,17 @@
 """Attacks the simulator at length: random scenarios, under a policy that does anything legal and under shipped ones.
 
-Each seed is one scenario with whole features on or off (tests/swarm.py). It is played with every law checked at every
+Each seed is one scenario with whole features on or off (tests/support/fuzzing/swarm.py). It is played with every law checked at every
 instant and with accounts of our own; again, unchecked and watched; with other names of models; from the list of its
 actions; token by token instead of leaping (interpreted engine only); and under one of the shipped policies. Every
 25th seed also plays 20 static cases against the stepping reference engine of the tests. A failure prints its seed, is
 cut down to what it needs, and is written to a folder: `python -m sim run FOLDER/scenario.yaml --policy
-FOLDER/random_policy.py --check` shows it again where a law or the policy's own accounts fail, `scripts/fuzz.py --replay
+FOLDER/random_policy.py --check` shows it again where a law or the policy's own accounts fail, `tests/tools/fuzz.py --replay
 FOLDER/case.json` in any case. The run goes on, says at the end what was reached and what never was, and exits with 1 if
 anything failed.
 
-    python scripts/fuzz.py 17 18 19                  these seeds
-    python scripts/fuzz.py --scenarios 10000         seeds 0 to 9999, on all processors
-    python scripts/fuzz.py --hours 1 --start 500000  as many as an hour allows
+    python -m tests.tools.fuzz 17 18 19                  these seeds
+    python -m tests.tools.fuzz --scenarios 10000         seeds 0 to 9999, on all processors
+    python -m tests.tools.fuzz --hours 1 --start 500000  as many as an hour allows
 
 Needs what the tests need: pip install -e '.[test]'. SIM_INTERPRETED=1 leaves a compiled engine out.
 """
@@ -31,10 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from sim.common.time_limit import limited  # noqa: E402
+from sim.common.time_limit import limited
 
 LONGEST_S = 60.0  # of one play: a hundred times what the slowest takes
 EVERY_REFERENCE, REFERENCE_EXAMPLES = 25, 20
@@ -57,11 +54,10 @@ class TooLongError(Exception):
 
 def case_of_seed(seed: int) -> tuple[Any, Any]:
     """The scenario of a seed under the random policy, and under one of the shipped ones."""
-    from fuzzing import RANDOM, SHIPPED_S  # noqa: PLC0415  after the workers have begun
-    from random_cases import Seeded  # noqa: PLC0415
-    from swarm import swarm_case  # noqa: PLC0415
-
     from sim.policy import policy_names  # noqa: PLC0415
+    from tests.support.fuzzing.checks import RANDOM, SHIPPED_S  # noqa: PLC0415  after the workers have begun
+    from tests.support.fuzzing.random_cases import Seeded  # noqa: PLC0415
+    from tests.support.fuzzing.swarm import swarm_case  # noqa: PLC0415
 
     draws = Seeded(seed)
     calm_s, rejects = draws.pick((5.0, 30.0, 100.0)), draws.pick((True, False))
@@ -73,8 +69,8 @@ def case_of_seed(seed: int) -> tuple[Any, Any]:
 
 def attack(seed: int) -> Found:
     """Everything that is done with one seed. Called in a worker."""
-    from fuzzing import CHECKS, CaseFailed, Refused, check_case  # noqa: PLC0415
-    from shrinking import place_of  # noqa: PLC0415
+    from tests.support.fuzzing.checks import CHECKS, CaseFailed, Refused, check_case  # noqa: PLC0415
+    from tests.support.fuzzing.shrinking import place_of  # noqa: PLC0415
 
     found = Found(seed)
     wild, shipped = case_of_seed(seed)
@@ -98,9 +94,10 @@ def attack(seed: int) -> Found:
 def _reference(seed: int) -> list[tuple[str, str, str, str]]:
     """Static cases against the engine that steps every token."""
     import hypothesis  # noqa: PLC0415
-    from reference_cases import cases  # noqa: PLC0415
-    from shrinking import place_of  # noqa: PLC0415
-    from test_reference import test_the_engine_agrees_with_stepping as test  # noqa: PLC0415
+
+    from tests.laws.test_reference import test_the_engine_agrees_with_stepping as test  # noqa: PLC0415
+    from tests.support.fuzzing.shrinking import place_of  # noqa: PLC0415
+    from tests.support.reference.cases import cases  # noqa: PLC0415
 
     chosen = hypothesis.settings(
         max_examples=REFERENCE_EXAMPLES,
@@ -120,9 +117,9 @@ def _reference(seed: int) -> list[tuple[str, str, str, str]]:
 
 def cut_down(check: str, text: str, message: str, folder: Path) -> str:
     """Shrink a failure and write it; what to type to see it again. Called in a worker."""
-    from fuzzing import CHECKS, CaseFailed  # noqa: PLC0415
-    from shrinking import Shrinker, commands, keep  # noqa: PLC0415
-    from swarm import case_of  # noqa: PLC0415
+    from tests.support.fuzzing.checks import CHECKS, CaseFailed  # noqa: PLC0415
+    from tests.support.fuzzing.shrinking import Shrinker, commands, keep  # noqa: PLC0415
+    from tests.support.fuzzing.swarm import case_of  # noqa: PLC0415
 
     case = case_of(text)
     try:
@@ -176,9 +173,8 @@ class Tally:
         return f"{self.seeds} scenarios in {seconds:.0f} s ({rate:,.0f} an hour), {failed} failures"
 
     def report(self) -> None:
-        from reached import CORNERS  # noqa: PLC0415
-
         import sim  # noqa: PLC0415
+        from tests.support.fuzzing.reached import CORNERS  # noqa: PLC0415
 
         print(f"{self.summary()}; the engine was {'compiled' if sim.COMPILED else 'interpreted'}")
         print("\nWhat was reached (times; tokens and events as sums):")
@@ -227,8 +223,8 @@ def fuzz(seeds: Iterator[int], until_s: float, jobs: int, tally: Tally) -> None:
 
 def replay(file: Path) -> int:
     """A case that was kept, through every check."""
-    from fuzzing import CaseFailed, Refused, check_case  # noqa: PLC0415
-    from swarm import case_of  # noqa: PLC0415
+    from tests.support.fuzzing.checks import CaseFailed, Refused, check_case  # noqa: PLC0415
+    from tests.support.fuzzing.swarm import case_of  # noqa: PLC0415
 
     try:
         counts = check_case(case_of(file.read_text(encoding="utf-8")))

@@ -5,8 +5,8 @@ their beginnings too) are changed in a few places, by value and by byte, or repl
 or refuse it with a SimError of one line; anything else (another exception, more than 20 s, more than 3 GB) is a find.
 Each find is made as small as hypothesis can make it, printed with its seed, and written into --out.
 
-    python scripts/fuzz_parsers.py --minutes 20 --seed 1
-    python scripts/fuzz_parsers.py --only trace --minutes 2
+    python -m tests.tools.fuzz_parsers --minutes 20 --seed 1
+    python -m tests.tools.fuzz_parsers --only trace --minutes 2
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import random
 import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -30,18 +29,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from spoilt_files import LINES, TABLES, Change, Good, spoilt  # noqa: E402
-
-from sim.common.errors import SimError  # noqa: E402
-from sim.common.time_limit import limited  # noqa: E402
+from sim.common.errors import SimError
+from sim.common.time_limit import limited
+from tests.support.places import ROOT, SHARED
+from tests.tools.spoilt_files import LINES, TABLES, Change, Good, spoilt
 
 LONGEST_S, MOST_BYTES = 20, 3 << 30
-PUBLISHED = ROOT.parent / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 _BEGINNING = 3_000  # bytes of a published file
 
 
@@ -178,7 +172,7 @@ def import_target() -> Target:
     writer = csv.writer(rows)
     writer.writerows([llama.keys(), [str(value) for value in llama.values()]])
     goods.append(Good("bench.csv", rows.getvalue().replace("\r\n", "\n").encode()))
-    shared = ROOT.parent / "shared" / "profiles"
+    shared = SHARED / "profiles"
     goods += [Good(file.name, file.read_bytes()[:40_000]) for file in sorted(shared.glob("*bench*.json*"))]
 
     def parse(path: Path) -> None:

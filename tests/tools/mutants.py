@@ -1,13 +1,13 @@
 """Breaks the simulator on purpose, one way after the other, on a copy, and sees which tests notice.
 
-The ways are in scripts/mutants.yaml: a text that stands exactly once in a file, and what becomes of it. Of each the
+The ways are in tests/tools/mutants.yaml: a text that stands exactly once in a file, and what becomes of it. Of each the
 tests that are most likely to notice are played first, then those of the engine; the goldens are not among them, since
 they notice any change whether it is wrong or not. A test that fails on the unbroken copy notices nothing. Exit status
 1: a mutant survived, every test passes; 2: a text is not there once any more, or nothing can be played.
 
-    python scripts/mutants.py --list
-    python scripts/mutants.py --only "a leap goes" --only watermark
-    python scripts/mutants.py --jobs 2                half an hour
+    python -m tests.tools.mutants --list
+    python -m tests.tools.mutants --only "a leap goes" --only watermark
+    python -m tests.tools.mutants --jobs 2                half an hour
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
+
 MUTANTS = Path(__file__).with_suffix(".yaml")
 PARTS = ("sim", "policies", "profiles", "traces", "tests", "scripts", "docs", "pyproject.toml", "README.md")
 # Quick ones first: the first that fails is enough.
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None, file: Path = MUTANTS) -> int:
     parser.add_argument("--list", action="store_true", help="say what there is, and whether its text still stands")
     parser.add_argument("--only", action="append", default=[], help="mutants with this in their name; again for more")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
-    parser.add_argument("--file", type=Path, default=file, help="other mutants than those of scripts/mutants.yaml")
+    parser.add_argument("--file", type=Path, default=file, help="other mutants than those of tests/tools/mutants.yaml")
     parser.add_argument(
         "--tests", nargs="*", default=engine_tests(), help="what to play of tests/ after a mutant's own tests"
     )

@@ -1,16 +1,13 @@
-"""scripts/mutants.py: each way to break the simulator still applies; what breaks is noticed, what does not survives."""
+"""tests/tools/mutants.py: each way to break the simulator still applies; what breaks is noticed, what does not survives."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
-
-import mutants
+from tests.tools import mutants
 
 DIGEST = "    digest = hashlib.sha256(text.encode()).digest()\n"
 ROWS = [
@@ -27,7 +24,7 @@ ROWS = [
 def test_every_mutant_still_applies() -> None:
     listed = mutants.read_mutants()
     assert len(listed) >= 40
-    assert mutants.misfits(listed) == [], "the engine's text has changed: mend scripts/mutants.yaml"
+    assert mutants.misfits(listed) == [], "the engine's text has changed: mend tests/tools/mutants.yaml"
 
 
 def test_what_breaks_is_noticed_and_what_does_not_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,12 @@
 """The simulator against queueing theory, as a table: what the books say, what was simulated, how sure, how far off.
 
-Plays the queues of tests/theory_cases.py: M/M/1, M/D/1, M/G/1, M/M/c, M/M/1/K, loss systems, processor sharing,
+Plays the queues of tests/support/queues/cases.py: M/M/1, M/D/1, M/G/1, M/M/c, M/M/1/K, loss systems, processor sharing,
 priorities, set-up times, polling. `controlled` takes out by regression what the run's own arrivals and services explain
 (control variates with known means); `plain` does not. Half-widths are of 95 % intervals, all relative to theory.
 Exit status 1: a mean lies outside the interval that all of them together would stay within with 95 %.
 
-    python scripts/theory.py                      as many requests as the tests play
-    python scripts/theory.py --requests 1000000   plain means to 1 %: an hour on one core
+    python -m tests.tools.theory                      as many requests as the tests play
+    python -m tests.tools.theory --requests 1000000   plain means to 1 %: an hour on one core
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ import tempfile
 from pathlib import Path
 from time import process_time
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from theory_cases import CASES  # noqa: E402
-from theory_runs import Finding, findings, furthest, little, play, write_hardware  # noqa: E402
+from tests.support.queues.cases import CASES
+from tests.support.queues.runs import Finding, findings, furthest, little, play, write_hardware
 
 HEAD = (
     f"{'queue':32} {'mean of':30} {'requests':>9} {'theory':>9} {'simulated':>9} {'error':>8} {'+-':>7}"

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 from sim.common import rng
 from sim.common.errors import ConfigError, TraceError
 from sim.traces.compose.deal_models import Deal, map_models, shares_of, tally
 from sim.traces.trace import Trace
+from tests.support.trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 FEW = settings(deadline=None, max_examples=60)
 MODELS = ("m1", "m2", "m3")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 from sim.common.errors import ConfigError, TraceError
 from sim.traces.overlay import mix_shares, overlay, repeat
 from sim.traces.trace import Trace
+from tests.support.trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 FEW = settings(deadline=None, max_examples=60)
 

@@ -7,15 +7,15 @@ per-window variation, whose definition the README leaves open. Counts are exact.
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sim.traces.describe.trace_statistics import describe_stream
 from sim.traces.formats import import_stream
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 QUANTILES = ("mean", "p50", "p90", "p99", "max")
 
 

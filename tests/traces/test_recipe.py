@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from trace_cases import Row, in_chunks, rows_of, trace_of
 
 from sim.common.errors import ConfigError, SimError, TraceError
 from sim.traces.compose.composition import compose, digest_of, settle
@@ -18,6 +17,7 @@ from sim.traces.compose.shorthand import Shorthand, recipe_from
 from sim.traces.stream import read_trace
 from sim.traces.write import write_stream
 from sim.workload.trace_jobs import compose_files, follow_file, read_recipe_of, split_targets
+from tests.support.trace_cases import Row, in_chunks, rows_of, trace_of
 
 
 @pytest.fixture

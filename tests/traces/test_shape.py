@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 from sim.common import rng
 from sim.common.errors import TraceError
 from sim.traces.shape import Draws, limit, part_by_model, part_by_share, part_by_time, shift, thin, time_scale, window
 from sim.traces.stream import TraceStream, TurnOrder
 from sim.traces.trace import Trace
+from tests.support.trace_cases import SIZES, Row, in_chunks, rows_of, trace_of, traces
 
 FEW = settings(deadline=None, max_examples=60)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from full_traces import HEADER, full_trace, outcome, plain, small_pieces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -24,6 +23,8 @@ from sim.traces import order as trace_order
 from sim.traces.stream import TraceStream, gather, in_time_order, read_stream, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_stream
+from tests.support.full_traces import HEADER, full_trace, outcome, plain, small_pieces
+from tests.support.places import ROOT
 
 __all__ = ["small_pieces"]
 
@@ -228,7 +229,7 @@ def test_memory_does_not_grow_with_what_has_passed(tmp_path: Path, suffix: str) 
     source = tmp_path / f"t{suffix}"
     write_stream(TraceStream(chunks, "here"), source)
     command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / "again.parquet")]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     rows, grown_mib = map(int, printed.stdout.split())
     assert rows == count
     assert parquet.read_metadata(tmp_path / "again.parquet").num_rows == count

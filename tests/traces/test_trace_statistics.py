@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trace_cases import SIZES, Row, in_chunks, trace_of, traces
 
 from sim.traces.describe import streaming_statistics
 from sim.traces.describe.streaming_statistics import Concurrency, Histogram, Moments, Spread, TimeBins, Windows
 from sim.traces.describe.trace_statistics import Prefixes, Service, describe, describe_stream
 from sim.traces.trace import Trace
+from tests.support.trace_cases import SIZES, Row, in_chunks, trace_of, traces
 
 FEW = settings(deadline=None, max_examples=60)
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from full_traces import HEADER, full_trace, outcome, plain, small_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -23,6 +22,7 @@ from sim.traces.files import SUFFIXES
 from sim.traces.stream import NameTable, TraceStream, gather, read_stream, read_trace, stream_of
 from sim.traces.trace import Trace, TraceDigest, join
 from sim.traces.write import read_recipe, write_stream, write_trace
+from tests.support.full_traces import HEADER, full_trace, outcome, plain, small_pieces
 
 __all__ = ["small_pieces"]
 

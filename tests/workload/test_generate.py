@@ -19,8 +19,9 @@ from sim.traces.describe.trace_statistics import describe
 from sim.traces.stream import read_trace
 from sim.traces.trace import Trace
 from sim.workload.generate import MOST_REQUESTS, generate
+from tests.support.places import ROOT
 
-SMALL = Path(__file__).resolve().parents[1] / "traces" / "small.csv"
+SMALL = ROOT / "traces" / "small.csv"
 
 
 def workload(duration_s: float, *traffic: dict[str, Any]) -> GenerateWorkload:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated import cv, drawn, prefix_hits, workload
 
 from sim.common.errors import ConfigError
 from sim.traces.trace import Trace
+from tests.support.generated import cv, drawn, prefix_hits, workload
 
 MODELS = [f"m{number}" for number in range(10)]
 BUSY = {"process": "poisson", "rate_per_s": 20.0}

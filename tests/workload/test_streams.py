@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated import arrivals, counts, cv, drawn, window_cvs, workload
 
 from sim.common.errors import ConfigError
 from sim.traces.trace import Trace
 from sim.workload.arrivals import weibull_shape
 from sim.workload.generate import generate
+from tests.support.generated import arrivals, counts, cv, drawn, window_cvs, workload
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generated import drawn, same, workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.traces.trace import Trace
 from sim.workload.generate import generate, generate_stream
+from tests.support.generated import drawn, same, workload
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 

@@ -2,7 +2,7 @@
 
 CHECKS are functions of a case: the laws at every instant and over the finished run, accounts of our own, and pairs of
 runs that must agree (again, renamed, from its own script, token by token). test_machine.py, test_laws.py and
-scripts/fuzz.py call `check_case`; shrinking.py calls single checks. `Counter`s of what was reached come back.
+tests/tools/fuzz.py call `check_case`; shrinking.py calls single checks. `Counter`s of what was reached come back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from laws import assert_laws, assert_rankings, assert_settled, assert_work_conserving
-from random_policy import LOT, STUCK, RandomPolicy
-from reached import reached
-from swarm import Case
 
 import sim
 from sim.common.errors import ConfigError
@@ -35,6 +31,10 @@ from sim.engine.engine import Engine
 from sim.engine.ideal_hardware import in_its_world
 from sim.policy import Policy, load_policy
 from sim.profiles.library import Library
+from tests.support.fuzzing.random_policy import LOT, STUCK, RandomPolicy
+from tests.support.fuzzing.reached import reached
+from tests.support.fuzzing.swarm import Case
+from tests.support.laws import assert_laws, assert_rankings, assert_settled, assert_work_conserving
 
 RANDOM = str(Path(__file__).with_name("random_policy.py"))
 NEAR_TIE_S = 1e-9  # which of two instants that close comes first is a matter of rounding

@@ -10,9 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from scenarios import FREE_OF_COST, GB, MODELS, Row, scenario, synthetic
-
 from sim.scenario.scenario import GIB, Scenario
+from tests.support.scenarios import FREE_OF_COST, GB, MODELS, Row, scenario, synthetic
 
 Choice = TypeVar("Choice")
 SLOW_KV = "0.2,0.1,8.0,0.01,0.02,0.05,0.0"

@@ -1,6 +1,6 @@
 """What a play of a Case reached, counted by name, and all there is to reach, so that unvisited corners are seen.
 
-fuzzing.py counts, scripts/fuzz.py adds up and names what was never reached. Nothing here plays or asserts anything.
+fuzzing/checks.py counts, tests/tools/fuzz.py adds up and names what was never reached. Nothing here plays or asserts anything.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from random_policy import RandomPolicy
-from swarm import FEATURES, Case
-
 from sim.conformance.hardware import columns
 from sim.core.record.recorder import Recorder
 from sim.core.state.request import OUTCOMES
 from sim.engine.engine import Engine
 from sim.policy import policy_names
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.fuzzing.swarm import FEATURES, Case
 
 
 def reached(case: Case, engine: Engine) -> Counter[str]:

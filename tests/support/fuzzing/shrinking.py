@@ -1,7 +1,7 @@
 """Cuts a failing Case down to what its failure needs, and writes it down for `python -m sim run` to play again.
 
 Greedy: whatever can be left out or made smaller while the same check fails at the same place, is. Deterministic, and
-bounded by a number of plays. scripts/fuzz.py and test_machine.py use it; what fails is what fuzzing.CHECKS say.
+bounded by a number of plays. tests/tools/fuzz.py and test_machine.py use it; what fails is what fuzzing.CHECKS say.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from math import nan
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fuzzing import CHECKS, RANDOM, CaseFailed, Refused, as_script, policy_of, prepared
-from random_policy import RandomPolicy
-from scenarios import as_yaml
-from swarm import Case, CaseRow
-
 from sim.scenario.scenario import TraceWorkload
 from sim.traces.write import write_trace
+from tests.support.fuzzing.checks import CHECKS, RANDOM, CaseFailed, Refused, as_script, policy_of, prepared
+from tests.support.fuzzing.random_policy import RandomPolicy
+from tests.support.fuzzing.swarm import Case, CaseRow
+from tests.support.scenarios import as_yaml
 
 Item = TypeVar("Item")
 MOST_PLAYS = 600
@@ -240,7 +239,7 @@ SMALLER: tuple[Callable[[CaseRow], CaseRow], ...] = (
 
 def keep(case: Case, folder: Path, message: str) -> Path:
     """A folder of its own with all that the case needs: scenario.yaml for `sim run --check`, case.json for
-    `scripts/fuzz.py --replay`, requests, profiles, and the policy's file. Returns the scenario file."""
+    `tests/tools/fuzz.py --replay`, requests, profiles, and the policy's file. Returns the scenario file."""
     home = folder / f"case-{hashlib.sha256(case.to_json().encode()).hexdigest()[:10]}"
     home.mkdir(parents=True, exist_ok=True)
     of = case.scenario()
@@ -268,4 +267,4 @@ def commands(file: Path) -> str:
     policy = file.with_name("random_policy.py")
     chosen = f"--policy {policy} " if policy.exists() else ""
     case = file.with_name("case.json")
-    return f"python -m sim run {file} {chosen}--check\npython scripts/fuzz.py --replay {case}"
+    return f"python -m sim run {file} {chosen}--check\npython -m tests.tools.fuzz --replay {case}"

@@ -13,11 +13,11 @@ from math import nan
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from random_cases import REAL_GPUS, REAL_HOST, REAL_MODELS, SIZES, SWITCHES
-from scenarios import GB, MODELS, synthetic
 
 from sim.scenario.scenario import GIB, Scenario, parse_scenario
 from sim.traces.trace import Trace
+from tests.support.fuzzing.random_cases import REAL_GPUS, REAL_HOST, REAL_MODELS, SIZES, SWITCHES
+from tests.support.scenarios import GB, MODELS, synthetic
 
 Choice = TypeVar("Choice")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from queueing import (
+from tests.support.queues.formulas import (
     erlang_b,
     erlang_c_wait_s,
     finite_room,
@@ -15,8 +15,8 @@ from queueing import (
     rounded,
     set_up_wait_s,
 )
-from theory_policies import OffWhenIdle, Polling, PreemptivePriority, Servers
-from theory_runs import (
+from tests.support.queues.policies import OffWhenIdle, Polling, PreemptivePriority, Servers
+from tests.support.queues.runs import (
     SET_UP_S,
     TICK_S,
     Case,

@@ -2,7 +2,7 @@
 
 A GPU becomes a server by its tables: a token takes one tick, whatever the context; an `engine` says how a batch shares.
 Service is a prompt of n tokens with an answer of one (n ticks in one iteration), or a prompt of one token with an
-answer of n (n ticks in a leap of iterations). The queues are in theory_cases.py.
+answer of n (n ticks in a leap of iterations). The queues are in queues/cases.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from queueing import (
+
+from sim.core.record.recorder import Recorder
+from sim.core.record.series import Series
+from sim.core.state.instance import Instance
+from sim.core.state.machines import Cluster
+from sim.core.state.request import COMPLETED, REJECTED
+from sim.engine.engine import simulate
+from sim.policy import Policy, load_policy
+from sim.scenario.scenario import Scenario, parse_scenario
+from tests.support.queues.formulas import (
     Controls,
     Estimate,
     Floats,
@@ -26,15 +35,6 @@ from queueing import (
     rounded,
     window_controls,
 )
-
-from sim.core.record.recorder import Recorder
-from sim.core.record.series import Series
-from sim.core.state.instance import Instance
-from sim.core.state.machines import Cluster
-from sim.core.state.request import COMPLETED, REJECTED
-from sim.engine.engine import simulate
-from sim.policy import Policy, load_policy
-from sim.scenario.scenario import Scenario, parse_scenario
 
 TICK_S = {"coarse": 0.01, "fine": 1e-4, "shared": 1e-4, "set-up": 0.01}  # of a token, by engine
 SET_UP_S = 0.8

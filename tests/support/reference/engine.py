@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
-from reference_links import Machine, ReferenceLinks
-
 from sim.profiles.profile import Profile
 from sim.scenario.scenario import EngineOptions, SharingOptions
+from tests.support.reference.links import Machine, ReferenceLinks
 
 PHASES = ("queued", "load_wait", "prefill", "decode", "stalled", "preempted", "kv_transfer", "recompute")
 

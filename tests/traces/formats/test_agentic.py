@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_cases import packed
 
 from sim.common.errors import ConfigError, TraceError
 from sim.traces.formats import import_stream
 from sim.traces.stream import gather, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace
+from tests.support.format_cases import packed
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 
 
 def asked(time_s: float, prompt: int = 100, output: int = 5, **others: Any) -> dict[str, Any]:

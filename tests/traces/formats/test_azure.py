@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_files import counts_per_minute, gaps_cv, imported, made, published, refused, spread
 
 from sim.common.errors import ConfigError
 from sim.traces import blocks as trace_blocks
 from sim.traces.formats import guess_format
 from sim.traces.stream import read_trace
 from sim.traces.write import write_trace
+from tests.support.format_files import counts_per_minute, gaps_cv, imported, made, published, refused, spread
 
 LLM_2023, LLM_2024, LMM_2025 = "azure-llm-2023", "azure-llm-2024", "azure-lmm-2025"
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from format_cases import AGENTIC, EXAMPLES, MOONCAKE, POOL, RAGPULSE, packed, text_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +18,10 @@ from sim.traces.formats.base import parse_options, shown
 from sim.traces.formats.members import sample_of
 from sim.traces.stream import gather, read_trace
 from sim.traces.write import write_trace
+from tests.support.format_cases import AGENTIC, EXAMPLES, MOONCAKE, POOL, RAGPULSE, packed, text_file
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 
 
 def unzipped(path: Path) -> bytes:

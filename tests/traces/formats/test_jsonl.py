@@ -15,8 +15,9 @@ from sim.traces.formats import import_stream
 from sim.traces.stream import gather, read_trace
 from sim.traces.trace import Trace
 from sim.traces.write import write_trace
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+PUBLISHED = SHARED / "traces"
 WEEK_S = 604_800
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from format_files import gaps_cv, imported, made, refused
 from pyarrow import parquet
 
 from sim.common.errors import ConfigError
 from sim.traces.formats import guess_format, json_items
 from sim.traces.formats.json_items import json_items as items_of
 from sim.traces.stream import TurnOrder
+from tests.support.format_files import gaps_cv, imported, made, refused
 
 
 def turns(*texts: str, start: str = "human") -> list[dict[str, str]]:

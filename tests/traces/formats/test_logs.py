@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from format_files import imported, made, refused
 
 from sim.traces.formats import guess_format
 from sim.traces.stream import TurnOrder
+from tests.support.format_files import imported, made, refused
 
 # As vLLM's benchmark writes it; the second request failed, the fourth was never sent.
 RESULT: dict[str, Any] = {

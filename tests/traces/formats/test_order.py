@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pytest
-from format_files import made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from sim.traces.formats.assembly import Block, Clock, assembled
 from sim.traces.formats.base import FormatOptions
 from sim.traces.stream import TraceStream, TurnOrder
 from sim.traces.trace import Trace
+from tests.support.format_files import made
 
 Times = list[list[int]]
 T = TypeVar("T")

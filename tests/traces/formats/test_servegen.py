@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_cases import packed
 
 from sim.common.errors import ConfigError, TraceError
 from sim.common.rng import stream as random_stream
@@ -18,8 +17,10 @@ from sim.traces.formats.servegen import _arrivals, _weibull_shape
 from sim.traces.formats.servegen_pool import read_pools
 from sim.traces.stream import gather
 from sim.traces.trace import Trace
+from tests.support.format_cases import packed
+from tests.support.places import SHARED
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "traces" / "servegen"
+PUBLISHED = SHARED / "traces" / "servegen"
 LENGTHS = {"input_tokens": "{5: 0.25, 7: 0.75}", "output_tokens": "{3: 1.0}"}
 
 

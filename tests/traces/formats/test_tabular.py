@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from format_files import gaps_cv, imported, made, published, refused, spread
 
 from sim.common.errors import ConfigError
 from sim.traces import blocks as trace_blocks
 from sim.traces.formats import guess_format
+from tests.support.format_files import gaps_cv, imported, made, published, refused, spread
 
 BURST_1 = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 BURST_3 = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
