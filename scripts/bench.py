@@ -9,6 +9,8 @@ their combinations, which takes an hour or more.
 
     python scripts/bench.py --quick
     python scripts/bench.py --requests 1000000 --gpus 256 --models 32
+
+Measures the `sim` that is installed: pip install -e '.[test]', and it is that of this checkout.
 """
 
 from __future__ import annotations
@@ -20,12 +22,8 @@ import statistics
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 POLICIES = ("least-loaded", "lru-swap", "residency-aware")
 KINDS = ("Llama-3.2-1B", "Qwen2.5-3B", "Llama-3-8B", "Qwen3-8B", "Qwen2.5-14B")

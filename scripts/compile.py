@@ -1,6 +1,6 @@
 """Compiles the engine with mypyc: the same source as machine code, the same results, about three times as fast.
 
-It needs a C compiler and the extra `compile` (pip install '.[compile]'), takes a minute or two, and puts the result
+It needs a C compiler and the extra `compile` (pip install -e '.[compile]'), takes a minute or two, and puts the result
 into sim/_compiled, where it is used as long as it fits the source. Run it again after changing the engine.
 
     python scripts/compile.py
@@ -18,10 +18,10 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from sim.common.compiled import LIBRARY, MODULES, PACKAGE, build_folder, source
 
-from sim.common.compiled import LIBRARY, MODULES, build_folder, source  # noqa: E402  needs the path
+ROOT = PACKAGE.parent
+SETTINGS = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
 def build(folder: Path, verbose: bool) -> None:
@@ -30,7 +30,7 @@ def build(folder: Path, verbose: bool) -> None:
         import mypyc.build  # noqa: F401, PLC0415  only this script needs it
         import setuptools  # noqa: F401, PLC0415
     except ImportError as error:
-        raise SystemExit(f"error: {error}; install what compiling needs: pip install '.[compile]'") from None
+        raise SystemExit(f"error: {error}; install what compiling needs: pip install -e '.[compile]'") from None
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
     if shutil.which(compiler) is None:
         raise SystemExit(f"error: there is no C compiler '{compiler}'; install one, or name yours in CC")
@@ -59,7 +59,7 @@ def _compile_into(fresh: Path, verbose: bool) -> None:
 
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(ROOT):
         extensions = mypycify(
-            [*(str(source(name).relative_to(ROOT)) for name in MODULES), "--config-file", "pyproject.toml"],
+            [*(str(source(name).relative_to(ROOT)) for name in MODULES), "--config-file", str(SETTINGS)],
             group_name=LIBRARY.removesuffix("__mypyc"),
             target_dir=scratch,
             opt_level="3",

@@ -1,7 +1,7 @@
 """Golden runs: the exact numbers of every policy on the small trace. They change only with a reason in CHANGELOG.
 
-`python tests/golden/test_golden.py` writes them anew. Floats are kept to 9 digits: beyond them the mathematics library of the
-machine may have its own opinion.
+`python -m tests.golden.test_golden` writes them anew. Floats are kept to 9 digits: beyond them the mathematics library
+of the machine may have its own opinion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What attacks have found or were thought to find (tests/tools/fuzz.py, test_machine.py), as small plays that show it."""
+"""What attacks have found or were thought to find (tools/fuzz.py, test_machine.py), as small plays that show it."""
 
 from __future__ import annotations
 

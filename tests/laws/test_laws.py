@@ -1,8 +1,8 @@
 """The laws of model.md section 10 but the last (test_theory.py), over random clusters, options, requests, policies.
 
 A random policy that does anything legal, and every shipped one, play small experiments of every kind (swarm.py), with
-the laws of each instant checked and accounts of our own (fuzzing/checks.py). A failure prints its case, for tests/tools/fuzz.py
---replay. Longer plays than these: test_machine.py with rules, tests/tools/fuzz.py with seeds.
+the laws of each instant checked and accounts of our own (fuzzing/checks.py). A failure prints its case, for
+`python -m tests.tools.fuzz --replay`. Longer plays than these: test_machine.py with rules, tools/fuzz.py with seeds.
 """
 
 from __future__ import annotations

@@ -273,11 +273,9 @@ needs_source = pytest.mark.skipif(sim.COMPILED, reason="a compiled engine cannot
 
 
 def python(breaking: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program of ours with a broken engine, in a process of its own."""
-    module = "runpy.run_module('sim', run_name='__main__')"
-    if arguments[0].endswith(".py"):
-        module = f"runpy.run_path({arguments[0]!r}, run_name='__main__')"
-    code = f"{breaking}\nimport runpy, sys\nsys.argv = {list(arguments)!r}\n{module}"
+    """A module of ours as a program with a broken engine, in a process of its own."""
+    run = f"runpy.run_module({arguments[0]!r}, run_name='__main__', alter_sys=True)"
+    code = f"{breaking}\nimport runpy, sys\nsys.argv = {list(arguments)!r}\n{run}"
     environment = {**os.environ, "SIM_INTERPRETED": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
@@ -315,14 +313,13 @@ def test_the_machine_finds_what_is_broken(what: str, tmp_path: Path, monkeypatch
 
 @needs_source
 def test_the_script_finds_what_is_broken(tmp_path: Path) -> None:
-    breaking = BREAKS["a token of a preempted sequence"]
-    script = str(ROOT / "scripts" / "fuzz.py")
-    done = python(breaking, script, "--scenarios", "4", "--start", "1", "--jobs", "1", "--out", str(tmp_path))
+    breaking, tool = BREAKS["a token of a preempted sequence"], "tests.tools.fuzz"
+    done = python(breaking, tool, "--scenarios", "4", "--start", "1", "--jobs", "1", "--out", str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"FAILED seed \d+, check 'laws'", done.stdout)
     found = re.findall(r"python -m sim run (\S+/scenario.yaml) ", done.stdout)
     assert any(replays(breaking, Path(file)) for file in found)
     case = Path(found[0]).with_name("case.json")
-    assert python(breaking, script, "--replay", str(case)).returncode == 1
-    assert python("", script, "--replay", str(case)).returncode == 0
+    assert python(breaking, tool, "--replay", str(case)).returncode == 1
+    assert python("", tool, "--replay", str(case)).returncode == 0
     assert "Never reached" in done.stdout

@@ -1,7 +1,7 @@
 """The simulator against queueing theory: law 10 of model.md, and Little's law for every queue of every run.
 
 Each case of queues/cases.py is played by the real simulator. Its means lie within their confidence intervals of what
-theory says, and the intervals are narrow: half of a 95 % interval is at most 1 % of the mean. tests/tools/theory.py prints
+theory says, and the intervals are narrow: half of a 95 % interval is at most 1 % of the mean. tools/theory.py prints
 the table, for more requests and other seeds.
 """
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
+from sim.engine.engine import simulate
 from tests.support.places import ROOT
+from tests.support.scripts import script
 
-BENCH = ROOT / "scripts" / "bench.py"
-sys.path.insert(0, str(BENCH.parent))
-import bench  # noqa: E402  a script, found by the path above
-
-from sim.engine.engine import simulate  # noqa: E402
+bench = script("bench")
 
 # policy, GPUs, models: events of 3,000 requests. They change only when the engine needs more or fewer events.
 EVENTS = {
@@ -43,7 +41,8 @@ def test_shared_gpus_do_not_make_an_event_of_every_neighbours_change() -> None:
 
 
 def test_it_measures_and_says_so() -> None:
-    command = [sys.executable, str(BENCH), "--requests", "300", "--gpus", "16", "--models", "8", "--repeats", "2"]
+    size = ["--requests", "300", "--gpus", "16", "--models", "8", "--repeats", "2"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *size]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)

@@ -232,12 +232,11 @@ def test_running_requests_show_their_tokens_compiled_or_not() -> None:
 def test_compiling_without_what_it_needs_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mypyc").mkdir()
     (tmp_path / "mypyc" / "__init__.py").write_text("raise ModuleNotFoundError('No module named mypyc')\n")
-    command = [sys.executable, str(ROOT / "scripts" / "compile.py")]
-    code = "import sys; sys.path.insert(0, 'scripts'); import compile; from pathlib import Path; "
-    code += f"compile.build(Path({str(tmp_path / 'built')!r}), False)"
+    code = "from pathlib import Path; from tests.support.scripts import script; "
+    code += f"script('compile').build(Path({str(tmp_path / 'built')!r}), False)"
     for environment, words in (({"PYTHONPATH": str(tmp_path)}, "pip install"), ({"CC": "/no/such/cc"}, "C compiler")):
         done = subprocess.run(
-            [command[0], "-c", code],
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             cwd=ROOT,

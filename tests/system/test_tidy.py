@@ -74,7 +74,7 @@ HOMES |= {"torch": ("hardware",), "safetensors": ("hardware",)}
 # What a run took to compute is reported by these, and the package hardware measures time; nothing else knows it.
 CLOCKS = ("engine", "cli", "runner", "tables", "terminal")
 CLOCK_PACKAGE = ("sim", "hardware")
-LONGEST_FUNCTION, LONGEST_FILE, LONGEST_POLICY, MOST_PARAMETERS = 70, 400, 250, 7
+LONGEST_FUNCTION, LONGEST_FILE, LONGEST_POLICY, MOST_PARAMETERS, MOST_FILES = 70, 400, 250, 7, 30
 
 
 def files(*folders: str) -> list[Path]:
@@ -191,6 +191,15 @@ def test_a_file_fits_in_the_head(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     most = LONGEST_POLICY if packages(path)[0] == "policies" else LONGEST_FILE
     assert lines <= most, f"{path.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("top", ["sim", "tests"])
+def test_a_folder_is_read_at_a_glance(top: str) -> None:
+    for folder in (path for path in (ROOT / top).rglob("*") if path.is_dir() and any(path.glob("*.py"))):
+        number = sum(path.is_file() for path in folder.iterdir())
+        assert number <= MOST_FILES, f"{folder.relative_to(ROOT)} has {number} files"
+    loose = [path.name for path in (ROOT / top).glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    assert loose == []
 
 
 @named(OURS)

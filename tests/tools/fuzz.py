@@ -1,13 +1,13 @@
 """Attacks the simulator at length: random scenarios, under a policy that does anything legal and under shipped ones.
 
-Each seed is one scenario with whole features on or off (tests/support/fuzzing/swarm.py). It is played with every law checked at every
-instant and with accounts of our own; again, unchecked and watched; with other names of models; from the list of its
-actions; token by token instead of leaping (interpreted engine only); and under one of the shipped policies. Every
-25th seed also plays 20 static cases against the stepping reference engine of the tests. A failure prints its seed, is
-cut down to what it needs, and is written to a folder: `python -m sim run FOLDER/scenario.yaml --policy
-FOLDER/random_policy.py --check` shows it again where a law or the policy's own accounts fail, `tests/tools/fuzz.py --replay
-FOLDER/case.json` in any case. The run goes on, says at the end what was reached and what never was, and exits with 1 if
-anything failed.
+Each seed is one scenario with whole features on or off (support/fuzzing/swarm.py). It is played with every law checked
+at every instant and with accounts of our own; again, unchecked and watched; with other names of models; from the list
+of its actions; token by token instead of leaping (interpreted engine only); and under one of the shipped policies.
+Every 25th seed also plays 20 static cases against the stepping reference engine of the tests. A failure prints its
+seed, is cut down to what it needs, and is written to a folder: `python -m sim run FOLDER/scenario.yaml --policy
+FOLDER/random_policy.py --check` shows it again where a law or the policy's own accounts fail, `python -m
+tests.tools.fuzz --replay FOLDER/case.json` in any case. The run goes on, says at the end what was reached and what
+never was, and exits with 1 if anything failed.
 
     python -m tests.tools.fuzz 17 18 19                  these seeds
     python -m tests.tools.fuzz --scenarios 10000         seeds 0 to 9999, on all processors

@@ -1,4 +1,4 @@
-"""tests/tools/mutants.py: each way to break the simulator still applies; what breaks is noticed, what does not survives."""
+"""mutants.py: each way to break the simulator still applies; what breaks is noticed, what does not survives."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_every_mutant_still_applies() -> None:
 def test_what_breaks_is_noticed_and_what_does_not_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mutants.yaml"
     file.write_text(yaml.safe_dump(ROWS))
-    assert mutants.main(["--tests", "test_rng.py", "--file", str(file)]) == 1
+    assert mutants.main(["--tests", "common/test_rng.py", "--file", str(file)]) == 1
     killed, survived, summary, named = capsys.readouterr().out.splitlines()
-    assert killed.startswith("no seed     test_rng.py::test_")
+    assert killed.startswith("no seed     common/test_rng.py::test_")
     assert survived.startswith("equivalent  SURVIVED")
     assert summary == "2 mutants, 1 killed, 1 survived"
     assert named == "survived: equivalent"

@@ -1,6 +1,6 @@
 """What a play of a Case reached, counted by name, and all there is to reach, so that unvisited corners are seen.
 
-fuzzing/checks.py counts, tests/tools/fuzz.py adds up and names what was never reached. Nothing here plays or asserts anything.
+checks.py counts, tools/fuzz.py adds up and names what was never reached. Nothing here plays or asserts anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cuts a failing Case down to what its failure needs, and writes it down for `python -m sim run` to play again.
 
 Greedy: whatever can be left out or made smaller while the same check fails at the same place, is. Deterministic, and
-bounded by a number of plays. tests/tools/fuzz.py and test_machine.py use it; what fails is what fuzzing.CHECKS say.
+bounded by a number of plays. tests/tools/fuzz.py and test_machine.py use it; what fails is what checks.CHECKS say.
 """
 
 from __future__ import annotations

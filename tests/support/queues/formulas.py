@@ -1,6 +1,6 @@
 """Queueing theory: laws of service on a lattice of tokens, formulas for queues in their long run, control variates.
 
-Pure mathematics, with its sources; nothing here knows the simulator. queues/cases.py measures against it.
+Pure mathematics, with its sources; nothing here knows the simulator. cases.py measures against it.
 """
 
 from __future__ import annotations

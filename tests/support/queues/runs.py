@@ -2,7 +2,7 @@
 
 A GPU becomes a server by its tables: a token takes one tick, whatever the context; an `engine` says how a batch shares.
 Service is a prompt of n tokens with an answer of one (n ticks in one iteration), or a prompt of one token with an
-answer of n (n ticks in a leap of iterations). The queues are in queues/cases.py.
+answer of n (n ticks in a leap of iterations). The queues are in cases.py.
 """
 
 from __future__ import annotations
