@@ -298,7 +298,7 @@ def test_the_machine_finds_what_is_broken(what: str, tmp_path: Path, monkeypatch
 
     for owner, name in ((Instance, "leave_decoding"), (KvMoves, "drop")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end, whatever is set meanwhile
-    for name, value in (("folder", tmp_path), ("place", None), ("told", ""), ("most_plays", 150)):
+    for name, value in (("folder", tmp_path), ("place", None), ("told", ""), ("most_plays", 300)):
         monkeypatch.setattr(Machine, name, value)
     exec(BREAKS[what], {})
     with pytest.raises(Exception) as failure:  # noqa: PT011  whichever law notices first
