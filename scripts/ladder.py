@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from sim.common.data_files import data_folder
 from sim.common.errors import ConfigError, SimError
 from sim.common.statistics import Difference, difference

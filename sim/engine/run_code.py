@@ -1,8 +1,8 @@
 """Which of the simulator's own source plays a run: these files are among what names it, and no others.
 
 They are all that ROOTS import, directly or not: an edit to a report or to the command line leaves the names of runs as
-they are. The list is kept here, since following imports takes longer than many a run; tests/engine/test_run_code.py follows
-them and says what to add or to remove. `sim/__init__.py` is left out: it only forwards names.
+they are. The list is kept here, since following imports takes longer than many a run; tests/engine/test_run_code.py
+follows them and says what to add or to remove. `sim/__init__.py` is left out: it only forwards names.
 """
 
 from __future__ import annotations

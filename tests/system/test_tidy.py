@@ -183,6 +183,14 @@ def test_heavy_imports_stay_at_home(path: Path) -> None:
             assert at_home, f"{path.name}:{line}: {package} belongs into {HOMES[package]}"
 
 
+@named(OURS)
+def test_nobody_edits_where_modules_are_found(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call | ast.Assign | ast.AugAssign):
+            text = ast.unparse(node)
+            assert not re.match(r"sys\.path(\[| [+=]|\.(insert|append|extend)\b)", text), f"{path.name}:{node.lineno}"
+
+
 # --- sizes
 
 
