@@ -4,7 +4,7 @@ A family is a scenario and cells that change it (traces/families.yaml). Every ce
 same seeds; differences are taken within a seed. With --screen, all policies are played on the first few seeds, and on
 all seeds only those that came near the best of the cell. The tables in policies/README.md come from here:
 
-    python scripts/ladder.py --store ladder --out ladder.md
+    python -m sim.studies.ladder --store ladder --out ladder.md
 
 A finished run is kept in the store and never done again, so a run that was cut off goes on where it was.
 """
@@ -35,7 +35,7 @@ from sim.scenario.scenario import Scenario, override, parse_scenario
 OURS, COMMON = "residency-aware", "lru-swap"
 NEAR = 1.2  # who is slower than the best of a cell by more than this is not its rival
 # Each switches one part of the policy off.
-ABLATIONS = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "no partial residency": {"partial": False},
     "no preemption": {"preempt": False},
     "no interference": {"interference": False},

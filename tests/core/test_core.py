@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.scenarios import scenario, synthetic
 
 from sim.core.core import Core, SimulatedCore
 from sim.core.kv import KvMoves
@@ -17,6 +16,7 @@ from sim.core.state.residency import Residency
 from sim.core.world import Changes
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
+from tests.support.scenarios import scenario, synthetic
 
 
 @pytest.fixture

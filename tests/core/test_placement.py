@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.scenarios import scenario, synthetic
 
 from sim.core.state.instance import Instance
 from sim.core.state.machines import Cluster, Placement
@@ -13,6 +12,7 @@ from sim.core.state.residency import Residency
 from sim.engine.build_cluster import build_cluster
 from sim.profiles.library import Library
 from sim.profiles.profile import Weights
+from tests.support.scenarios import scenario, synthetic
 
 WEIGHTS = Weights("m", "q", layers=4, layer_bytes=100, head_bytes=7, kv_bytes_per_token_layer=2, max_context=64)
 

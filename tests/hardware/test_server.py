@@ -175,7 +175,7 @@ def scenario(profiles: str, policy: dict[str, Any] | str, **engine: Any) -> Any:
     )
 
 
-RANDOM = {"name": str(Path(__file__).parent / "random_policy.py"), "calm_s": 2.0}
+RANDOM = {"name": str(ROOT / "tests" / "support" / "fuzzing" / "random_policy.py"), "calm_s": 2.0}
 
 
 @pytest.mark.parametrize(

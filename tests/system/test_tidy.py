@@ -12,68 +12,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from grimp import build_graph
+from importlinter.cli import lint_imports
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from tests.support.places import ROOT
 
-# From the bottom up: a module imports only from those above it in this list. Imports for type checkers alone are free.
-# fmt: off
-ORDER = [
-    "clock", "compiled", "disk", "errors", "reading", "watch", "locate", "rng", "statistics", "yamlfile",
-    "profiles", "library", "profiling.points", "profiling.heads", "profiling.merging", "profiling.measured",
-    "profiling.architectures", "profiling.hardware", "profiling.imports.record", "profiling.imports.files",
-    "profiling.imports.llama_bench", "profiling.imports.llama_batched_bench", "profiling.imports.ollama",
-    "profiling.imports.vllm_bench", "profiling.imports.formats", "profiling.models", "profiling.settings",
-    "profiling.importing", "memory", "workloads.fields", "workloads.laws", "workloads.presets",
-    "workloads.spec", "faults_spec", "spec", "batch", "links", "ranking", "request", "state", "cluster",
-    "estimates", "room", "columns", "series", "timeline", "metrics", "world", "facade", "machine_views",
-    "request_view", "views", "actions", "knapsack", "decision", "costs", "keepalive", "replicas", "prices",
-    "fairness", "sequencing", "slack", "standing", "swapping", "turns", "feedback", "virtual_queues", "pressure",
-    "future", "boxes", "swap_queue", "eviction", "combinations", "policy", "ideal", "catalogue", "breakeven",
-    "measures", "tables", "catalogue_tables", "profiling.physics", "profiling.fitting", "profiling.collect",
-    "profiling.sweeps", "profiling.grids", "profiling.switching", "profiling.nearest", "profiling.publish",
-    "profiling.fill", "profiling.check", "profiling.check_tables", "profiling.portrait", "amounts", "choice",
-    "traces.blocks", "traces.files", "traces.columns", "traces.trace", "traces.extras", "traces.order",
-    "traces.stream", "traces.write", "traces.shape", "traces.models", "traces.overlay", "traces.spread",
-    "traces.facts", "traces.assign", "formats", "workloads.draws", "workloads.rates", "workloads.popularity",
-    "workloads.arrivals", "workloads.prefixes", "workloads.flows", "workloads.sessions", "workloads.merging",
-    "workloads.generate", "workload", "build", "bounds.machines", "bounds.demand", "bounds.curves",
-    "bounds.packing", "bounds.program", "bounds.fluid", "bounds.alone", "bounds.pooled", "bounds.places",
-    "bounds.schedule", "bounds.together", "traces.load", "traces.recipe", "traces.composition", "traces.shorthand",
-    "traces.jobs", "traces.tables", "plots.traces", "plots.style", "plots.charts", "plots.time_charts",
-    "plots.run_figures", "plots.figures", "plots.profile_figures", "transfers", "resizing", "kv", "sharing",
-    "preemption", "serving", "loading", "losses", "faults", "gate", "asking", "progress", "feed", "engine",
-    "request_table", "faults_summary", "diagnosis", "summary", "results", "timeline_file",
-    "hardware.options", "hardware.model.resident_pages", "hardware.model.device", "hardware.model.weights",
-    "hardware.model.transformer", "hardware.measure.timing", "hardware.measure.measurement_folder",
-    "hardware.measure.machine_facts", "hardware.measure.plan", "hardware.measure.progress_lines",
-    "hardware.measure.model_measurements", "hardware.measure.contradictions", "hardware.measure.machine_bandwidths",
-    "hardware.measure.contention", "hardware.measure.measurement_run", "hardware.measure.write_tables",
-    "hardware.measure.program", "hardware.server.serving", "hardware.server.loading", "hardware.server.server",
-    "hardware.validate.experiment", "hardware.validate.closed_loop", "hardware.validate.error_table",
-    "hardware.validate.program",
-    "runner", "run",
-    "conformance.hardware", "conformance.laws", "conformance.cases", "conformance.subject", "conformance.source",
-    "conformance.watching", "conformance.checks", "conformance.suite", "conformance.keeping", "conformance.tables",
-    "authoring", "sweeps.task", "sweeps.collect", "sweeps.store", "sweeps.axes", "sweeps.identity", "sweeps.worker",
-    "sweeps.crew", "sweeps.local_crew", "sweeps.dask_crew", "sweeps.ray_crew", "sweeps.crews", "sweeps.execute",
-    "sweeps.grid", "sweeps.merge", "sweeps.sweep", "sweeps.tables", "verdict", "wording", "comparison", "bounding",
-    "study", "load", "search", "compare", "compare_tables", "capacity", "capacity_tables", "terminal", "options",
-    "bounds_cli", "api", "studies", "trace_cli", "study_cli", "report.content", "report.material", "report.groups",
-    "report.words", "report.latency", "report.sections", "report.rivalry", "report.break_even", "report.against",
-    "report.over_time", "report.run_report", "report.store_report", "report.capacity_report", "report.page",
-    "report.markdown", "report.document", "report.write", "report_cli", "sweep_cli", "policy_cli", "profile_cli",
-    "hardware_cli", "cli", "__main__",
-]
-# fmt: on
-# A package within sim that is one entry of ORDER: these are its ground floor, in order; its other modules stand beside
-# each other on it, and only its __init__ sees them all. Modules of other packages have entries of their own.
-GROUND = {"formats": ("base", "members", "json_items", "assembly", "tabular", "json_rows", "servegen_pool")}
 # The only homes of these imports.
 HOMES = {"simpy": ("clock",), "matplotlib": ("plots",), "seaborn": ("plots",)}
 HOMES |= {"torch": ("hardware",), "safetensors": ("hardware",)}
 # What a run took to compute is reported by these, and the package hardware measures time; nothing else knows it.
-CLOCKS = ("engine", "cli", "runner", "tables", "terminal")
-CLOCK_PACKAGE = ("sim", "hardware")
+CLOCKS = ("sim/engine/engine.py", "sim/runs/", "sim/hardware/", "sim/cli/")
 LONGEST_FUNCTION, LONGEST_FILE, LONGEST_POLICY, MOST_PARAMETERS, MOST_FILES = 70, 400, 250, 7, 30
 
 
@@ -86,40 +36,12 @@ def packages(path: Path) -> tuple[str, ...]:
     return path.relative_to(ROOT).parent.parts
 
 
-def entry(path: Path) -> str:
-    """What a file of sim is called in ORDER: its own name with its package's before it, or that of its package."""
-    inside = packages(path)[1:]
-    return inside[0] if inside and inside[0] in GROUND else ".".join((*inside, path.stem))
-
-
-def reachable(path: Path) -> list[str]:
-    """The modules of sim that a file of sim may import: what is below it, and in its package what GROUND allows."""
-    below, inside = ORDER[: ORDER.index(entry(path))], packages(path)[1:]
-    if not inside or inside[0] not in GROUND:
-        return below
-    ground, own = GROUND[entry(path)], entry(path)
-    if path.stem == "__init__":
-        return [*below, own, *(f"{own}.{other.stem}" for other in files("sim") if packages(other)[1:] == inside)]
-    floor = ground[: ground.index(path.stem)] if path.stem in ground else ground
-    return [*below, *(f"{own}.{name}" for name in floor)]
-
-
-PLAIN = [f"sim.{name}" for name in dict.fromkeys(e.partition(".")[0] for e in ORDER if "." in e)]  # packages like that
 OURS = files("sim", "policies", "scripts", "tests")
 RUNNING = files("sim", "policies")  # what a simulation is made of
 
 
 def named(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", paths, ids=lambda path: f"{path.parent.name}/{path.stem}")
-
-
-def test_the_packages_are_looked_into() -> None:
-    assert ROOT / "sim" / "formats" / "base.py" in RUNNING
-    assert reachable(ROOT / "sim" / "formats" / "base.py") == ORDER[: ORDER.index("formats")]
-    for package, ground in GROUND.items():
-        modules = [path.stem for path in files(f"sim/{package}")]
-        assert "__init__" in modules
-        assert set(ground) < set(modules), package
 
 
 @cache
@@ -138,9 +60,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            module = node.module or ""
-            whole = module == "sim" or module in PLAIN
-            yield from ((f"{module}.{alias.name}" if whole else module, node.lineno) for alias in node.names)
+            yield node.module or "", node.lineno
         elif not is_type_checking(node):
             yield from imports(node)
 
@@ -152,26 +72,32 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 # --- arrows
 
 
-def test_the_order_lists_every_module() -> None:
-    found = {entry(path) for path in files("sim") if entry(path).rpartition(".")[2] != "__init__"}
-    assert found - set(ORDER) == set(), "put it where it belongs in ORDER"
-    assert set(ORDER) - found == set()
+def test_packages_stand_on_floors_and_arrows_point_down() -> None:
+    """The contracts of import-linter in pyproject.toml, which the command lint-imports tells more of."""
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_logo=True, no_cache=True) == 0
 
 
-@named(files("sim"))
-def test_arrows_point_down(path: Path) -> None:
-    if entry(path).rpartition(".")[2] == "__init__":
-        return  # names the public names, and loads them when they are asked for; or names nothing
-    allowed = reachable(path)
-    for name, line in imports(tree_of(path)):
-        package, _, module = name.partition(".")
-        assert package != "policies", f"{path.name}:{line}: sim finds policies by name, it never imports them"
-        if package == "sim" and module == "" and path.stem in ("cli", "results", "write"):
-            continue  # for the version
-        if package == "sim":
-            # A module of a package below is below as well: the package's name stands for all of it.
-            ours = module in allowed or (module.split(".")[0] in allowed and module.split(".")[0] != entry(path))
-            assert ours, f"{path.name}:{line}: {path.stem} is below {module or 'the package itself'}"
+def circles() -> list[list[str]]:
+    """Modules that import each other in a round, those for type checkers too."""
+    graph = build_graph("sim", "policies", cache_dir=None)
+    names = sorted(graph.modules)
+    imported = [graph.find_modules_directly_imported_by(name) for name in names]
+    arrows = csr_array([[other in found for other in names] for found in imported])
+    _, rounds = connected_components(arrows, connection="strong")
+    found = {number: [name for name, place in zip(names, rounds, strict=True) if place == number] for number in rounds}
+    return [members for members in found.values() if len(members) > 1]
+
+
+def test_hardly_a_circle_and_none_is_large() -> None:
+    found = circles()
+    assert len(found) <= 2, found
+    for modules in found:
+        assert len(modules) <= 3, modules
+        assert len({name.rpartition(".")[0] for name in modules}) == 1, modules  # all in one folder
+
+
+def test_no_file_of_sim_is_loose() -> None:
+    assert sorted(path.name for path in (ROOT / "sim").glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
 @named(OURS)
@@ -302,7 +228,7 @@ def test_nothing_goes_through_a_set(path: Path) -> None:
 
 @named(RUNNING)
 def test_nothing_knows_what_time_it_is(path: Path) -> None:
-    if (path.stem in CLOCKS and path.parent.name == "sim") or packages(path)[:2] == CLOCK_PACKAGE:
+    if path.relative_to(ROOT).as_posix().startswith(CLOCKS):
         return
     names = r"\b(time\.time|time\.monotonic|perf_counter|process_time|datetime\.now|utcnow|date\.today)\b"
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
