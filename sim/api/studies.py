@@ -110,7 +110,7 @@ def _study(
     return StudyOptions(RunOptions(source, settings=settings_of(settings)), policies, seeds, machines=Machines(jobs))
 
 
-class _Shown:
+class _Displayed:
     """What a comparison and a search for capacity have in common: a verdict in words above a table."""
 
     verdict: list[str]
@@ -127,7 +127,7 @@ class _Shown:
         return "\n".join([*self.verdict, "", self.table.to_string()])
 
 
-class PolicyComparison(_Shown):
+class PolicyComparison(_Displayed):
     """A comparison. `result`: all of it, as plain data."""
 
     def __init__(self, result: Comparison) -> None:
@@ -210,7 +210,7 @@ class ComparisonPlots:
         return draw_differences(rows, title, Axis(label, text=text))
 
 
-class CapacitySearch(_Shown):
+class CapacitySearch(_Displayed):
     """A search for capacity. `result`: all of it, as plain data."""
 
     def __init__(self, result: Capacity) -> None:

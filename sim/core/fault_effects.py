@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from sim.core.core import SimulatedCore
 from sim.core.record.recorder import FaultRecord
+from sim.core.state.in_progress import LoadInProgress
 from sim.core.state.instance import ASLEEP, LOADING, PENDING, STARTING, Instance
 from sim.core.state.machines import Gpu, Node
 from sim.core.state.request import FAILED, LOAD_WAIT, QUEUED, TIMED_OUT, Request
-from sim.core.state.under_way import LoadUnderWay
 from sim.profiles.profile import Profile
 
 
@@ -94,7 +94,7 @@ class Losses:
 
     # --- instances
 
-    def load_failed(self, instance: Instance, load: LoadUnderWay) -> None:
+    def load_failed(self, instance: Instance, load: LoadInProgress) -> None:
         """A load took its time, and there is nothing to show for it."""
         del instance.model.loading[instance.number]
         self.lifecycle.record_end(instance, load, "failed load")

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sim.core.state.in_progress import LoadInProgress
 from sim.core.state.instance import ASLEEP, GONE, LOADING, PENDING, READY, STARTING, Instance
 from sim.core.state.links import Link
 from sim.core.state.machines import Gpu, Placement
 from sim.core.state.request import LOAD_WAIT, QUEUED
-from sim.core.state.under_way import LoadUnderWay
 from sim.core.transfers import Transfers
 from sim.core.world import World
 
@@ -24,11 +24,11 @@ class Lifecycle:
     def __init__(self, world: World, transfers: Transfers) -> None:
         self.world = world
         self.transfers = transfers
-        self.loads: dict[int, LoadUnderWay] = {}
+        self.loads: dict[int, LoadInProgress] = {}
         # Weights that have their place in a node's host memory, but have not been read from disk yet.
         self.arriving: dict[tuple[int, tuple[str, str]], bool] = {}
         self.fails: Callable[[Gpu], bool] | None = None  # is the load that ends now on this GPU one that fails?
-        self.on_failed: Callable[[Instance, LoadUnderWay], None] = lambda instance, load: None
+        self.on_failed: Callable[[Instance, LoadInProgress], None] = lambda instance, load: None
 
     @property
     def _now_s(self) -> float:
@@ -66,7 +66,7 @@ class Lifecycle:
         self.become(instance, PENDING)
         instance.changed()
         instance.model.loading[instance.number] = instance
-        self.loads[instance.number] = LoadUnderWay(self._now_s, wake)
+        self.loads[instance.number] = LoadInProgress(self._now_s, wake)
         instance.placement.wait(instance)
         instance.claim(instance.gpu_bytes)
         self._start_pending(instance.placement)
@@ -120,7 +120,7 @@ class Lifecycle:
 
         load.transfers = [self.transfers.start(size, path, limit, "weights", done) for size, path in sizes]
 
-    def _on_loaded(self, instance: Instance, load: LoadUnderWay) -> None:
+    def _on_loaded(self, instance: Instance, load: LoadInProgress) -> None:
         now_s, placement = self._now_s, instance.placement
         if load.from_disk:
             self.arriving.pop((instance.node.index, instance.model.weights.key), None)
@@ -150,7 +150,7 @@ class Lifecycle:
         self.world.changes.loaded.append(instance)
         self.world.touch(instance)
 
-    def record_end(self, instance: Instance, load: LoadUnderWay, kind: str) -> None:
+    def record_end(self, instance: Instance, load: LoadInProgress, kind: str) -> None:
         """What a load that came to nothing has cost so far."""
         spent_s = self._now_s - load.begun_s
         moved = sum([transfer.size - transfer.remaining for transfer in load.transfers], 0.0)

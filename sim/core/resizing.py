@@ -7,10 +7,10 @@ gate has checked the room; memory that a resize will need is claimed when it is 
 from __future__ import annotations
 
 from sim.core.lifecycle import Lifecycle
+from sim.core.state.in_progress import ResizeInProgress
 from sim.core.state.instance import ASLEEP, Instance
 from sim.core.state.request import LOAD_WAIT, QUEUED
 from sim.core.state.residency import Residency
-from sim.core.state.under_way import ResizeUnderWay
 from sim.core.transfers import Transfers
 from sim.core.world import World
 
@@ -77,7 +77,7 @@ class Resizing:
         placement, present = instance.placement, instance.residency
         grow = residency.layers > present.layers
         delta_bytes = residency.gpu_bytes(instance.kv_layer_bytes) - instance.gpu_bytes
-        resize = ResizeUnderWay(
+        resize = ResizeInProgress(
             residency,
             extra_gpu_bytes=max(0, delta_bytes),
             extra_host_bytes=max(0, residency.host_kv_bytes(instance.kv_layer_bytes) - instance.host_kv_bytes),

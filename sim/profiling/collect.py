@@ -16,7 +16,7 @@ from sim.profiles.profile import Weights
 from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries
 from sim.profiling.measured import Measured
 from sim.profiling.physics import Prompts, Shape, Steps, shape_of
-from sim.profiling.points import OFFLOADS, DecodePoint, PrefillPoint, Row
+from sim.profiling.points import OFFLOADS, DecodePoint, MeasuredRow, PrefillPoint
 
 GIB = 2**30
 _MOST_NOISE = 0.3
@@ -79,7 +79,7 @@ def model_weights(measured: Measured, weights: Mapping[Key, Weights]) -> dict[Ke
 def collect(measured: Measured, offload: str, weights: Mapping[Key, Weights], memory_bytes: float | None) -> Collected:
     """The usable points of one way of offloading. `memory_bytes`: the GPU's, if known."""
     known = model_weights(measured, weights)
-    rows: list[Row] = [*points_of(measured), *measured.switch, *measured.models]
+    rows: list[MeasuredRow] = [*points_of(measured), *measured.switch, *measured.models]
     chosen = {_key(row): known[_key(row)] for row in rows}
     found = Collected(
         offload, _head_first(measured, chosen), {k: shape_of(w, known) for k, w in chosen.items()}, chosen
@@ -98,7 +98,7 @@ def collect(measured: Measured, offload: str, weights: Mapping[Key, Weights], me
     return found
 
 
-def _key(row: Row) -> Key:
+def _key(row: MeasuredRow) -> Key:
     return (row.model, row.quantization)
 
 

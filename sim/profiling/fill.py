@@ -22,7 +22,7 @@ from sim.profiling.grids import Known, Maker, Row, table_rows
 from sim.profiling.measured import Measured, merge, read_measured
 from sim.profiling.nearest import expected, library_of
 from sim.profiling.physics import Rates, shape_of
-from sim.profiling.publish import Table, gpu_row, host_row, model_rows, publish
+from sim.profiling.publish import ProfileTable, gpu_row, host_row, model_rows, publish
 from sim.profiling.switching import switch_rows
 
 
@@ -56,7 +56,7 @@ class Filled:
 class Draft:
     """A table before it is written, and the models with their weights."""
 
-    table: Table
+    table: ProfileTable
     models: dict[Key, Weights]
     facts: FilledTable
     notices: tuple[str, ...]
@@ -207,7 +207,7 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
         f"{measured.facts.get('gpu_name', name[0])} with {measured.facts.get('cpu', name[1])}, {name[2]}: filled from "
         f"{_count(found.decode_rows)} decode steps and {_count(found.prefill_rows)} prompts."
     )
-    table = Table.of(name, found.offload, found.head_first, text, files)
+    table = ProfileTable.of(name, found.offload, found.head_first, text, files)
     return Draft(table, {key: weights[key] for key in wanted}, facts, tuple(notices))
 
 

@@ -29,10 +29,10 @@ from sim.profiling.points import (
     BandwidthPoint,
     ContentionPoint,
     DecodePoint,
+    MeasuredRow,
     MemoryPoint,
     ModelRow,
     PrefillPoint,
-    Row,
     SwitchPoint,
     may_be_empty,
     parse_cell,
@@ -41,7 +41,7 @@ from sim.profiling.points import (
 PROVENANCE = "provenance.yaml"
 MOST_BYTES = 256 * 2**20
 _NAMES = ("gpu", "host", "engine")
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=MeasuredRow)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     ]
 
 
-def _check_header(path: Path, kind: type[Row], header: Sequence[str]) -> None:
+def _check_header(path: Path, kind: type[MeasuredRow], header: Sequence[str]) -> None:
     known = COLUMNS[kind]
     for column in header:
         if not column.isprintable():
@@ -198,7 +198,7 @@ def checked(measured: Measured, weights: Mapping[tuple[str, str], Weights]) -> M
     layers = {key: each.layers for key, each in weights.items()} | measured.model_layers()
     rows: dict[str, Any] = {}
     for name, kind in FILES.items():
-        table: tuple[Row, ...] = getattr(measured, name.removesuffix(".csv"))
+        table: tuple[MeasuredRow, ...] = getattr(measured, name.removesuffix(".csv"))
         if kind is not ModelRow:
             for row in table:
                 _check_layers(row, layers)
@@ -206,7 +206,7 @@ def checked(measured: Measured, weights: Mapping[tuple[str, str], Weights]) -> M
     return replace(measured, **rows)
 
 
-def _check_layers(row: Row, layers: Mapping[tuple[str, str], int]) -> None:
+def _check_layers(row: MeasuredRow, layers: Mapping[tuple[str, str], int]) -> None:
     key = (row.model, row.quantization)
     if not row.model:
         return
@@ -288,7 +288,7 @@ def write_text(path: Path, text: str) -> None:
         put(partial, text.encode())
 
 
-def rows_text(rows: Sequence[Row], header: bool = True) -> str:
+def rows_text(rows: Sequence[MeasuredRow], header: bool = True) -> str:
     """Rows of one kind as CSV text with all columns; numbers read back exactly."""
     columns = COLUMNS[type(rows[0])]
     cells = [[_cell(getattr(row, column)) for column in columns] for row in rows]

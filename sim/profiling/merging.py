@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from sim.common.errors import ProfileError
-from sim.profiling.points import COLUMNS, DecodePoint, PrefillPoint, Row
+from sim.profiling.points import COLUMNS, DecodePoint, MeasuredRow, PrefillPoint
 
 # Runs of the same test differ by a few per cent; rows further apart are not the same test.
 SAME_WITHIN = 0.05
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=MeasuredRow)
 
 
 def merge_rows(rows: Sequence[R], layers: Mapping[tuple[str, str], int]) -> list[R]:
@@ -28,7 +28,7 @@ def merge_rows(rows: Sequence[R], layers: Mapping[tuple[str, str], int]) -> list
     return [_merged(group) for group in groups.values()]
 
 
-def _point(row: Row, layers: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
+def _point(row: MeasuredRow, layers: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
     key = [getattr(row, column) for column in row.key]
     if isinstance(row, DecodePoint | PrefillPoint):  # an empty `head` and what the rule says are the same
         key[row.key.index("head")] = row.head_on_gpu(layers.get((row.model, row.quantization), -1))
@@ -51,7 +51,7 @@ def _merged(group: list[R]) -> R:
     return mean_row([row for row in group if row.kind == "measured"] or group)
 
 
-def _must_be_equal(first: Row, other: Row) -> None:
+def _must_be_equal(first: MeasuredRow, other: MeasuredRow) -> None:
     for column in COLUMNS[type(first)]:
         mine, theirs = getattr(first, column), getattr(other, column)
         if mine != theirs and column not in ("kind", "source"):
@@ -61,7 +61,7 @@ def _must_be_equal(first: Row, other: Row) -> None:
             )
 
 
-def _must_be_close(group: Sequence[Row], column: str) -> None:
+def _must_be_close(group: Sequence[MeasuredRow], column: str) -> None:
     low, high = (pick(group, key=lambda row: getattr(row, column)) for pick in (min, max))
     least, most = getattr(low, column), getattr(high, column)
     if most > least * (1 + SAME_WITHIN):

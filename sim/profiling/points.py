@@ -18,7 +18,7 @@ MODEL_KINDS = ("measured", "published", "analytic")  # what a model weighs may f
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """A row of any file. `where`: "FILE, row N", or what else to call it in an error; not part of what it says."""
 
     key: ClassVar[tuple[str, ...]] = ()  # the columns that say what was measured
@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRow(Row):
+class ModelRow(MeasuredRow):
     """A row of models.csv, as in profiles/models.csv. Bytes."""
 
     key = ("model", "quantization")
@@ -55,7 +55,7 @@ class ModelRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Timed(Row):
+class _Timed(MeasuredRow):
     p10_s: float | None = None
     p90_s: float | None = None
     repeats: int | None = None
@@ -135,7 +135,7 @@ class SwitchPoint(_Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BandwidthPoint(Row):
+class BandwidthPoint(MeasuredRow):
     """Bytes per second between host and device; of `cpu` (memory read by CPU layers) and `disk` in h2d_gb_s."""
 
     key = ("direction", "memory", "bytes")
@@ -162,7 +162,7 @@ class BandwidthPoint(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContentionPoint(Row):
+class ContentionPoint(MeasuredRow):
     """How much slower something runs beside something else: beside_s over alone_s is slow_down. `offload`: how both
     run layers that are not on the GPU."""
 
@@ -194,7 +194,7 @@ class ContentionPoint(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPoint(Row):
+class MemoryPoint(MeasuredRow):
     """Device memory that an instance took."""
 
     key = ("model", "quantization", "layers", "batch", "context")
@@ -207,7 +207,7 @@ class MemoryPoint(Row):
 
 
 # The columns of each file, in the order they are written.
-COLUMNS: dict[type[Row], tuple[str, ...]] = {
+COLUMNS: dict[type[MeasuredRow], tuple[str, ...]] = {
     ModelRow: (
         "model", "quantization", "layers", "layer_bytes", "head_bytes", "kv_bytes_per_token_layer", "max_context",
         "kind", "source",
@@ -232,7 +232,7 @@ COLUMNS: dict[type[Row], tuple[str, ...]] = {
     MemoryPoint: ("model", "quantization", "layers", "batch", "context", "bytes_used", "kind", "source"),
 }  # fmt: skip
 
-FILES: dict[str, type[Row]] = {
+FILES: dict[str, type[MeasuredRow]] = {
     "models.csv": ModelRow,
     "decode.csv": DecodePoint,
     "prefill.csv": PrefillPoint,
@@ -259,12 +259,12 @@ _FROM_0 = ("context", "p10_s", "p90_s", "seconds")
 _ABOVE_0 = ("step_s", "prefill_s", "h2d_gb_s", "d2h_gb_s", "alone_s", "beside_s", "slow_down")
 
 
-def may_be_empty(kind: type[Row], column: str) -> bool:
+def may_be_empty(kind: type[MeasuredRow], column: str) -> bool:
     """Whether a cell of this column may be empty: what the class gives a default is not always known."""
     return column in {each.name for each in fields(kind) if each.default in (None, "")}
 
 
-def parse_cell(kind: type[Row], column: str, text: str) -> Any:
+def parse_cell(kind: type[MeasuredRow], column: str, text: str) -> Any:
     """The value of one cell that is not empty. Raises ValueError: what it should be."""
     if column in _WORDS:
         words = MODEL_KINDS if kind is ModelRow and column == "kind" else _WORDS[column]

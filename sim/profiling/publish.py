@@ -43,7 +43,7 @@ ASSUMED_HOST_GIB, ASSUMED_GPU_GIB = 64.0, 24.0
 
 
 @dataclass(frozen=True)
-class Table:
+class ProfileTable:
     """A table before it is written: (gpu, host, engine), its header, and rows by file."""
 
     name: tuple[str, str, str]
@@ -53,7 +53,7 @@ class Table:
     @classmethod
     def of(
         cls, name: tuple[str, str, str], offload: str, head_first: bool, text: str, files: dict[str, list[Row]]
-    ) -> Table:
+    ) -> ProfileTable:
         """`text`: its description."""
         header: dict[str, Any] = dict(zip(("gpu", "host", "engine"), name, strict=True)) | {"offload": offload}
         if head_first:
@@ -170,7 +170,7 @@ def _must_weigh_alike(where: str, old: Weights, new: Weights) -> None:
 
 def publish(
     target: Path,
-    tables: Sequence[Table],
+    tables: Sequence[ProfileTable],
     specifications: Sequence[tuple[str, Row] | None],
     models: Sequence[Row],
     replacing: bool,
@@ -196,7 +196,7 @@ def publish(
     return folders
 
 
-def _write_table(table: Table, folder: Path) -> None:
+def _write_table(table: ProfileTable, folder: Path) -> None:
     # Beside `tables`, not in it: nobody who looks for tables finds these, even after a crash.
     part, old = (folder.parent.parent / f".{folder.name}.{word}" for word in ("part", "old"))
     for left_behind in (part, old):

@@ -27,7 +27,7 @@ def say(text: str) -> None:
     print("".join(char if char.isprintable() else repr(char)[1:-1] for char in line), file=sys.stderr)
 
 
-class _Shown:
+class _Progress:
     """Shows `doing`: a bar, or lines."""
 
     def __init__(self, doing: str) -> None:
@@ -60,7 +60,7 @@ class _Shown:
 @contextmanager
 def counting(stream: TraceStream, doing: str) -> Iterator[TraceStream]:
     """The stream; while it takes long, its rows, rows/s and, if known, the time left are shown on stderr."""
-    shown, total, done = _Shown(doing), stream.rows, 0
+    shown, total, done = _Progress(doing), stream.rows, 0
 
     def speed(taken_s: float) -> str:
         return f"{done / taken_s:,.0f} rows/s"
@@ -82,7 +82,7 @@ def counting(stream: TraceStream, doing: str) -> Iterator[TraceStream]:
         shown.close()
 
 
-class RunProgress(_Shown):
+class RunProgress(_Progress):
     """How far a run is."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class RunProgress(_Shown):
         return f"interrupted at t = {self.now_s:,.0f} s after {self.ended:,}{total} requests"
 
 
-class RunsProgress(_Shown):
+class RunsProgress(_Progress):
     """How far many runs are."""
 
     def __init__(self) -> None:

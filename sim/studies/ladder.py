@@ -51,7 +51,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class LadderCell:
     """One scenario of a family. `shaped`: it was looked at while a policy was written."""
 
     family: str
@@ -74,7 +74,7 @@ class Seen:
     error: str
 
 
-def read_cells(path: Path, families: list[str] | None) -> list[Cell]:
+def read_cells(path: Path, families: list[str] | None) -> list[LadderCell]:
     """The cells of a file of families, in its order. Raises ConfigError."""
     data = read_yaml(path)
     given = data.get("families") if isinstance(data, dict) else None
@@ -89,7 +89,7 @@ def read_cells(path: Path, families: list[str] | None) -> list[Cell]:
             continue
         for cell, changes in parts["cells"].items():
             changed = override(parts["scenario"], (changes or {}).items())
-            cells.append(Cell(family, cell, changed, bool(parts.get("shaped"))))
+            cells.append(LadderCell(family, cell, changed, bool(parts.get("shaped"))))
     return cells
 
 
@@ -118,7 +118,7 @@ class Playing:
         self.store = store
         self.machines = machines
 
-    def seen(self, keys: list[tuple[Cell, str]], seeds: range) -> dict[Where, Seen]:
+    def seen(self, keys: list[tuple[LadderCell, str]], seeds: range) -> dict[Where, Seen]:
         """What came of these."""
         tasks = [
             Task(
@@ -144,7 +144,7 @@ class Playing:
             )
         return found
 
-    def contenders(self, cells: list[Cell], seen: dict[Where, Seen]) -> list[tuple[Cell, str]]:
+    def contenders(self, cells: list[LadderCell], seen: dict[Where, Seen]) -> list[tuple[LadderCell, str]]:
         """Who came within NEAR of the best of a cell, and those that every table is about."""
         keys = []
         for cell in cells:
@@ -174,7 +174,7 @@ def signed(gap: Difference) -> str:
     return f"{mean:+.2f}" if interval is None else f"{mean:+.2f} ± {interval.half:.2f}"
 
 
-def standing(cells: list[Cell], names: Iterable[str], seen: dict[Where, Seen]) -> list[list[str]]:
+def standing(cells: list[LadderCell], names: Iterable[str], seen: dict[Where, Seen]) -> list[list[str]]:
     """A row a cell: ours, the best of all policies, and the paired differences to it and to the common one."""
     rows = []
     for cell in cells:
@@ -203,7 +203,7 @@ def standing(cells: list[Cell], names: Iterable[str], seen: dict[Where, Seen]) -
 
 
 def overall(
-    cells: list[Cell], names: Iterable[str], seen: dict[Where, Seen], of: Callable[[Seen], list[float]]
+    cells: list[LadderCell], names: Iterable[str], seen: dict[Where, Seen], of: Callable[[Seen], list[float]]
 ) -> dict[str, dict[str, float]]:
     """By policy and family the geometric mean over cells of (its mean / ours)."""
     table: dict[str, dict[str, float]] = {}
@@ -219,7 +219,7 @@ def overall(
     return table
 
 
-def worth(cells: list[Cell], seen: dict[Where, Seen]) -> list[list[str]]:
+def worth(cells: list[LadderCell], seen: dict[Where, Seen]) -> list[list[str]]:
     """A row an ablation: its mean and p99 over those of the whole policy, and in how many cells it is worse or better
     beyond the interval."""
     rows = []
@@ -248,7 +248,9 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report(cells: list[Cell], names: list[str], first: dict[Where, Seen], seen: dict[Where, Seen], seeds: range) -> str:
+def report(
+    cells: list[LadderCell], names: list[str], first: dict[Where, Seen], seen: dict[Where, Seen], seeds: range
+) -> str:
     """The tables, as Markdown: `first` has everybody on the first seeds, `seen` the contenders on all."""
     policies = [name for name in names if name not in ABLATIONS]
     families = list(dict.fromkeys(cell.family for cell in cells))

@@ -176,10 +176,8 @@ def test_another_policy_drops_the_parameters_of_the_first(tmp_path: Path) -> Non
 def test_a_policy_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text((ROOT / "policies" / "lru_swap.py").read_text())
     path = write_scenario(tmp_path)
-    ours, mine = (
-        json.loads(invoke("run", path, "--json", "--policy", name).stdout)
-        for name in ("lru-swap", tmp_path / "mine.py")
-    )
+    names = ("lru-swap", tmp_path / "mine.py")
+    ours, mine = (json.loads(invoke("run", path, "--json", "--policy", name).stdout) for name in names)
     assert ours["e2e_s"] == mine["e2e_s"]
     assert mine["policy"].endswith("mine.py")
 

@@ -11,6 +11,7 @@ import pytest
 from sim.core.state.request import COMPLETED
 from sim.results.request_table import request_table
 from sim.scenario.scenario import parse_scenario
+from tests.support.places import ROOT
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install '.[profile]')")
 pytest.importorskip("safetensors", reason="safetensors is not installed (pip install '.[profile]')")

@@ -6,15 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.profile_records import (
-    batched_bench,
-    llama_bench,
-    ollama,
-    vllm_serve,
-    write_csv,
-    write_json,
-    write_jsonl,
-)
+from tests.support import profile_records
+from tests.support.profile_records import batched_bench, llama_bench, ollama, vllm_serve
 
 BENCH = "understood: llama-bench of llama.cpp, builds b1300 (2023) to b10400 (2026)"
 SKIP = "; --skip-bad leaves such records out"
@@ -34,15 +27,15 @@ def text(content: str | bytes) -> Callable[[Path], Path]:
 
 
 def records(*items: Any) -> Callable[[Path], Path]:
-    return lambda path: write_json(path, list(items))
+    return lambda path: profile_records.write_json(path, list(items))
 
 
 def lines(*items: Any) -> Callable[[Path], Path]:
-    return lambda path: write_jsonl(path, items)
+    return lambda path: profile_records.write_jsonl(path, items)
 
 
 def one(item: Any) -> Callable[[Path], Path]:
-    return lambda path: write_json(path, item)
+    return lambda path: profile_records.write_json(path, item)
 
 
 def cut(writer: Callable[[Path], Path], characters: int) -> Callable[[Path], Path]:
@@ -162,7 +155,7 @@ LLAMA_BENCH: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
         "F, line 2: is not a whole JSON object (unterminated string starting at); the file may be cut off there" + SKIP,
     ),
     "a cut row": (
-        cut(lambda path: write_csv(path, [GOOD, GOOD]), 20),
+        cut(lambda path: profile_records.write_csv(path, [GOOD, GOOD]), 20),
         (),
         "F, row 3: has 30 of 32 columns; the file may be cut off there" + SKIP,
     ),

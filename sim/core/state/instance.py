@@ -12,12 +12,12 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from sim.core.state.facade import Facade
+from sim.core.state.in_progress import ResizeInProgress
 from sim.core.state.leap import Leap, sequence_blocks
 from sim.core.state.links import Link, Transfer
 from sim.core.state.ranking import Line, Rank, Ranking
 from sim.core.state.request import DECODE, STALLED, Request
 from sim.core.state.residency import Residency
-from sim.core.state.under_way import ResizeUnderWay
 from sim.profiles.profile import Curve, Profile, Weights
 from sim.scenario.scenario import ModelSpec
 
@@ -137,9 +137,7 @@ class Instance:
         self.save_count = 0
         self.decoding: dict[int, Request] = {}  # in order of admission
         self.fresh: dict[int, float] = {}  # decoding, but no decode iteration yet: when they got their last token
-        self.iterations = 0
-        self.context_sum = 0
-        self.blocks_used = 0
+        self.iterations = self.context_sum = self.blocks_used = 0
         self.phases = [0] * block_tokens
         self.finishes: list[tuple[int, int, int, Request]] = []  # a heap of (iteration, request, entry, request)
         self.entries = 0
@@ -156,17 +154,13 @@ class Instance:
         self.end_s = 0.0  # when the leap ends, as things are
         self.timers: list[float] = []  # calls to come, the last to come first: the first to come is not after end_s
         self.settled_s = 0.0
-        self.gpu_stretch = 1.0
-        self.host_stretch = 1.0
-        self.gpu_share = 0.0
-        self.host_share = 0.0
+        self.gpu_stretch = self.host_stretch = 1.0
+        self.gpu_share = self.host_share = 0.0
         self.stop_mode: str | None = None  # preempt, abort, restart or sleep, from the next boundary on
         self.next_residency = residency  # after a restart
         self.claimed_bytes = 0  # of the GPU's memory, to be taken when it is free
-        self.preempt_next: dict[
-            int, str
-        ] = {}  # sequences that a policy wants out at the next boundary: save or recompute
-        self.resizing: ResizeUnderWay | None = None  # an elastic one
+        self.preempt_next: dict[int, str] = {}  # which a policy wants out at the next boundary: save or recompute
+        self.resizing: ResizeInProgress | None = None  # an elastic one
         self.pins_weights = False
         self.drops_weights = False  # when it falls asleep
         self.ready_s = -1.0

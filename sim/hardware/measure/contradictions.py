@@ -8,16 +8,16 @@ from operator import attrgetter
 from typing import Any
 
 from sim.hardware.measure.measurement_folder import MeasurementFolder
-from sim.profiling.points import DecodePoint, PrefillPoint, Row
+from sim.profiling.points import DecodePoint, MeasuredRow, PrefillPoint
 
 _SLACK = 0.95  # what a law may be broken by before it is measured again
 _QUIRK = 0.9  # kernels have their quirks: a little less time for a little more work is no contradiction
 
 
-def contradictions(folder: MeasurementFolder, layers: Mapping[str, int], quantization: str) -> list[Row]:
+def contradictions(folder: MeasurementFolder, layers: Mapping[str, int], quantization: str) -> list[MeasuredRow]:
     """Steps and prompts that cannot both be right: k of L layers on the device took less than k/L of what all took,
     or a larger batch, a longer context or a longer prompt took clearly less time."""
-    wrong: dict[Row, None] = {}
+    wrong: dict[MeasuredRow, None] = {}
     for kind in (DecodePoint, PrefillPoint):
         rows = [row for row in folder.rows[kind] if row.quantization == quantization and row.model in layers]
         same = attrgetter(*(column for column in kind.key if column not in ("offload", "layers", "head")))
@@ -31,12 +31,12 @@ def contradictions(folder: MeasurementFolder, layers: Mapping[str, int], quantiz
     return list(wrong)
 
 
-def _less_for_more(rows: Sequence[Any], kind: type[Row], axis: str) -> list[Row]:
+def _less_for_more(rows: Sequence[Any], kind: type[MeasuredRow], axis: str) -> list[MeasuredRow]:
     """Neighbours along an axis of which the one with more took clearly less."""
     lines: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         lines.setdefault(tuple(getattr(row, name) for name in kind.key if name != axis), []).append(row)
-    found: list[Row] = []
+    found: list[MeasuredRow] = []
     for line in lines.values():
         line.sort(key=lambda row: getattr(row, axis))
         for less, more in pairwise(line):

@@ -18,7 +18,7 @@ from sim.common.errors import ProfileError
 from sim.common.yaml_files import read_yaml
 from sim.profiling.measured import PROVENANCE, read_rows, rows_text, write_text
 from sim.profiling.merging import mean_row
-from sim.profiling.points import COLUMNS, FILES, Row
+from sim.profiling.points import COLUMNS, FILES, MeasuredRow
 
 NAMES = {kind: name for name, kind in FILES.items()}
 # What must be the same when a folder is gone on with, or its rows would not be of one machine.
@@ -65,10 +65,10 @@ class MeasurementFolder:
         self.seconds = float(before.get("seconds") or 0.0)
         self.notes: list[str] = list(before.get("notes") or [])
         self.facts = {**before, **self.facts}
-        self.rows: dict[type[Row], list[Any]] = {kind: self._read(kind, notice) for kind in NAMES}
+        self.rows: dict[type[MeasuredRow], list[Any]] = {kind: self._read(kind, notice) for kind in NAMES}
         self._known = {self._key(row) for rows in self.rows.values() for row in rows}
 
-    def _read(self, kind: type[Row], notice: Callable[[str], None]) -> list[Any]:
+    def _read(self, kind: type[MeasuredRow], notice: Callable[[str], None]) -> list[Any]:
         path = self.folder / NAMES[kind]
         if not path.exists():
             return []
@@ -89,16 +89,16 @@ class MeasurementFolder:
         return rows
 
     @staticmethod
-    def _key(row: Row) -> tuple[object, ...]:
+    def _key(row: MeasuredRow) -> tuple[object, ...]:
         return (NAMES[type(row)], *(getattr(row, column) for column in row.key))
 
-    def has(self, kind: type[Row], **columns: object) -> bool:
+    def has(self, kind: type[MeasuredRow], **columns: object) -> bool:
         """Whether there is a row with these values in its key columns; what is not named has its default."""
         defaults = {each.name: each.default for each in fields(kind)}
         key = (NAMES[kind], *(columns.get(column, defaults[column]) for column in kind.key))
         return key in self._known
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[MeasuredRow]) -> None:
         """Append rows, file by file, each file's in one write. A row that is there already is not added again."""
         for kind, name in NAMES.items():
             unique = {self._key(row): row for row in rows if type(row) is kind}
@@ -116,7 +116,7 @@ class MeasurementFolder:
             self.rows[kind] += new
             self._known |= unique.keys()
 
-    def blend(self, rows: Sequence[Row]) -> None:
+    def blend(self, rows: Sequence[MeasuredRow]) -> None:
         """Add timings; one that is there already becomes the mean of both, each with its repeats for a weight."""
         self.add(rows)
         for kind, name in NAMES.items():
@@ -132,7 +132,7 @@ class MeasurementFolder:
             if changed:
                 write_text(self.folder / name, rows_text(self.rows[kind]))
 
-    def drop(self, rows: Sequence[Row]) -> None:
+    def drop(self, rows: Sequence[MeasuredRow]) -> None:
         """Take rows out again, to measure them anew."""
         keys = {self._key(row) for row in rows}
         for kind, name in NAMES.items():

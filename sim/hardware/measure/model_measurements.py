@@ -22,7 +22,7 @@ from sim.hardware.measure.timing import RepeatedTiming, forget, repeated, timed
 from sim.hardware.model.device import Device
 from sim.hardware.model.transformer import Item, Transformer, random_tokens
 from sim.hardware.model.weights import HostWeights
-from sim.profiling.points import DecodePoint, MemoryPoint, PrefillPoint, Row, SwitchPoint
+from sim.profiling.points import DecodePoint, MeasuredRow, MemoryPoint, PrefillPoint, SwitchPoint
 
 QUANTIZATIONS = {torch.bfloat16: "BF16", torch.float16: "FP16"}
 
@@ -44,9 +44,9 @@ class Bench:
         """Whether the point's rows are in the folder."""
         return self.row_of(point) is not None
 
-    def row_of(self, point: PlannedPoint) -> Row | None:
+    def row_of(self, point: PlannedPoint) -> MeasuredRow | None:
         """The row that a point has become, if it is measured; of a cycle the reload, of KV the restoring."""
-        kinds: dict[str, type[Row]] = {"decode": DecodePoint, "prefill": PrefillPoint}
+        kinds: dict[str, type[MeasuredRow]] = {"decode": DecodePoint, "prefill": PrefillPoint}
         kind = kinds.get(point.part, SwitchPoint)
         wanted = {**self.of(point), "layers": point.layers}
         if kind is DecodePoint:
@@ -191,7 +191,7 @@ class Bench:
         taken = device_bytes(weights.shape, point.layers, "cpu", point.tokens, item)
         timing = {name: RepeatedTiming.of(samples[1:]) for name, samples in parts.items()}  # one is the warm-up
         words = {**self.of(point), "layers": point.layers, "tokens": point.tokens, **self.words}
-        rows: list[Row] = []
+        rows: list[MeasuredRow] = []
         if point.path == "pinned":
             for part in ("reserve", "free"):
                 rows.append(SwitchPoint(**words, part=part, bytes=taken, **timing[part].columns("seconds")))

@@ -6,7 +6,7 @@ aborts. The engine is one process, so a load starts none; a resize is a restart.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim.core.state.instance import (
     DRAINING,
@@ -23,19 +23,19 @@ from sim.core.state.instance import (
 from sim.core.state.machines import Gpu, Placement
 from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
 from sim.core.state.residency import Residency
-
-if TYPE_CHECKING:
-    from sim.hardware.server.server import LiveServer
+from sim.hardware.server.live_instances import LiveInstances
+from sim.hardware.server.serving import LiveServing
 
 
 class LiveLoading:
     """The life of all instances."""
 
-    def __init__(self, server: LiveServer) -> None:
-        assert server.world.options.resize == "none", "this server resizes by a restart: engine.resize must be none"
-        self.server = server
-        self.world = server.world
-        self.recorder = server.world.recorder
+    def __init__(self, live: LiveInstances, serving: LiveServing) -> None:
+        assert live.world.options.resize == "none", "this server resizes by a restart: engine.resize must be none"
+        self.live, self.serving = live, serving
+        self.world = live.world
+        self.recorder = live.world.recorder
+        serving.ends = self.ends
         self._number = 0
         self._asked_s: dict[int, float] = {}
         self._cancelled: dict[int, Instance] = {}  # stopped while their weights were on the way
@@ -104,7 +104,7 @@ class LiveLoading:
             instance.placement.count_loads(1, self._now_s)
             instance.status = STARTING
             begun_s = self._now_s
-            side = self.server.side(instance)
+            side = self.live.side(instance)
 
             def reserved(_: Any, seconds: float, instance: Instance = instance) -> None:
                 if instance.status == STARTING:
@@ -188,11 +188,11 @@ class LiveLoading:
 
     def _evacuate(self, instance: Instance, mode: str) -> None:
         """Take every sequence out, saving KV unless it aborts; then free."""
-        now_s, serving = self._now_s, self.server.serving
+        now_s, serving = self._now_s, self.serving
         instance.status = STOPPING
         if instance.sequences:
             self.recorder.counts["model_preemptions"] += 1
-        side = self.server.side(instance)
+        side = self.live.side(instance)
         leaving = [*instance.prefilling, *instance.restoring.values()]
         instance.prefilling, instance.restoring = [], {}
         for request in leaving:
@@ -231,7 +231,7 @@ class LiveLoading:
     def _send_back(self, instance: Instance, requests: list[Request], mode: str) -> None:
         for request in requests:
             if mode == "restart":
-                self.server.serving.enqueue(request, instance)
+                self.serving.enqueue(request, instance)
             else:
                 self.world.requeue(request)
 
@@ -240,8 +240,8 @@ class LiveLoading:
         instance.status = FREEING
         if mode != "restart":
             self.recorder.counts["evictions"] += 1
-        self.server.serving._rest(instance)
-        side = self.server.side(instance)
+        self.serving._rest(instance)
+        side = self.live.side(instance)
 
         def freed(_: Any, seconds: float) -> None:
             self.recorder.switch(
@@ -249,7 +249,7 @@ class LiveLoading:
             )
             instance.placement.take(-instance.gpu_bytes, self._now_s)
             instance.placement.release_later(-instance.gpu_bytes)
-            self.server.forget(instance)
+            self.live.forget(instance)
             if mode == "restart":
                 self._restart(instance)
             else:

@@ -9,9 +9,7 @@ clock is real. One thread decides, each instance has a thread that computes and 
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
-from functools import partial
 from heapq import heappop, heappush
 from time import perf_counter
 from typing import Any, cast
@@ -21,7 +19,6 @@ import torch
 from sim.core.clock import SimClock
 from sim.core.core import Core
 from sim.core.record.recorder import Recorder
-from sim.core.state.instance import Instance
 from sim.core.state.request import TIMED_OUT, Request
 from sim.core.world import Changes, World
 from sim.engine.arrival_feed import request_of
@@ -29,8 +26,8 @@ from sim.engine.ask_policy import Asking
 from sim.engine.engine import Outcome, prepare
 from sim.engine.validate_action import Gate
 from sim.hardware.model.device import Device
-from sim.hardware.model.transformer import Transformer
 from sim.hardware.model.weights import HostWeights
+from sim.hardware.server.live_instances import LiveInstances
 from sim.hardware.server.loading import LiveLoading
 from sim.hardware.server.serving import LiveServing
 from sim.policy.interface.estimates import Estimates
@@ -75,81 +72,6 @@ class LiveClock:
         return self._timers[0][0] if self._timers else None
 
 
-class WorkerThread:
-    """A thread with a queue of jobs, bound to the device's core or to the host's; results go to the control thread."""
-
-    def __init__(self, server: LiveServer, name: str, on_host: bool) -> None:
-        self.server = server
-        self.on_host = on_host
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any, float], None]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def do(self, job: Callable[[], Any], then: Callable[[Any, float], None]) -> None:
-        """Run job() here, and then(result, seconds it took) in the control thread."""
-        self._jobs.put((job, then))
-
-    def close(self) -> None:
-        self._jobs.put(None)
-
-    def _run(self) -> None:
-        device = self.server.device
-        device.bind(self.on_host)
-        with device.stream():
-            while (entry := self._jobs.get()) is not None:
-                job, then = entry
-                begin_s = perf_counter()
-                try:
-                    result = job()
-                except BaseException as error:  # of this thread: the control thread raises it
-                    self.server.post(_raiser(error))
-                    return
-                seconds = perf_counter() - begin_s
-                self.server.post(partial(then, result, seconds))
-
-
-def _raiser(error: BaseException) -> Callable[[], None]:
-    def fail() -> None:
-        raise error
-
-    return fail
-
-
-class LiveInstance:
-    """The real side of an instance: its tensors, its threads, and which sequence has which KV slot."""
-
-    def __init__(self, server: LiveServer, instance: Instance) -> None:
-        model = instance.model
-        kv_tokens = instance.kv_blocks * instance.block_tokens
-        slots = min(instance.max_sequences, kv_tokens // model.max_context)
-        self.real = Transformer(
-            server.weights[model.name],
-            server.device,
-            instance.residency.layers,
-            slots,
-            model.max_context,
-            server.offload,
-        )
-        self.compute = WorkerThread(server, f"computes {instance.number}", on_host=False)
-        self.mover = WorkerThread(server, f"moves {instance.number}", on_host=True)
-        self.free_slots = list(range(slots))
-        self.slots: dict[int, int] = {}  # by request
-        self.busy = False
-
-    def take_slot(self, request: Request) -> int:
-        self.slots[request.index] = self.free_slots.pop()
-        return self.slots[request.index]
-
-    def drop_slot(self, request: Request) -> None:
-        self.free_slots.append(self.slots.pop(request.index))
-
-    def close(self) -> None:
-        self.compute.close()
-        self.mover.close()
-
-
 class LiveServer:
     """One run of a scenario in real time.
 
@@ -173,30 +95,15 @@ class LiveServer:
         # World and Gate name the engine's classes; the server's own do what those are asked for.
         self.clock = LiveClock()
         self.world = World(cast(SimClock, self.clock), self.cluster, scenario.engine, scenario.sharing, Recorder())
-        self.sides: dict[int, LiveInstance] = {}
-        self.texts: dict[int, list[int]] = {}  # token ids of each request in flight: its prompt, then its answer
-        self.serving, self.loading = LiveServing(self), LiveLoading(self)
+        self.live = LiveInstances(self.world, device, weights, offload)
+        self.serving = LiveServing(self.live)
+        self.loading = LiveLoading(self.live, self.serving)
         self.estimates = Estimates(scenario.predictor, scenario.seed, len(self.cluster.models))
         views = Views(self.world, self.estimates)
         self.core = Core(self.world, self.serving, self.loading)
         gate = Gate(self.core, scenario.policy.name, self._wake_at)
         self.asking = Asking(self.core, views, gate, scenario.policy.name)
-        self._posts: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._in_flight: dict[int, Request] = {}
-
-    def post(self, call: Callable[[], None]) -> None:
-        """From any thread: have the control thread make this call."""
-        self._posts.put(call)
-
-    def side(self, instance: Instance) -> LiveInstance:
-        """The real side of an instance, made with its threads when it is first asked for."""
-        if instance.number not in self.sides:
-            self.sides[instance.number] = LiveInstance(self, instance)
-        return self.sides[instance.number]
-
-    def forget(self, instance: Instance) -> None:
-        """The instance's memory is given back: nothing real is left of it."""
-        self.sides.pop(instance.number).close()
 
     def run(self) -> Outcome:
         """Play the whole trace in real time."""
@@ -233,7 +140,7 @@ class LiveServer:
         times = [time_s for time_s in (arrival_s, self.clock.next_s) if time_s is not None]
         patience_s = max(0.0, min(times) - self.clock.look()) if times else _PATIENCE_S
         try:
-            call = self._posts.get(timeout=patience_s) if patience_s else self._posts.get_nowait()
+            call = self.live.posts.get(timeout=patience_s) if patience_s else self.live.posts.get_nowait()
         except queue.Empty:
             if not times:
                 raise AssertionError(f"nothing happened for {_PATIENCE_S} s while requests wait") from None
@@ -243,7 +150,7 @@ class LiveServer:
             self.clock.look()
             call()
             try:
-                call = self._posts.get_nowait()
+                call = self.live.posts.get_nowait()
             except queue.Empty:
                 return
 
@@ -255,7 +162,7 @@ class LiveServer:
         self._in_flight[request.index] = request
         vocabulary = self.weights[request.model.name].shape.vocab
         prompt = torch.arange(row.prompt_tokens).add(request.index * 97).remainder(vocabulary)
-        self.texts[request.index] = prompt.tolist()
+        self.live.texts[request.index] = prompt.tolist()
         patience_s = self.cluster.service_classes[row.service_class].patience_s
         if patience_s is not None:
             self.clock.at(row.arrival_s + patience_s, self._lose_patience, request, 0)
@@ -277,7 +184,7 @@ class LiveServer:
             if world.changes.any():
                 changes = self.core.take_changes(Changes())
                 for request in changes.finished:
-                    text = self.texts.pop(request.index)
+                    text = self.live.texts.pop(request.index)
                     if self.keep:
                         self.answers[request.index] = text[request.prompt_tokens :]
                     del self._in_flight[request.index]
@@ -291,10 +198,10 @@ class LiveServer:
 
     def _shut_down(self) -> None:
         """Every request has ended: give all memory back, whatever is still being loaded."""
-        for side in self.sides.values():
+        for side in self.live.sides.values():
             side.close()
-        for side in self.sides.values():
+        for side in self.live.sides.values():
             for worker in (side.compute, side.mover):
                 worker._thread.join()
             side.real.free()
-        self.sides.clear()
+        self.live.sides.clear()

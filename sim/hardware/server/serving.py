@@ -6,8 +6,9 @@ thread; the work is done by the instance's threads. Records and their accounts a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,17 +16,16 @@ from sim.core.kv import KvMoves
 from sim.core.state.instance import DRAINING, READY, STOPPING, Instance
 from sim.core.state.leap import sequence_blocks
 from sim.core.state.request import COMPLETED, KV_TRANSFER, PREEMPTED, PREFILL, QUEUED, RECOMPUTE, Request
+from sim.core.world import World
 from sim.hardware.model.transformer import Item
-
-if TYPE_CHECKING:
-    from sim.hardware.server.server import LiveInstance, LiveServer
+from sim.hardware.server.live_instances import LiveInstance, LiveInstances
 
 
 class SavedKv(KvMoves):
     """KV in host memory: the accounts of the simulator, and the tensors."""
 
-    def __init__(self, server: LiveServer) -> None:
-        super().__init__(server.world, None)  # type: ignore[arg-type]  # the bytes are moved by real threads
+    def __init__(self, world: World) -> None:
+        super().__init__(world, None)  # type: ignore[arg-type]  # the bytes are moved by real threads
         self.buffers: dict[int, torch.Tensor] = {}
 
     def drop(self, request: Request) -> None:
@@ -36,13 +36,14 @@ class SavedKv(KvMoves):
 class LiveServing:
     """The batches of all instances."""
 
-    def __init__(self, server: LiveServer) -> None:
-        self.server = server
-        self.world = server.world
-        self.clock = server.world.clock
-        self.options = server.world.options
-        self.recorder = server.world.recorder
-        self.kv = SavedKv(server)
+    def __init__(self, live: LiveInstances) -> None:
+        self.live = live
+        self.world = live.world
+        self.clock = live.world.clock
+        self.options = live.world.options
+        self.recorder = live.world.recorder
+        self.kv = SavedKv(live.world)
+        self.ends: Callable[[Instance], bool] = lambda instance: False  # does it stop at this boundary? set by loading
         # Iterations without a prompt, alone on the GPU: model, layers there, batch, mean context, seconds.
         self.steps: list[tuple[str, int, int, float, float]] = []
 
@@ -71,14 +72,14 @@ class LiveServing:
         """If nothing runs there: stop, preempt, admit, and start the next iteration."""
         if instance.status not in (READY, DRAINING, STOPPING):
             return
-        side = self.server.side(instance)
+        side = self.live.side(instance)
         if side.busy or instance.saving:
             return
         for request in instance.joining:
             instance.start_decoding(request, self.clock.now_s)
         instance.joining.clear()
         self._preempt_as_asked(instance, side)
-        if instance.saving or self.server.loading.ends(instance):
+        if instance.saving or self.ends(instance):
             return
         if instance.status == READY:
             self._admit(instance, side)
@@ -128,7 +129,7 @@ class LiveServing:
         if not chunks and not decoding:
             self._rest(instance)
             return
-        texts = self.server.texts
+        texts = self.live.texts
         items = []
         for request, tokens in chunks:
             begin = request.computed_tokens
@@ -168,7 +169,7 @@ class LiveServing:
         side.busy = False
         if decoding:
             for request, token in zip(decoding, tokens[len(chunks) :], strict=True):
-                self.server.texts[request.index].append(token)
+                self.live.texts[request.index].append(token)
                 gap_s = now_s - instance.fresh.get(request.index, instance.last_decode_end_s)
                 self.recorder.latencies.add(1, 1, gap_s, gap_s)
             instance.fresh.clear()
@@ -190,7 +191,7 @@ class LiveServing:
 
     def _first_token(self, instance: Instance, side: LiveInstance, request: Request, token: int) -> None:
         now_s = self.clock.now_s
-        self.server.texts[request.index].append(token)
+        self.live.texts[request.index].append(token)
         instance.release(request.context)
         if request.started:
             gap_s = now_s - request.last_token_s
@@ -267,7 +268,7 @@ class LiveServing:
     def _leave(self, instance: Instance, request: Request) -> None:
         instance.release(request.context)
         instance.sequences -= 1
-        self.server.side(instance).drop_slot(request)
+        self.live.side(instance).drop_slot(request)
 
     def _out(self, instance: Instance, requests: list[Request]) -> None:
         for request in requests:
@@ -279,10 +280,10 @@ class LiveServing:
 
     def save(self, instance: Instance, requests: list[Request], then: Any) -> None:
         """Copy the device's part of their KV to host memory; then(instance, requests)."""
-        side = self.server.side(instance)
+        side = self.live.side(instance)
         jobs = []
         for request in requests:
-            tokens = len(self.server.texts[request.index]) - 1  # the last one has no KV yet
+            tokens = len(self.live.texts[request.index]) - 1  # the last one has no KV yet
             jobs.append((request, side.slots[request.index], tokens))
         self._moving(instance, 1)
 

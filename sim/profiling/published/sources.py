@@ -37,7 +37,7 @@ _SAME_QUANTIZATION = {"F16": "FP16", "BF16": "FP16"}
 
 
 @dataclass(frozen=True)
-class Gpu:
+class PublishedGpu:
     """`name` in the published files; `link_gb_s` per direction; `usd_per_hour` where no price was found."""
 
     name: str
@@ -60,13 +60,13 @@ class Host:
 
 
 GPUS = {
-    "rtx-a6000": Gpu("RTX A6000 48GB", 25.0),
-    "rtx-5000-ada": Gpu("RTX 5000 Ada 32GB", 25.0, 0.7),
-    "rtx-4090": Gpu("RTX 4090 24GB", 25.0),
-    "rtx-5060-ti-16gb": Gpu("RTX 5060 Ti 16GB", 26.0, 0.2),
-    "l40s": Gpu("L40S 48GB", 25.0),
-    "a100-80gb": Gpu("A100 PCIe 80GB", 25.0, peak_name="A100 SXM 80GB"),
-    "h100": Gpu("H100 PCIe 80GB", 53.0, peak_name="H100 SXM 80GB"),
+    "rtx-a6000": PublishedGpu("RTX A6000 48GB", 25.0),
+    "rtx-5000-ada": PublishedGpu("RTX 5000 Ada 32GB", 25.0, 0.7),
+    "rtx-4090": PublishedGpu("RTX 4090 24GB", 25.0),
+    "rtx-5060-ti-16gb": PublishedGpu("RTX 5060 Ti 16GB", 26.0, 0.2),
+    "l40s": PublishedGpu("L40S 48GB", 25.0),
+    "a100-80gb": PublishedGpu("A100 PCIe 80GB", 25.0, peak_name="A100 SXM 80GB"),
+    "h100": PublishedGpu("H100 PCIe 80GB", 53.0, peak_name="H100 SXM 80GB"),
 }
 HOSTS = {
     "tr-pro-5995wx": Host("AMD Threadripper PRO 5995WX", 512, 3.0, 1.25, 100.0, 3.2, "arxiv-2605.19593"),

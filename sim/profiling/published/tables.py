@@ -17,7 +17,7 @@ from sim.profiles.profile import Weights
 from sim.profiling.fitting import Key, fit_line, predicted
 from sim.profiling.grids import FittedGrid, Row, knots, places_of, table_rows
 from sim.profiling.physics import GIGA, Prompts, Rates, Shape, Steps
-from sim.profiling.publish import COLUMNS, Table, publish
+from sim.profiling.publish import COLUMNS, ProfileTable, publish
 from sim.profiling.published.fits import (
     ANALYTIC,
     CONSUMER_CONTEXT,
@@ -78,7 +78,7 @@ def relative_error(seconds: float, published: float) -> float:
 
 
 @dataclass
-class Cell:
+class TableCell:
     """One model of one table: its rates, and how each part of it is known."""
 
     key: Key
@@ -156,7 +156,7 @@ class Builder:
     def _cpu(self, host: str) -> str:
         return next(name for name in self.published.cpus if name.startswith(HOSTS[host].cpu))
 
-    def table(self, gpu: str, host: str, engine: str) -> Table:
+    def table(self, gpu: str, host: str, engine: str) -> ProfileTable:
         quantizations = QUANTIZATIONS if engine == "llama.cpp" else ("FP16",)
         keys = [(name, each) for name in MODELS for each in quantizations if (name, each) != ("Llama-3-70B", "FP16")]
         cells = [self._cell(gpu, host, engine, key) for key in keys]
@@ -166,9 +166,9 @@ class Builder:
             "switch": [self._switch_row(gpu, engine, key) for key in keys],
         }
         text = f"{GPUS[gpu].name} with {HOSTS[host].cpu}, {engine}: step, prefill and switch times."
-        return Table.of((gpu, host, engine), "cpu", False, text, files)
+        return ProfileTable.of((gpu, host, engine), "cpu", False, text, files)
 
-    def _cell(self, gpu: str, host: str, engine: str, key: Key) -> Cell:
+    def _cell(self, gpu: str, host: str, engine: str, key: Key) -> TableCell:
         rates, single = self.fits.rates[gpu, engine]
         prefill, prompts = self._prefill_origin(gpu, engine, key), {}
         if engine == "llama.cpp":
@@ -194,7 +194,7 @@ class Builder:
             sharpness=sharpness,
         )
         shape = self.published.shape(key)
-        cell = Cell(key, self.published.weights(key), shape, rates, single, prefill, prefill_points=prompts)
+        cell = TableCell(key, self.published.weights(key), shape, rates, single, prefill, prefill_points=prompts)
         self._anchor(cell, self.fits.anchors[gpu, engine].get(key, []))
         self._anchor_host(cell, self.fits.host_points.get((host, key)) if gpu == "rtx-5060-ti-16gb" else None)
         if host_origin.kind == cell.single.kind == "fitted":
@@ -222,7 +222,7 @@ class Builder:
         return Origin("fitted", "xiongjiedai", own.error if own else self.fits.prompt_transfer)
 
     @staticmethod
-    def _anchor(cell: Cell, series: list[tuple[float, float]]) -> None:
+    def _anchor(cell: TableCell, series: list[tuple[float, float]]) -> None:
         """Scale the GPU to published full-residency speeds; keep the worst error left, and a point that is met."""
         if not series:
             return
@@ -250,7 +250,7 @@ class Builder:
                 cell.decode_points = {(cell.shape.layers, int(context)): seconds}
 
     @staticmethod
-    def _anchor_host(cell: Cell, seconds: float | None) -> None:
+    def _anchor_host(cell: TableCell, seconds: float | None) -> None:
         """Scale the CPU to a published speed without the GPU."""
         if seconds is None:
             return

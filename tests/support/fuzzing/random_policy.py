@@ -3,8 +3,7 @@
 It asks the views alone whether an action is legal, so a PolicyError in a run of it is a bug of a view or of the gate.
 After `calm_s` it serves whoever waits, one model after the other, so that whatever it left behind must still let every
 request end. With `actions` it draws nothing and plays these again; with `inner` another policy decides. With `audit`
-it keeps accounts of its own. A file like any other policy's: `python -m sim run --policy
-tests/support/fuzzing/random_policy.py`.
+it keeps accounts of its own. `--policy FILE` plays it as any other.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from sim.core.state.residency import Residency
 
 
 @dataclass
-class LoadUnderWay:
+class LoadInProgress:
     """What a load waits for, and when its parts began. `wake` loads have no engine start to pay."""
 
     asked_s: float
@@ -25,7 +25,7 @@ class LoadUnderWay:
 
 
 @dataclass
-class ResizeUnderWay:
+class ResizeInProgress:
     """An elastic resize. `extra_gpu_bytes` are taken beyond what the present residency holds."""
 
     residency: Residency
