@@ -1,7 +1,6 @@
 """Small experiments with one answer each, for mistakes of the engine that no other test would notice quickly.
 
-Each kills a mutant (tools/mutants.py) that survived. Synthetic hardware (scenarios.py): start 1 s, fixed 0.5 s, reload
-8 GB/s, free 0.25 s, KV out 4 GB/s and in 6 GB/s.
+Each kills a mutant (tools/mutants.py). Hardware: start 1 s, fixed 0.5 s, reload 8 GB/s, free 0.25 s, KV 4 and 6 GB/s.
 """
 
 from __future__ import annotations
