@@ -25,9 +25,10 @@ _SUMMED = 8192
 
 def request_of(row: Row, number: int, models: list[Model], now_s: float) -> Request:
     """The request of a row, which is the run's `number`-th and arrives now."""
-    request = Request(number, models[row.model], now_s, row.prompt_tokens, row.output_tokens)
-    request.service_class, request.priority = row.service_class, row.priority
-    request.session, request.deadline_s = row.session, row.deadline_s
+    _, model, prompt_tokens, output_tokens, service_class, priority, session, _, deadline_s, _ = row
+    request = Request(number, models[model], now_s, prompt_tokens, output_tokens)
+    request.service_class, request.priority = service_class, priority
+    request.session, request.deadline_s = session, deadline_s
     return request
 
 

@@ -56,7 +56,7 @@ def test_an_instance_asks_its_residency_for_bytes_and_times(cluster: Cluster) ->
 def test_what_happens_to_a_placement_happens_to_its_gpu(cluster: Cluster) -> None:
     instance, gpu = placed(cluster), cluster.gpus[0]
     placement, free_bytes = instance.placement, gpu.available_bytes
-    assert (placement.gpus, placement.first, placement.name) == ((gpu,), gpu, gpu.name)
+    assert (placement.gpus, placement.first, placement.name) == ([gpu], gpu, gpu.name)
     assert placement.node is instance.node is gpu.node
     placement.add(instance)
     placement.wait(instance)

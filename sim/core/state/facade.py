@@ -17,7 +17,6 @@ class Facade:
     def __init__(self, of: Any, views: Any) -> None:
         object.__setattr__(self, "_of", of)
         object.__setattr__(self, "_views", views)
-        of.view = self
 
     def __setattr__(self, name: str, value: object) -> None:
         raise PolicyError(f"a policy may look but not touch: '{name}' cannot be set; return an action instead")

@@ -105,14 +105,10 @@ class Instance:
         block_tokens: int,
         max_sequences: int,
     ) -> None:
-        self.number = number
-        self.model = model
-        self.placement = placement
-        self.node = placement.node
+        self.number, self.model = number, model
+        self.placement, self.node, self.residency = placement, placement.node, residency
         self.profile = model.profiles[placement.first.kinds]
-        self.residency = residency
-        self.kv_blocks = kv_blocks
-        self.block_tokens = block_tokens
+        self.kv_blocks, self.block_tokens = kv_blocks, block_tokens
         self.kv_layer_bytes = model.kv_layer_bytes(kv_blocks * block_tokens)  # of its KV pool
         self.max_sequences = max_sequences
         self.status = PENDING

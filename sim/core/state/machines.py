@@ -170,7 +170,7 @@ class Placement:
 
     def __init__(self, gpus: tuple[Gpu, ...]) -> None:
         assert len(gpus) == 1, "no table says yet what an instance on several GPUs costs"
-        self.gpus = gpus
+        self.gpus = list(gpus)  # machine code goes through a list without an iterator
         self.first = gpus[0]
         self.node = self.first.node
         self.name = "+".join([gpu.name for gpu in gpus])

@@ -299,7 +299,7 @@ class InstanceView(Facade):
 
 
 class Views:
-    """Makes one facade an object, once: the object keeps it."""
+    """Makes one facade an object, once."""
 
     def __init__(self, world: World, estimates: Estimates) -> None:
         self.cluster: Cluster = world.cluster
@@ -310,20 +310,35 @@ class Views:
 
     def request(self, of: Request) -> RequestView:
         view = of.view
-        return view if isinstance(view, RequestView) else RequestView(of, self)
+        if isinstance(view, RequestView):
+            return view
+        made = of.view = RequestView(of, self)
+        return made
 
     def model(self, of: Model) -> ModelView:
         view = of.view
-        return view if isinstance(view, ModelView) else ModelView(of, self)
+        if isinstance(view, ModelView):
+            return view
+        made = of.view = ModelView(of, self)
+        return made
 
     def instance(self, of: Instance) -> InstanceView:
         view = of.view
-        return view if isinstance(view, InstanceView) else InstanceView(of, self)
+        if isinstance(view, InstanceView):
+            return view
+        made = of.view = InstanceView(of, self)
+        return made
 
     def gpu(self, of: Gpu) -> GpuView:
         view = of.view
-        return view if isinstance(view, GpuView) else GpuView(of, self)
+        if isinstance(view, GpuView):
+            return view
+        made = of.view = GpuView(of, self)
+        return made
 
     def node(self, of: Node) -> NodeView:
         view = of.view
-        return view if isinstance(view, NodeView) else NodeView(of, self)
+        if isinstance(view, NodeView):
+            return view
+        made = of.view = NodeView(of, self)
+        return made
