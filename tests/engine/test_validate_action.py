@@ -197,7 +197,7 @@ def test_a_policy_that_fails_is_named_with_the_place() -> None:
     def decide(view: View) -> Iterator[Action]:
         raise KeyError("oops")
 
-    with pytest.raises(PolicyError, match=r"policy 'lru-swap' failed at t=0\.000000 s: KeyError: 'oops' \(test_gate"):
+    with pytest.raises(PolicyError, match=r"policy 'lru-swap' failed at t=0\.000000 s: KeyError: 'oops' \(test_val"):
         play(of, Script(decide), trace(of, [(0, "a", 10, 5)]))
 
 
