@@ -10,15 +10,14 @@ import importlib
 import inspect
 import pkgutil
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import sim
+from tests.support.places import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 GLOSSARY = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|`]+) \| ([^|]+) \| `(sim\.[\w.]+)` \|$", GLOSSARY, flags=re.MULTILINE)
 PACKAGES = ("sim.scenario", "sim.core.state", "sim.policy.interface")

@@ -24,8 +24,8 @@ import yaml
 
 from sim.policy.loader import policy_class
 from sim.scenario.scenario import load_scenario, parse_scenario
+from tests.support.places import ROOT
 
-ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = [
     ROOT / folder / "README.md" for folder in ("policies", "profiles", "traces", "traces/scenarios", "notebooks")
