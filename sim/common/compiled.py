@@ -20,12 +20,12 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # All that runs per event, but for what policies make themselves (actions) and what knows pydantic or files.
 _NAMES = """
     core.clock core.core core.kv core.lifecycle core.loading core.preemption core.record.recorder core.resizing
-    core.serving core.sharing core.state.facade core.state.host_memory core.state.instance core.state.leap
-    core.state.links core.state.machines core.state.memory_fit core.state.ranking core.state.request
-    core.state.residency core.state.in_progress core.transfers core.world
-    engine.arrival_feed engine.ask_policy engine.engine engine.stall_guard engine.validate_action
-    policy.interface.estimates policy.interface.machines policy.interface.models policy.interface.requests
-    policy.interface.view policy.kit.costs policy.kit.knapsack policy.kit.prices profiles.profile
+    core.serving core.sharing core.state.facade core.state.host_memory core.state.in_progress core.state.instance
+    core.state.kv_blocks core.state.leap core.state.links core.state.machines core.state.memory_fit
+    core.state.ranking core.state.request core.state.residency core.transfers core.world engine.arrival_feed
+    engine.ask_policy engine.engine engine.stall_guard engine.validate_action policy.interface.estimates
+    policy.interface.machines policy.interface.models policy.interface.requests policy.interface.view
+    policy.kit.costs policy.kit.knapsack policy.kit.prices profiles.profile
 """
 MODULES = tuple(_NAMES.split())
 LIBRARY = "sim_engine__mypyc"  # what the modules share

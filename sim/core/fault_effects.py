@@ -137,7 +137,7 @@ class Losses:
         losers: list[Request] = []
         for request in self.kv.cancel_saves(instance):
             if request.index in instance.saving:
-                instance.release(request.context)
+                instance.blocks.release(request.context)
                 instance.sequences -= 1
             self._count_lost(instance.profile, instance.residency.layers, request.kv_tokens)
             if self.serving.preemption.is_out(request):
@@ -148,7 +148,7 @@ class Losses:
         for request in batch:
             tokens = self.serving.preemption.remove(instance, request)
             self._count_lost(instance.profile, instance.residency.layers, tokens)
-        assert instance.sequences == instance.blocks_used == 0, (instance.sequences, instance.blocks_used)
+        assert instance.sequences == instance.blocks.used == 0, (instance.sequences, instance.blocks.used)
         return losers + batch
 
     def _count_lost(self, profile: Profile, layers: int, tokens: int) -> None:

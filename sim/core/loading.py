@@ -162,7 +162,7 @@ class Loading:
             else:
                 instance.leave_decoding(request, PREEMPTED, self._now_s)
                 leaving.append(request)
-            instance.release(request.context)
+            instance.blocks.release(request.context)
             instance.sequences -= 1
         instance.composition += 1
         self._send_back(instance, leaving, mode)
@@ -184,12 +184,12 @@ class Loading:
         for request in instance.prefilling:
             request.computed_tokens = 0
             request.model_preemptions += 1
-            instance.release(request.context)
+            instance.blocks.release(request.context)
             leaving.append(request)
         instance.prefilling = []
         for request in instance.restoring.values():
             self.serving.kv.cancel_restore(instance, request)
-            instance.release(request.context)
+            instance.blocks.release(request.context)
             leaving.append(request)
         instance.restoring = {}
         instance.sequences -= len(leaving)

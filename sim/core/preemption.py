@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sim.core.kv import KvMoves
 from sim.core.state.instance import READY, Instance
-from sim.core.state.leap import sequence_blocks
+from sim.core.state.kv_blocks import sequence_blocks
 from sim.core.state.request import KV_TRANSFER, PREEMPTED, Request
 from sim.core.world import World
 
@@ -28,10 +28,10 @@ class Preemption:
 
     def make_room(self, instance: Instance) -> None:
         """Preempt sequences, last admitted (or least urgent) first, until the next iteration has its blocks."""
-        if instance.free_blocks >= 0:
+        if instance.blocks.free >= 0:
             return
-        size = instance.block_tokens  # KV on its way out counts as gone: the next iteration waits for it
-        while instance.free_blocks + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
+        size = instance.blocks.tokens  # KV on its way out counts as gone: the next iteration waits for it
+        while instance.blocks.free + sum(sequence_blocks(r.context, size) for r in instance.saving.values()) < 0:
             self._save(instance, self._preempt(instance, self._victim(instance), None), None)
             instance.preempted_s = self.clock.now_s
 
@@ -77,7 +77,7 @@ class Preemption:
         else:
             instance.leave_decoding(request, PREEMPTED, now_s)
             instance.sequences -= 1
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         self.line_up_again(request, instance, asked)
         return []
 
@@ -105,7 +105,7 @@ class Preemption:
             lost, request.computed_tokens = request.computed_tokens, 0
         if request.phase != PREEMPTED:
             request.enter(PREEMPTED, now_s)
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         instance.sequences -= 1
         instance.composition += 1
         instance.preempt_next.pop(request.index, None)
@@ -131,7 +131,7 @@ class Preemption:
         for request in requests:
             del instance.saving[request.index]
             instance.sequences -= 1
-            instance.release(request.context)
+            instance.blocks.release(request.context)
             if self.is_out(request):
                 self.line_up_again(request, instance, asked)
             else:

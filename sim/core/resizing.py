@@ -91,7 +91,7 @@ class Resizing:
             placement.release_later(-delta_bytes)
             self.lifecycle.take_host_kv(instance, resize.extra_host_bytes)
         used_blocks = instance.blocks_after(instance.ahead(self._now_s))  # the running leap is not settled
-        used_layer_bytes = instance.model.kv_layer_bytes(used_blocks * instance.block_tokens)
+        used_layer_bytes = instance.model.kv_layer_bytes(used_blocks * instance.blocks.tokens)
         size = abs(residency.gpu_kv_bytes(used_layer_bytes) - present.gpu_kv_bytes(used_layer_bytes))
         size += residency.gpu_weight_bytes - present.gpu_weight_bytes if grow else 0
         switch = instance.profile.switch

@@ -15,14 +15,13 @@ from sim.core.kv import KvMoves
 from sim.core.preemption import Preemption
 from sim.core.sharing import Sharing
 from sim.core.state.instance import READY, Instance
+from sim.core.state.kv_blocks import sequence_blocks
 from sim.core.state.leap import (
     NEGLIGIBLE,
     DecodeLeap,
     LeapProgress,
     PromptLeap,
     prompt_steps,
-    sequence_blocks,
-    steps_until_full,
 )
 from sim.core.state.request import COMPLETED, DECODE, KV_TRANSFER, PREFILL, QUEUED, RECOMPUTE, Request
 from sim.core.transfers import Transfers
@@ -135,10 +134,10 @@ class Serving:
         """Is there a place and KV memory for it at the next boundary?"""
         if instance.sequences >= instance.max_sequences:
             return False
-        free = instance.free_blocks - sequence_blocks(request.context, instance.block_tokens)
+        free = instance.blocks.free - sequence_blocks(request.context, instance.blocks.tokens)
         if instance.leap is not None and instance.decoding:
-            free -= instance.phases[-(instance.iterations + 1) % instance.block_tokens]
-        return free >= (self.options.watermark * instance.kv_blocks if instance.sequences else 0)
+            free -= instance.blocks.crossing(instance.iterations)
+        return free >= (self.options.watermark * instance.blocks.total if instance.sequences else 0)
 
     def _admit(self, instance: Instance) -> None:
         """Waiting sequences enter in order while there is room; the first that does not fit blocks the others."""
@@ -162,7 +161,7 @@ class Serving:
         self._order += 1
         request.order = self._order
         instance.sequences += 1
-        instance.hold(request.context)
+        instance.blocks.hold(request.context)
         now_s = self.clock.now_s
         if request.kv_node is None:
             request.computed_tokens = 0
@@ -184,8 +183,8 @@ class Serving:
             self._start_prompt_leap(instance, decoding)
         elif decoding:
             steps = instance.next_finish()
-            if instance.free_blocks < decoding * (steps // instance.block_tokens + 1):
-                steps = min(steps, steps_until_full(instance.free_blocks, instance.phases, instance.iterations))
+            if instance.blocks.free < decoding * (steps // instance.blocks.tokens + 1):
+                steps = min(steps, instance.blocks.steps_until_full(instance.iterations))
             curve = instance.decode_curve(decoding)
             instance.leap = DecodeLeap(curve, instance.context_sum / decoding, decoding, steps)
         else:
@@ -220,7 +219,7 @@ class Serving:
             # The prompt fills whole iterations for a while: leap over them, as long as the decode batch stays.
             repeats = max(1, (request.context - request.computed_tokens) // tokens)
             if decoding:
-                full = steps_until_full(instance.free_blocks, instance.phases, instance.iterations)
+                full = instance.blocks.steps_until_full(instance.iterations)
                 repeats = min(repeats, instance.next_finish(), full)
         curve = instance.decode_curve(decoding) if decoding else None
         context = instance.context_sum / decoding if decoding else 0.0
@@ -318,7 +317,7 @@ class Serving:
     def _emit_first(self, instance: Instance, request: Request) -> None:
         """The token at the end of a prompt (or of a recompute)."""
         now_s = self.clock.now_s
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         if request.started:
             self.recorder.latencies.add(1, 1, now_s - request.last_token_s, now_s - request.last_token_s)
         else:
@@ -328,7 +327,7 @@ class Serving:
         request.residency_tokens += instance.residency.share
         request.computed_tokens = 0
         self.recorder.tokens(1, instance.residency.share)
-        instance.hold(request.context)
+        instance.blocks.hold(request.context)
         instance.composition += 1
         if request.produced == request.output_tokens:
             self._complete(instance, request)
@@ -336,7 +335,7 @@ class Serving:
             instance.start_decoding(request, now_s)
 
     def _complete(self, instance: Instance, request: Request) -> None:
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         instance.sequences -= 1
         instance.changed()
         instance.composition += 1

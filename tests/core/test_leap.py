@@ -17,8 +17,6 @@ from sim.core.state.leap import (
     PromptLeap,
     PromptStep,
     prompt_steps,
-    sequence_blocks,
-    steps_until_full,
 )
 from sim.profiles.profile import Curve
 
@@ -194,33 +192,6 @@ def test_prompts_beside_decoding_pay_no_fixed_part(
         assert isclose(step.prompt_gpu_s, after[0] - before[0], abs_tol=1e-15)
         assert isclose(step.prompt_host_s, after[1] - before[1], abs_tol=1e-15)
         assert (step.decode_gpu_s, step.decode_host_s) == decode.at(context + number)
-
-
-# --- blocks
-
-
-@given(
-    st.integers(1, 20),
-    st.lists(st.integers(1, 100), min_size=1, max_size=8),
-    st.integers(0, 200),
-    st.integers(0, 1000),
-)
-def test_steps_until_full_against_counting(size: int, contexts: list[int], free_blocks: int, iteration: int) -> None:
-    """Each sequence grows by one token an iteration; count blocks until the pool is too small for the next one."""
-    pool = free_blocks + sum(sequence_blocks(context, size) for context in contexts)
-    phases = [0] * size
-    for context in contexts:
-        phases[(context - iteration) % size] += 1
-    steps = 0
-    while sum(sequence_blocks(context + steps, size) for context in contexts) <= pool:
-        steps += 1
-    assert steps_until_full(free_blocks, phases, iteration) == steps >= 1
-
-
-@given(st.integers(1, 10_000), st.integers(1, 4096))
-def test_sequence_blocks_hold_the_context_and_the_token_to_come(context: int, size: int) -> None:
-    blocks = sequence_blocks(context, size)
-    assert (blocks - 1) * size < context + 1 <= blocks * size
 
 
 # --- exactness

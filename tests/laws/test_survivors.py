@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.core.state.leap import sequence_blocks
+from sim.core.state.kv_blocks import sequence_blocks
 from sim.core.state.request import OUTCOMES, REJECTED, TIMED_OUT, Request
 from sim.policy import Action, Load, Preempt, Reject, Resize, Route, Stop, View, Wake
 from sim.policy.interface.estimates import Estimates

@@ -184,7 +184,7 @@ def test_the_router_shrinks_a_pool_before_it_drops_layers() -> None:
     engine = run("llama-cpp-router", [(0, "a", 10, 20)], models=[ModelSpec(**model).model_dump()])
     (instance,) = engine.world.cluster.instances.values()
     assert instance.layers == 4
-    assert 4096 < instance.kv_blocks * instance.block_tokens < 400_000
+    assert 4096 < instance.blocks.total * instance.blocks.tokens < 400_000
     assert instance.gpu.capacity_bytes - instance.gpu_bytes == pytest.approx(2**30, abs=10_000 * 256)
 
 

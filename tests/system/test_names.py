@@ -109,7 +109,7 @@ def test_every_key_of_a_summary_is_in_the_glossary() -> None:
     [
         ("sim.core.state.request.Request.arrival_s", True),
         ("sim.scenario.scenario.ServiceClass.ttft_s", True),
-        ("sim.core.state.instance.Instance.kv_blocks", True),
+        ("sim.core.state.kv_blocks.KvBlocks.total", True),
         ("sim.core.state.instance.Instance.no_such_field", False),
         ("sim.core.state.instance.NoSuchClass", False),
     ],

@@ -124,7 +124,7 @@ class Timeline:
             "layers": layers,
             "of_layers": whole,
             "gpu_bytes": instance.held_gpu_bytes,
-            "kv_tokens": instance.kv_blocks * instance.block_tokens,
+            "kv_tokens": instance.blocks.total * instance.blocks.tokens,
         }
         self._status[number] = (now_s, kind, arguments)
 
@@ -287,7 +287,7 @@ def _kv_used_bytes(instance: Instance, now_s: float) -> int:
     if not instance.sequences:
         return 0
     blocks = instance.blocks_after(instance.ahead(now_s))
-    return instance.residency.gpu_kv_bytes(instance.model.kv_layer_bytes(blocks * instance.block_tokens))
+    return instance.residency.gpu_kv_bytes(instance.model.kv_layer_bytes(blocks * instance.blocks.tokens))
 
 
 def _describe(instance: Instance, leap: Leap) -> tuple[str, Arguments]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from sim.core.state.facade import Facade
 from sim.core.state.in_progress import ResizeInProgress
-from sim.core.state.leap import Leap, sequence_blocks
+from sim.core.state.kv_blocks import KvBlocks
+from sim.core.state.leap import Leap
 from sim.core.state.links import Link, Transfer
 from sim.core.state.ranking import Line, Rank, Ranking
 from sim.core.state.request import DECODE, STALLED, Request
@@ -108,7 +109,7 @@ class Instance:
         self.number, self.model = number, model
         self.placement, self.node, self.residency = placement, placement.node, residency
         self.profile = model.profiles[placement.first.kinds]
-        self.kv_blocks, self.block_tokens = kv_blocks, block_tokens
+        self.blocks = KvBlocks(kv_blocks, block_tokens)
         self.kv_layer_bytes = model.kv_layer_bytes(kv_blocks * block_tokens)  # of its KV pool
         self.max_sequences = max_sequences
         self.status = PENDING
@@ -133,8 +134,7 @@ class Instance:
         self.save_count = 0
         self.decoding: dict[int, Request] = {}  # in order of admission
         self.fresh: dict[int, float] = {}  # decoding, but no decode iteration yet: when they got their last token
-        self.iterations = self.context_sum = self.blocks_used = 0
-        self.phases = [0] * block_tokens
+        self.iterations = self.context_sum = 0
         self.finishes: list[tuple[int, int, int, Request]] = []  # a heap of (iteration, request, entry, request)
         self.entries = 0
         self.last_decode_end_s = 0.0
@@ -219,10 +219,6 @@ class Instance:
         """Ready, and nobody runs or waits here."""
         return self.status == READY and not self.sequences and not self.waiting.size
 
-    @property
-    def free_blocks(self) -> int:
-        return self.kv_blocks - self.blocks_used
-
     def ahead(self, now_s: float) -> int:
         """Iterations that the running leap has finished since it was last settled, without settling it."""
         if self.leap is None or self.begun or not self.leap.batch:
@@ -231,14 +227,7 @@ class Instance:
 
     def blocks_after(self, iterations: int) -> int:
         """KV blocks in use when every decoding sequence has got so many more tokens."""
-        size, phases = self.block_tokens, self.phases
-        cycles, rest = divmod(iterations, size)
-        # The phases that cross into a new block in the last `rest` iterations lie side by side, perhaps around the end.
-        first = -(self.iterations + rest) % size
-        crossing = sum(phases[first : first + rest])
-        if first + rest > size:
-            crossing += sum(phases[: first + rest - size])
-        return self.blocks_used + cycles * len(self.decoding) + crossing
+        return self.blocks.after(self.iterations, iterations)
 
     def tokens_of(self, request: Request) -> int:
         """Tokens produced so far, as of when the running leap was last settled."""
@@ -252,7 +241,7 @@ class Instance:
         self.decoding[request.index] = request
         self.fresh[request.index] = request.last_token_s
         self.context_sum += context
-        self.phases[(context - self.iterations) % self.block_tokens] += 1
+        self.blocks.begin_decoding(context, self.iterations)
         request.entry_iteration = self.iterations
         request.stalled_mark_s = self.stalled_s
         request.enter(DECODE, now_s)
@@ -265,7 +254,7 @@ class Instance:
         self._settle_tokens(request)
         context = request.context
         self.context_sum -= context
-        self.phases[(context - self.iterations) % self.block_tokens] -= 1
+        self.blocks.end_decoding(context, self.iterations)
         del self.decoding[request.index]
         if self.fresh.pop(request.index, None) is None:
             request.last_token_s = self.last_decode_end_s
@@ -291,17 +280,9 @@ class Instance:
 
     def advance(self, iterations: int) -> None:
         """Every decoding sequence got `iterations` more tokens."""
-        self.blocks_used = self.blocks_after(iterations)
+        self.blocks.used = self.blocks_after(iterations)
         self.iterations += iterations
         self.context_sum += iterations * len(self.decoding)
-
-    def hold(self, context: int) -> None:
-        """Take the blocks of a sequence with this context."""
-        self.blocks_used += sequence_blocks(context, self.block_tokens)
-
-    def release(self, context: int) -> None:
-        """Give back the blocks of a sequence with this context."""
-        self.blocks_used -= sequence_blocks(context, self.block_tokens)
 
     def next_finish(self) -> int:
         """Iterations until the first decoding sequence has all its tokens."""

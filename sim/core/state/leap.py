@@ -269,26 +269,3 @@ def prompt_steps(
         decode_gpu_s, decode_host_s = (0.0, 0.0) if decode is None else decode.at(context + repeat)
         steps.append(PromptStep(decode_gpu_s, decode_host_s, prompt_gpu_s, prompt_host_s))
     return steps
-
-
-def steps_until_full(free_blocks: int, phases: list[int], iteration: int) -> int:
-    """How many decode iterations may start before the KV blocks run out.
-
-    `phases[r]` counts decoding sequences with (context - iteration) mod block size = r: the sequences of one phase
-    cross into a new block at the same iteration. `free_blocks` >= 0 are free at the start of the next iteration, which
-    is number `iteration`; the result is at least 1.
-    """
-    size = len(phases)
-    batch = sum(phases)
-    cycles, free = divmod(free_blocks, batch)
-    steps = cycles * size
-    while True:
-        steps += 1
-        free -= phases[-(iteration + steps) % size]
-        if free < 0:
-            return steps
-
-
-def sequence_blocks(context: int, block_tokens: int) -> int:
-    """KV blocks that a sequence holds at the start of an iteration: its context and the token to come."""
-    return context // block_tokens + 1

@@ -11,7 +11,7 @@ from typing import Protocol
 from sim.core.state.facade import Facade
 from sim.core.state.host_memory import HostMemory
 from sim.core.state.instance import DRAINING, READY, STATUSES, STOPPING, Instance, Model
-from sim.core.state.leap import sequence_blocks
+from sim.core.state.kv_blocks import sequence_blocks
 from sim.core.state.ranking import Rank, Ranking
 from sim.core.state.request import Request
 from sim.profiles.profile import GpuKind, HostKind
@@ -344,12 +344,12 @@ def _check_instance(instance: Instance) -> None:
     assert instance.sequences == sum(len(group) for group in groups), (instance.sequences, [len(g) for g in groups])
     contexts = [request.prompt_tokens + instance.tokens_of(request) for request in instance.decoding.values()]
     assert instance.context_sum == sum(contexts), (instance.context_sum, contexts)
-    held = sum(sequence_blocks(context, instance.block_tokens) for context in contexts)
+    held = sum(sequence_blocks(context, instance.blocks.tokens) for context in contexts)
     others = [*instance.prefilling, *instance.restoring.values(), *instance.joining, *instance.saving.values()]
-    held += sum(sequence_blocks(request.context, instance.block_tokens) for request in others)
-    assert instance.blocks_used == held, (instance.blocks_used, held)
-    fits = instance.blocks_used <= instance.kv_blocks
-    assert fits or instance.leap is None, (instance.blocks_used, instance.kv_blocks)
+    held += sum(sequence_blocks(request.context, instance.blocks.tokens) for request in others)
+    assert instance.blocks.used == held, (instance.blocks.used, held)
+    fits = instance.blocks.used <= instance.blocks.total
+    assert fits or instance.leap is None, (instance.blocks.used, instance.blocks.total)
     assert instance.status in (READY, DRAINING, STOPPING) or not instance.sequences, STATUSES[instance.status]
     assert instance.leap is None or instance.status in (READY, DRAINING, STOPPING), STATUSES[instance.status]
 

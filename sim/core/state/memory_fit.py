@@ -74,7 +74,7 @@ def why_not_resize(instance: Instance, layers: object, options: EngineOptions) -
     if layers == instance.residency.layers and not asleep:
         return "it has that many layers already"
     # A restart and a wake wait for memory like a load; elastic growth takes it at once, beside what runs.
-    needed = need(model, model.residency(layers), instance.kv_blocks * instance.block_tokens, options)
+    needed = need(model, model.residency(layers), instance.blocks.total * instance.blocks.tokens, options)
     grow = needed.gpu - (0 if asleep else instance.gpu_bytes)
     room = placement.growth_bytes if options.resize == "elastic" else max(0, placement.available_bytes)
     if grow > room:

@@ -66,7 +66,7 @@ class LiveInstance:
 
     def __init__(self, instance: Instance, device: Device, weights: HostWeights, offload: str, post: Post) -> None:
         model = instance.model
-        kv_tokens = instance.kv_blocks * instance.block_tokens
+        kv_tokens = instance.blocks.total * instance.blocks.tokens
         slots = min(instance.max_sequences, kv_tokens // model.max_context)
         self.real = Transformer(weights, device, instance.residency.layers, slots, model.max_context, offload)
         self.compute = WorkerThread(device, post, f"computes {instance.number}", on_host=False)

@@ -209,7 +209,7 @@ class LiveLoading:
                 instance.leave_decoding(request, PREEMPTED, now_s)
                 leaving.append(request)
         for request in (*leaving, *saved):
-            instance.release(request.context)
+            instance.blocks.release(request.context)
             instance.sequences -= 1
         self._send_back(instance, leaving, mode)
         serving._rest(instance)

@@ -14,7 +14,7 @@ import torch
 
 from sim.core.kv import KvMoves
 from sim.core.state.instance import DRAINING, READY, STOPPING, Instance
-from sim.core.state.leap import sequence_blocks
+from sim.core.state.kv_blocks import sequence_blocks
 from sim.core.state.request import COMPLETED, KV_TRANSFER, PREEMPTED, PREFILL, QUEUED, RECOMPUTE, Request
 from sim.core.world import World
 from sim.hardware.model.transformer import Item
@@ -92,17 +92,17 @@ class LiveServing:
         budget -= sum(request.context - request.computed_tokens for request in instance.prefilling)
         while instance.waiting.size and side.free_slots and instance.sequences < instance.max_sequences:
             request = instance.waiting.first()
-            free = instance.free_blocks - sequence_blocks(request.context, instance.block_tokens)
+            free = instance.blocks.free - sequence_blocks(request.context, instance.blocks.tokens)
             saved = request.kv_node is not None
             full = budget <= 0 or (not chunked and bool(instance.prefilling) and request.context > budget)
-            if free < (self.options.watermark * instance.kv_blocks if instance.sequences else 0) or (
+            if free < (self.options.watermark * instance.blocks.total if instance.sequences else 0) or (
                 full and not saved
             ):
                 return
             instance.waiting.remove(request.index)
             slot = side.take_slot(request)
             instance.sequences += 1
-            instance.hold(request.context)
+            instance.blocks.hold(request.context)
             if saved:
                 self._restore(instance, side, request, slot)
                 continue
@@ -192,7 +192,7 @@ class LiveServing:
     def _first_token(self, instance: Instance, side: LiveInstance, request: Request, token: int) -> None:
         now_s = self.clock.now_s
         self.live.texts[request.index].append(token)
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         if request.started:
             gap_s = now_s - request.last_token_s
             self.recorder.latencies.add(1, 1, gap_s, gap_s)
@@ -203,14 +203,14 @@ class LiveServing:
         request.residency_tokens += instance.residency.share
         request.computed_tokens = 0
         self.recorder.tokens(1, instance.residency.share)
-        instance.hold(request.context)
+        instance.blocks.hold(request.context)
         if request.produced == request.output_tokens:
             self._complete(instance, side, request)
         else:
             instance.start_decoding(request, now_s)
 
     def _complete(self, instance: Instance, side: LiveInstance, request: Request) -> None:
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         instance.sequences -= 1
         side.drop_slot(request)
         instance.changed()
@@ -266,7 +266,7 @@ class LiveServing:
             self.world.requeue(request)
 
     def _leave(self, instance: Instance, request: Request) -> None:
-        instance.release(request.context)
+        instance.blocks.release(request.context)
         instance.sequences -= 1
         self.live.side(instance).drop_slot(request)
 

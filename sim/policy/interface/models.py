@@ -279,13 +279,13 @@ class InstanceView(Facade):
     @property
     def kv_tokens(self) -> int:
         """The size of its KV pool."""
-        return self._of.kv_blocks * self._of.block_tokens
+        return self._of.blocks.total * self._of.blocks.tokens
 
     @property
     def free_kv_tokens(self) -> int:
         instance = self._of
         used_blocks = instance.blocks_after(instance.ahead(self._views.clock.now_s))
-        return (instance.kv_blocks - used_blocks) * instance.block_tokens
+        return (instance.blocks.total - used_blocks) * instance.blocks.tokens
 
     @property
     def ready_s(self) -> float:
