@@ -11,7 +11,7 @@ from sim.core.kv import KvMoves
 from sim.core.record.recorder import Recorder
 from sim.core.state.instance import PENDING, READY, STATUSES, Instance, Model
 from sim.core.state.machines import Placement
-from sim.core.state.request import COMPLETED, IMPOSSIBLE, LOAD_WAIT, QUEUED, REJECTED, UNFINISHED, Request
+from sim.core.state.request import COMPLETED, IMPOSSIBLE, LOAD_WAIT, QUEUED, REJECTED, TIMED_OUT, UNFINISHED, Request
 from sim.core.state.residency import Residency
 from sim.core.world import Changes
 from sim.engine.build_cluster import build_cluster
@@ -108,6 +108,24 @@ def test_preempt_resize_stop_and_close(core: SimulatedCore) -> None:
     core.close([runs, last])
     assert runs.outcome == last.outcome == UNFINISHED
     assert core.recorder.output_tokens >= runs.produced > 0
+
+
+def test_kv_on_its_way_out_keeps_its_place_until_it_is_there(core: SimulatedCore) -> None:
+    instance, leaves = load(core), request(core, output_tokens=50)
+    core.arrive(leaves)
+    core.take_back(leaves)
+    core.route(leaves, instance)
+    while not leaves.started:
+        core.clock.step()
+    core.preempt(leaves, instance, "save")
+    core.plan()
+    while not instance.saving:
+        core.clock.step()
+    core.end(leaves, TIMED_OUT, "its client left")
+    assert instance.node.memory.saved_kv_bytes > 0
+    core.clock.run()
+    assert instance.node.memory.saved_kv_bytes == 0
+    core.check(0)
 
 
 class Told:
