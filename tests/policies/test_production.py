@@ -183,9 +183,9 @@ def test_the_router_shrinks_a_pool_before_it_drops_layers() -> None:
     model = {"name": "a", "model": "four", "engine": "quick", "max_context": 1024, "kv_tokens": 400_000}  # 4 GB of KV
     engine = run("llama-cpp-router", [(0, "a", 10, 20)], models=[ModelSpec(**model).model_dump()])
     (instance,) = engine.world.cluster.instances.values()
-    assert instance.layers == 4
+    assert instance.residency.layers == 4
     assert 4096 < instance.blocks.total * instance.blocks.tokens < 400_000
-    assert instance.gpu.capacity_bytes - instance.gpu_bytes == pytest.approx(2**30, abs=10_000 * 256)
+    assert instance.placement.first.capacity_bytes - instance.gpu_bytes == pytest.approx(2**30, abs=10_000 * 256)
 
 
 # --- LM Studio

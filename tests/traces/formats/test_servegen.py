@@ -228,10 +228,10 @@ def test_answers_without_tokens_are_counted_as_one_or_left_out(tmp_path: Path) -
     ones = int((trace.output_tokens == 1).sum())
     assert len(trace) == 2400
     assert ones == pytest.approx(1200, abs=120)
-    assert notices[-1] == f"kept {ones} rows without prompt or output tokens, counted as 1"
+    assert notices[-1] == f"kept {ones:,} rows without prompt or output tokens, counted as 1"
     fewer, notices = read(path, zero_tokens="drop")
     assert len(fewer) == 2400 - ones
-    assert notices[-1].startswith(f"left out {ones} rows without prompt or output tokens")
+    assert notices[-1].startswith(f"left out {ones:,} rows without prompt or output tokens")
 
 
 def test_pools_of_different_span_and_windows_are_merged_in_order(tmp_path: Path) -> None:
