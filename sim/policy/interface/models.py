@@ -229,8 +229,10 @@ class InstanceView(Facade):
     @property
     def alone(self) -> bool:
         """Does nobody else compute on its GPU now?"""
-        active = dict.fromkeys([number for gpu in self._of.placement.gpus for number in gpu.active])
-        return not active or (len(active) == 1 and self._of.number in active)
+        for gpu in self._of.placement.gpus:
+            if gpu.active and (len(gpu.active) > 1 or self._of.number not in gpu.active):
+                return False
+        return True
 
     @property
     def load(self) -> int:
