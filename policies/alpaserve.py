@@ -23,26 +23,8 @@ from math import inf
 from typing import Annotated, ClassVar, Literal
 
 from policies._parts.alpaserve_replicas import Placement, ReplicaQueues, Traffic, full_batch_s, matched, traffic_seen
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    RequestView,
-    Route,
-    Standing,
-    Stop,
-    View,
-    Wake,
-    costs,
-    fullest_layers,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 COPIES = 8  # instances of a model that are looked at where there are more: the quietest
 PROMPT = 512.0  # tokens, before any was seen
@@ -79,13 +61,13 @@ class AlpaServe(Policy):
         super().__init__(parameters)
         self._arrivals: deque[tuple[float, ModelView, int, float]] = deque()  # when, model, prompt tokens, may wait
         self._next_s: float | None = None  # the next placement
-        self._standing = Standing()
+        self._standing = policy.Standing()
         self._known: dict[ModelView, bool] = {}  # has one of its answers been seen?
         self._window_s = 300.0 if self.parameters.window_s == "never" else float(self.parameters.window_s)
 
     def start(self, view: View) -> Iterator[Action]:
         rates = dict.fromkeys(view.models, 1.0)
-        for name, model in known_models(view, "rates", self.parameters.rates).items():
+        for name, model in policy.known_models(view, "rates", self.parameters.rates).items():
             if not 0 <= self.parameters.rates[name] < inf:
                 raise ValueError(f"rates: {name} must be at least 0 and finite")
             rates[model] = self.parameters.rates[name]
@@ -110,7 +92,7 @@ class AlpaServe(Policy):
                 yield from self._replace(view, matched(placement))
         if self._next_s is None and self._arrivals and self.parameters.window_s != "never":
             self._next_s = view.now_s + self._window_s
-            yield Wake(self._next_s)
+            yield policy.Wake(self._next_s)
         for model in view.waiting_models:
             for request in model.waiting:
                 yield from self._dispatch(view, request)
@@ -120,7 +102,8 @@ class AlpaServe(Policy):
     def _dispatch(self, view: View, request: RequestView) -> Iterator[Action]:
         holders = [instance for instance in request.model.quietest(COPIES) if instance.accepts]
         if not holders:
-            yield from () if self._standing.expects(request.model) else [Reject(request, "no GPU holds its model")]
+            if not self._standing.expects(request.model):
+                yield policy.Reject(request, "no GPU holds its model")
             return
         target = min(holders, key=lambda i: (sum(other.load for other in i.gpu.instances), not i.ready, i.number))
         first_s, finish_s = self._predicted(view, request, target)
@@ -131,9 +114,9 @@ class AlpaServe(Policy):
             limits = [(finish_s, self.parameters.slo_scale * alone_s)]
         late = any(limit_s is not None and waited_s + after_s > limit_s for after_s, limit_s in limits)
         if late and request.first_token_s is None:
-            yield Reject(request, "it would miss its SLO on the shortest queue")
+            yield policy.Reject(request, "it would miss its SLO on the shortest queue")
         else:
-            yield Route(request, target)
+            yield policy.Route(request, target)
 
     def _predicted(self, view: View, request: RequestView, target: InstanceView) -> tuple[float, float]:
         """Seconds until its first token and its last, behind those who are there."""
@@ -143,8 +126,8 @@ class AlpaServe(Policy):
         batch = min(target.load + 1, places)
         # While no answer of the model has been seen, a guess that is too long would drop every request for ever.
         tokens = (request.prompt_tokens, request.expected_output_tokens if self._known.get(model) else 1.0)
-        served_s = costs.service_s(model, gpu, target.layers, batch, tokens, gpu.crowd(target))
-        wait_s = costs.reload_s(target) if target.loading else 0.0
+        served_s = policy.costs.service_s(model, gpu, target.layers, batch, tokens, gpu.crowd(target))
+        wait_s = policy.costs.reload_s(target) if target.loading else 0.0
         wait_s += served_s * max(0, target.load + 1 - places) / places
         prefill_s = model.profile(gpu).prefill_s(target.layers, min(request.prompt_tokens, model.max_context))
         return wait_s + prefill_s, wait_s + served_s
@@ -153,7 +136,7 @@ class AlpaServe(Policy):
         """Seconds for a request with nobody else on the largest GPU."""
         gpu = view.largest_gpu
         tokens = (prompt_tokens, output_tokens)
-        return costs.service_s(model, gpu, model.layers_within(gpu.capacity_bytes), 1, tokens)
+        return policy.costs.service_s(model, gpu, model.layers_within(gpu.capacity_bytes), 1, tokens)
 
     def _patience_s(self, alone_s: float) -> float:
         """How long a request without a promise may wait for its start."""
@@ -176,7 +159,7 @@ class AlpaServe(Policy):
                     return placement
                 model, gpu = found
                 placement[gpu].append(model)
-                free[gpu] -= model.gpu_bytes(fullest_layers(view, model, gpu) or 0)
+                free[gpu] -= model.gpu_bytes(policy.fullest_layers(view, model, gpu) or 0)
                 copies[model] += 1
                 work_s = queues.work_s(model, gpu)
                 load[gpu] += min(self._window_s, work_s * offered[model] / copies[model])
@@ -194,7 +177,7 @@ class AlpaServe(Policy):
         models = sorted(copies, key=lambda model: rank[model])
         for gpu in sorted(free, key=lambda gpu: (load[gpu], -free[gpu], gpu.index)):
             for model in models:
-                layers = fullest_layers(view, model, gpu)
+                layers = policy.fullest_layers(view, model, gpu)
                 if layers is not None and model not in placement[gpu] and model.gpu_bytes(layers) <= free[gpu]:
                     return model, gpu
             del free[gpu]  # nothing fits there any more
@@ -208,7 +191,7 @@ class AlpaServe(Policy):
             profile = model.profile(gpu)
             if (model, profile) not in known:
                 tokens = (prompts.get(model, PROMPT), model.expected_output_tokens)
-                layers = fullest_layers(view, model, gpu) or 0
+                layers = policy.fullest_layers(view, model, gpu) or 0
                 batch = max(1, min(view.max_sequences, int(model.default_kv_tokens / sum(tokens))))
                 known[model, profile] = full_batch_s(model, gpu, layers, batch, tokens)
             return known[model, profile]
@@ -231,10 +214,10 @@ class AlpaServe(Policy):
         """Drain what is placed no more, load what is new where it fits now or will."""
         for gpu in view.gpus:
             held = [instance for instance in gpu.instances if instance.accepts and not instance.resizing]
-            yield from (Stop(instance) for instance in held if instance.model not in placement[gpu])
+            yield from (policy.Stop(instance) for instance in held if instance.model not in placement[gpu])
         for gpu, models in placement.items():
             present = [instance.model for instance in gpu.instances if instance.accepts]
             for model in models:
-                layers = fullest_layers(view, model, gpu)
+                layers = policy.fullest_layers(view, model, gpu)
                 if model not in present and layers is not None and gpu.takes(model, layers):
-                    yield Load(model, gpu, layers)
+                    yield policy.Load(model, gpu, layers)

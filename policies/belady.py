@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, GpuView, InstanceView, Load, ModelView, Policy, Route, Stop, View, costs
+from sim import policy
+from sim.policy import Action, GpuView, InstanceView, ModelView, Policy, View
 
 
 class Belady(Policy):
@@ -27,21 +28,18 @@ class Belady(Policy):
     follows_every_finish = False
 
     def decide(self, view: View) -> Iterator[Action]:
-        for model in sorted(view.waiting_models, key=lambda model: model.oldest.number if model.oldest else 0):
-            target: InstanceView | Load | None = next((i for i in model.instances if i.accepts), None)
+        for model in policy.longest_waiting_first(view.waiting_models):
+            target: InstanceView | policy.Load | None = next((i for i in model.instances if i.accepts), None)
             if target is None and not model.instances:
                 place = self._place(view, model)
                 if place is not None:
                     gpu, layers, victims = place
-                    for victim in victims:
-                        yield Stop(victim)
-                    target = Load(model, gpu, layers)
-                    yield target
-                elif (relief := costs.host_relief(view, model)) is not None:
-                    yield Stop(relief)
+                    yield from (policy.Stop(victim) for victim in victims)
+                    yield (target := policy.Load(model, gpu, layers))
+                elif relief := policy.costs.host_relief(view, model):
+                    yield policy.Stop(relief)
             if target is not None:
-                for request in model.waiting:
-                    yield Route(request, target)
+                yield from (policy.Route(request, target) for request in model.waiting)
 
     def _place(self, view: View, model: ModelView) -> tuple[GpuView, int, list[InstanceView]] | None:
         """The GPU with the most layers for it, then the one whose victims are least missed."""
@@ -64,7 +62,7 @@ class Belady(Policy):
     def _missed(self, view: View, instance: InstanceView) -> float:
         """Seconds of reload for each second until somebody asks for its model."""
         next_s = self.future.next_arrival_s(instance.model, view.now_s)
-        return costs.reload_s(instance) / (next_s - view.now_s)
+        return policy.costs.reload_s(instance) / (next_s - view.now_s)
 
     def _worth(self, view: View, instance: InstanceView) -> tuple[float, int]:
         return self._missed(view, instance) / max(1, instance.gpu_bytes), instance.number

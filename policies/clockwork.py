@@ -24,24 +24,8 @@ from heapq import heappop, heappush
 from math import inf, nextafter
 from typing import ClassVar
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    RequestView,
-    Route,
-    Stop,
-    View,
-    Wake,
-    costs,
-    fullest_layers,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 COPIES = 8  # instances of a model that are looked at where there are more: the quietest
 
@@ -80,7 +64,7 @@ class Clockwork(Policy):
         yield from self._infer(view, concerned)
         yield from self._load(view, concerned)
         if self._starts and self._starts[0][0] < inf:
-            yield Wake(nextafter(self._starts[0][0], inf))
+            yield policy.Wake(nextafter(self._starts[0][0], inf))
 
     def _enter(self, view: View, request: RequestView) -> None:
         model, start_s = request.model, self._latest_start_s(view, request, 1)
@@ -153,7 +137,7 @@ class Clockwork(Policy):
                 latest_s = self._latest_start_s(view, request, 1)  # the estimate of its tokens may have changed
                 if latest_s < view.now_s:
                     self._leave(number)
-                    yield Reject(request, "it cannot meet its deadline any more")
+                    yield policy.Reject(request, "it cannot meet its deadline any more")
                 else:
                     heappush(self._starts, (latest_s, number, request))
 
@@ -187,7 +171,7 @@ class Clockwork(Policy):
             if instance.load and free_tokens < 0:
                 return
             self._leave(request.number)
-            yield Route(request, instance)
+            yield policy.Route(request, instance)
             joined, request = joined + 1, instance.model.oldest
 
     # --- LOAD and EVICT
@@ -202,15 +186,15 @@ class Clockwork(Policy):
             held = gpu.models
             absent = [m for m, p in wanted.items() if p > 0 and (spare or not m.instance_count) and m not in held]
             for model in sorted(absent, key=lambda model: -wanted[model]):
-                layers = fullest_layers(view, model, gpu)
+                layers = policy.fullest_layers(view, model, gpu)
                 if layers is not None and (victims := self._victims(view, gpu, model, layers)) is not None:
-                    yield from (Stop(victim) for victim in victims)
-                    yield Load(model, gpu, layers)
+                    yield from (policy.Stop(victim) for victim in victims)
+                    yield policy.Load(model, gpu, layers)
                     wanted[model] = self._priority(view, model)
                     break
         stuck = next((model for model, p in wanted.items() if p > 0 and not model.instance_count), None)
-        if stuck is not None and (relief := costs.host_relief(view, stuck)):
-            yield Stop(relief)
+        if stuck is not None and (relief := policy.costs.host_relief(view, stuck)):
+            yield policy.Stop(relief)
 
     def _priority(self, view: View, model: ModelView) -> float:
         """Seconds of its outstanding work that the GPUs which hold it, or will, do not get done; at least 0."""
@@ -242,4 +226,4 @@ class Clockwork(Policy):
 
 def _work_s(gpu: GpuView) -> float:
     """Seconds of work that are outstanding on a GPU."""
-    return sum([costs.drain_s(instance) for instance in gpu.instances], 0.0)
+    return sum([policy.costs.drain_s(instance) for instance in gpu.instances], 0.0)

@@ -25,8 +25,7 @@ class ExclusiveSwap(Policy):
 
     def decide(self, view: View) -> Iterator[Action]:
         while (request := view.oldest) is not None:
-            served = yield from self._serve(view, request)
-            if not served:
+            if not (yield from self._serve(view, request)):
                 return
 
     def _serve(self, view: View, request: RequestView) -> Generator[Action, None, bool]:
@@ -47,14 +46,11 @@ class ExclusiveSwap(Policy):
                 last_used_s = max((instance.last_used_s for instance in held), default=-1.0)
                 ranked.append((-layers / model.layers, last_used_s, gpu.index, gpu, layers))
         if not ranked:
-            relief = costs.host_relief(view, model)
-            if relief is not None:
+            if relief := costs.host_relief(view, model):
                 yield Stop(relief)
             return False
         *_, gpu, layers = min(ranked)
-        for instance in gpu.instances:
-            yield Stop(instance)
-        load = Load(model, gpu, layers)
-        yield load
+        yield from (Stop(instance) for instance in gpu.instances)
+        yield (load := Load(model, gpu, layers))
         yield Route(request, load)
         return True

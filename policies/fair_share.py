@@ -17,24 +17,8 @@ from collections.abc import Generator, Iterator
 from heapq import heappop, heappush
 from typing import Literal
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    RequestView,
-    Route,
-    TokenCounters,
-    View,
-    bring,
-    holders,
-    resident,
-    switch_s,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 
 class FairShare(Policy):
@@ -52,7 +36,7 @@ class FairShare(Policy):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
-        self.counters = TokenCounters(self.parameters.prompt_weight, self.parameters.output_weight)
+        self.counters = policy.TokenCounters(self.parameters.prompt_weight, self.parameters.output_weight)
         self.queues: dict[str, dict[int, RequestView]] = {}  # who waits, of each client
         self._order: dict[str, list[int]] = {}  # their numbers, as a heap
         self._running: dict[str, dict[int, tuple[RequestView, int]]] = {}  # with the tokens counted so far
@@ -128,28 +112,30 @@ class FairShare(Policy):
             if target is None:
                 out[client] = True
                 continue
-            yield Route(request, target)
+            yield policy.Route(request, target)
             del self.queues[client][request.number]
             self._running[client][request.number] = (request, request.produced_tokens)
             if not request.produced_tokens:
                 self.counters.charge(client, prompt_tokens=request.prompt_tokens)
 
-    def _place(self, view: View, client: str, model: ModelView) -> Generator[Action, None, InstanceView | Load | None]:
+    def _place(
+        self, view: View, client: str, model: ModelView
+    ) -> Generator[Action, None, InstanceView | policy.Load | None]:
         for instance in model.quietest(8):
             free = instance.accepts and instance.load < view.max_sequences
             if free and self._drained.get(instance.gpu, model) is model:
                 return instance
         if model.loading:
             return None
-        gpus = holders(view, model)
+        gpus = policy.holders(view, model)
         for gpu in sorted(gpus, key=lambda gpu: (-gpu.available_bytes, gpu.index)):
-            if resident(model, gpu) or self._drained.get(gpu, model) is not model:
+            if policy.resident(model, gpu) or self._drained.get(gpu, model) is not model:
                 continue
             idle = sorted((i for i in gpu.instances if i.idle), key=lambda i: (i.last_used_s, i.number))
-            target = yield from bring(view, model, gpu, idle)
+            target = yield from policy.bring(view, model, gpu, idle)
             if target is not None:
                 self._drained.pop(gpu, None)
-                self.counters.charge(client, extra=float(self.parameters.load_weight) * switch_s(model, gpu))
+                self.counters.charge(client, extra=float(self.parameters.load_weight) * policy.switch_s(model, gpu))
                 return target
             if gpu in self._drained and all(instance.idle for instance in gpu.instances):
                 del self._drained[gpu]  # host memory is what lacks; others need not wait for that

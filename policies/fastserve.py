@@ -22,25 +22,8 @@ from collections.abc import Iterator
 from math import inf
 
 from policies._parts.fastserve_queues import FeedbackQueues, Job
-from sim.policy import (
-    Action,
-    Alarms,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Preempt,
-    RequestView,
-    Route,
-    View,
-    bring,
-    holders,
-    resident,
-    switch_s,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 _UNSEEN_STEPS = 8  # nothing tells when KV is back and its request runs: look again after so many iterations
 
@@ -61,7 +44,7 @@ class FastServe(Policy):
         super().__init__(parameters)
         self.jobs: dict[int, tuple[Job, GpuView]] = {}
         self.queues: dict[GpuView, FeedbackQueues] = {}
-        self._alarms = Alarms()
+        self._alarms = policy.Alarms()
 
     def decide(self, view: View) -> Iterator[Action]:
         touched = dict.fromkeys([*self._alarms.rung(view), *(i.gpu for i in (*view.loaded, *view.idled))])
@@ -90,10 +73,10 @@ class FastServe(Policy):
         model = request.model
 
         def queue_length(gpu: GpuView) -> tuple[int, int]:
-            cold = 0 if resident(model, gpu) else view.max_sequences
+            cold = 0 if policy.resident(model, gpu) else view.max_sequences
             return (self.queues[gpu].length if gpu in self.queues else 0) + cold, gpu.index
 
-        gpu = min(holders(view, model, [i.gpu for i in model.quietest(8)]), key=queue_length)
+        gpu = min(policy.holders(view, model, [i.gpu for i in model.quietest(8)]), key=queue_length)
         layers = gpu.layers_when_empty(model) or 0
         seconds = model.profile(gpu).prefill_s(layers, request.prompt_tokens) if self.parameters.skip_join else 0.0
         if gpu not in self.queues:
@@ -103,8 +86,8 @@ class FastServe(Policy):
         return gpu
 
     def _charge_s(self, gpu: GpuView, model: ModelView) -> float:
-        charged = self.parameters.charge_swaps and resident(model, gpu) is None
-        return switch_s(model, gpu) if charged else 0.0
+        charged = self.parameters.charge_swaps and policy.resident(model, gpu) is None
+        return policy.switch_s(model, gpu) if charged else 0.0
 
     def _promote(self, view: View, gpu: GpuView, queues: FeedbackQueues) -> None:
         """Everybody who waits and was not run for long goes to the first queue."""
@@ -131,21 +114,21 @@ class FastServe(Policy):
             return
         here = [instance.model for instance in gpu.instances if instance.accepts]
         model = min(heads, key=lambda job: (job.level, job.model not in here, job.entry > 0, job.last_run_s)).model
-        target = yield from bring(view, model, gpu, [i for i in gpu.instances if i.model is not model])
+        target = yield from policy.bring(view, model, gpu, [i for i in gpu.instances if i.model is not model])
         if target is not None:
             yield from self._fill(view, queues, model, target)
         if firsts := queues.firsts():
             yield from self._alarms.set(view, gpu, min(look_s, self._next_s(view, queues, firsts, step_s)))
 
     def _fill(
-        self, view: View, queues: FeedbackQueues, model: ModelView, target: InstanceView | Load
+        self, view: View, queues: FeedbackQueues, model: ModelView, target: InstanceView | policy.Load
     ) -> Iterator[Action]:
         """The first who wait take free places, and the places of those who have gone down below them."""
         ready = isinstance(target, InstanceView) and target.ready
         others = [job for job in queues.routed.values() if job.model is not model] if ready else []
         for job in [job for job in others if job.preemptible]:
             job.leaving = True
-            yield Preempt(job.request)
+            yield policy.Preempt(job.request)
         staying = [job for job in queues.routed.values() if job.model is model and not job.leaving]
         free = view.max_sequences - len(staying)
         lowest = sorted(staying, key=lambda job: (job.level, job.last_run_s)) if ready else []
@@ -158,8 +141,8 @@ class FastServe(Policy):
                 if not lowest or lowest[-1].level <= first.level:
                     return
                 lowest[-1].leaving = True
-                yield Preempt(lowest.pop().request)
-            yield Route(first.request, target)
+                yield policy.Preempt(lowest.pop().request)
+            yield policy.Route(first.request, target)
             queues.route(first)
 
     def _step_s(self, view: View, gpu: GpuView) -> float:

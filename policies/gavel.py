@@ -20,25 +20,8 @@ from math import inf
 
 import numpy as np
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Route,
-    View,
-    Wake,
-    bring,
-    costs,
-    holders,
-    leave,
-    max_min_shares,
-    resident,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, View
 
 
 class Gavel(Policy):
@@ -77,20 +60,20 @@ class Gavel(Policy):
             yield from self._serve(view, model)
         if view.waiting_models and self._round_ends_s != self._wake_s:
             self._wake_s = self._round_ends_s
-            yield Wake(self._wake_s)
+            yield policy.Wake(self._wake_s)
 
     def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
         """Bring the model in where it holds a GPU, and spread its requests."""
-        targets: list[tuple[int, int, InstanceView | Load]] = []
+        targets: list[tuple[int, int, InstanceView | policy.Load]] = []
         for gpu in [gpu for gpu, holder in self.holds.items() if holder is model]:
             for other in [instance for instance in gpu.instances if instance.model is not model]:
-                yield from leave(view, other)
-            target = yield from bring(view, model, gpu)
+                yield from policy.leave(view, other)
+            target = yield from policy.bring(view, model, gpu)
             if target is not None:
                 heappush(targets, (target.load if isinstance(target, InstanceView) else 0, gpu.index, target))
         for request in model.waiting if targets else ():
             load, place, target = targets[0]
-            yield Route(request, target)
+            yield policy.Route(request, target)
             heapreplace(targets, (load + 1, place, target))
 
     # --- rounds
@@ -103,7 +86,7 @@ class Gavel(Policy):
             free.setdefault(gpu.kind, []).append(gpu)
         scale = max(1, len(view.gpus) // len(models))
         speeds = np.array([[self.throughput(view, model, gpus) for gpus in free.values()] for model in models])
-        x = max_min_shares(
+        x = policy.max_min_shares(
             speeds, [len(gpus) for gpus in free.values()], [model.weight for model in models], [scale] * len(models)
         )
         self.shares = {
@@ -122,7 +105,7 @@ class Gavel(Policy):
         for *_, model, kind in pairs:
             if model not in self.holds.values():
                 able = [gpu for gpu in free[kind] if gpu.layers_when_empty(model) is not None]
-                able.sort(key=lambda gpu: (resident(model, gpu) is None, -gpu.available_bytes, gpu.index))
+                able.sort(key=lambda gpu: (policy.resident(model, gpu) is None, -gpu.available_bytes, gpu.index))
                 for gpu in able[:scale]:
                     self.holds[gpu] = model
                     free[kind].remove(gpu)
@@ -133,7 +116,7 @@ class Gavel(Policy):
         for gpu in gpus:
             layers = gpu.layers_when_empty(model)
             if layers is not None:
-                context = min(costs.TYPICAL_CONTEXT, model.max_context)
+                context = min(policy.costs.TYPICAL_CONTEXT, model.max_context)
                 return view.max_sequences / model.profile(gpu).known_step_s(layers, view.max_sequences, context)
         return 0.0
 
@@ -160,7 +143,7 @@ class Gavel(Policy):
         held = dict.fromkeys(self.holds.values(), True)
         for model in view.waiting_models:
             if model not in held:
-                gpu = next((gpu for gpu in holders(view, model) if self._free(gpu)), None)
+                gpu = next((gpu for gpu in policy.holders(view, model) if self._free(gpu)), None)
                 if gpu is not None:
                     self.holds[gpu] = model
 

@@ -22,24 +22,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    KeepAlive,
-    KeepAliveChoice,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Resize,
-    Route,
-    Stop,
-    View,
-    costs,
-    longest_waiting_first,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, View
 
 GB = 1e9
 
@@ -65,7 +49,7 @@ class GreedyDual(Policy):
             "faascache", description="faascache multiplies cost by the uses of a model while it is loaded; else 1"
         )
         granularity: Literal["model", "layer"] = Field("model", description="what is evicted: whole models or layers")
-        keep_alive: KeepAliveChoice = Field(
+        keep_alive: policy.KeepAliveChoice = Field(
             "never", description="unload an idle model: never, after so many seconds, histogram or ski-rental"
         )
         histogram_bin_s: float = Field(60.0, gt=0, description="width of the bins of keep_alive: histogram")
@@ -73,7 +57,7 @@ class GreedyDual(Policy):
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
         self.by_layer = self.parameters.granularity == "layer"
-        self.timers = KeepAlive(self.parameters.keep_alive, self.parameters.histogram_bin_s)
+        self.timers = policy.KeepAlive(self.parameters.keep_alive, self.parameters.histogram_bin_s)
         self.clock: dict[GpuView, float] = {}
         self.value: dict[InstanceView, float] = {}  # H
         self.uses: dict[ModelView, int] = {}  # while it is loaded
@@ -83,7 +67,7 @@ class GreedyDual(Policy):
         self.timers.observe(view)
         if view.freed or view.idled or view.loaded:
             self._stuck.clear()
-        for model in longest_waiting_first(view.waiting_models):
+        for model in policy.longest_waiting_first(view.waiting_models):
             yield from self._serve(view, model)
         for gpu in view.freed:
             for instance in gpu.instances:
@@ -93,7 +77,7 @@ class GreedyDual(Policy):
         for model in self.timers.to_warm(view):
             place = self._best_place(view, model, evict=False)
             if place is not None:
-                yield Load(model, place.gpu, place.layers)
+                yield policy.Load(model, place.gpu, place.layers)
         yield from self.timers.wakes(view)
 
     def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
@@ -103,7 +87,7 @@ class GreedyDual(Policy):
                 target = (yield from self._miss(view, model)) or target
             if target is None:
                 return
-            yield Route(request, target)
+            yield policy.Route(request, target)
             self.uses[model] = self.uses.get(model, 0) + 1
             self.value[target] = self.clock.get(target.gpu, 0.0) + self._worth(target.model, target.gpu, target.layers)
             yield from self._regrow(view, target)
@@ -134,10 +118,10 @@ class GreedyDual(Policy):
                 self.clock[place.gpu] = max(self.clock.get(place.gpu, 0.0), self.value.get(victim, 0.0))
                 yield from self._evict(victim, keep)
             if place.gpu.takes(model, place.layers):  # layers that were shed may have taken the host memory
-                yield Load(model, place.gpu, place.layers)
+                yield policy.Load(model, place.gpu, place.layers)
                 return model.instances[-1]
         self._stuck[model] = True
-        if place is None and not model.instances and (relief := costs.host_relief(view, model)):
+        if place is None and not model.instances and (relief := policy.costs.host_relief(view, model)):
             yield from self._evict(relief, 0)
         return None
 
@@ -176,12 +160,12 @@ class GreedyDual(Policy):
 
     def _evict(self, victim: InstanceView, keep: int) -> Iterator[Action]:
         if keep:
-            yield Resize(victim, keep)
+            yield policy.Resize(victim, keep)
             return
         self.value.pop(victim, None)
         if victim.model.instance_count == 1:
             self.uses.pop(victim.model, None)
-        yield Stop(victim)
+        yield policy.Stop(victim)
 
     # --- layers that come back (granularity: layer, elastic engines)
 
@@ -204,7 +188,7 @@ class GreedyDual(Policy):
         if instance.load and self._partial(view, instance):
             layers = instance.model.layers_within(instance.gpu_bytes + instance.gpu.growth_bytes, instance.kv_tokens)
             if layers > instance.layers and instance.takes_resize(layers):
-                yield Resize(instance, layers)
+                yield policy.Resize(instance, layers)
 
     def _partial(self, view: View, instance: InstanceView) -> bool:
         elastic = self.by_layer and view.resize == "elastic"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
-from sim.policy import Action, GpuView, Load, Policy, RequestView, Route, View
+from sim.policy import Action, GpuView, InstanceView, Load, Policy, RequestView, Route, View, resident
 
 Entry = tuple[int, int, GpuView]  # (requests, index, GPU); an entry with an old number of requests is passed over
 PAGE_TOKENS = 4096  # the largest block of a KV pool: each sequence may leave one half empty
@@ -49,14 +49,11 @@ class InfiniteMemory(Policy):
             model = request.model
             quietest = [gpu for gpu in map(self._quietest, self._quiet) if gpu is not None]
             gpu = min(quietest, key=lambda gpu: self._through_s(request, gpu))
-            target = next((i for i in gpu.instances if i.model is model and i.accepts), None)
+            target: InstanceView | Load | None = resident(model, gpu)
             if target is None:
                 pool_tokens = 2 * (model.max_context + PAGE_TOKENS) * view.max_sequences
-                load = Load(model, gpu, model.layers, pool_tokens)
-                yield load
-                yield Route(request, load)
-            else:
-                yield Route(request, target)
+                yield (target := Load(model, gpu, model.layers, pool_tokens))
+            yield Route(request, target)
             self._where[request] = gpu
             self._count(gpu, 1)
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import Action, GpuView, Load, ModelView, Policy, Preempt, RequestView, Route, View
+from sim import policy
+from sim.policy import Action, GpuView, ModelView, Policy, RequestView, View
 
 PAGE_TOKENS = 4096  # the largest block of a KV pool: each sequence may leave one half empty
 
@@ -105,18 +106,17 @@ class InfiniteMemorySrpt(Policy):
         for request in self._here[gpu]:
             if request not in chosen and request.instance is not None:
                 if request.running and request.produced_tokens:
-                    yield Preempt(request, "save")
+                    yield policy.Preempt(request, "save")
                 else:
                     self._unsettled[gpu] = None
         for request in chosen:
             if request.instance is None:
                 model = request.model
-                target = next((i for i in gpu.instances if i.model is model and i.accepts), None)
+                target: policy.InstanceView | policy.Load | None = policy.resident(model, gpu)
                 if target is None:
-                    yield (load := Load(model, gpu, model.layers, 2 * (model.max_context + PAGE_TOKENS) * self._most))
-                    yield Route(request, load)
-                else:
-                    yield Route(request, target)
+                    pool_tokens = 2 * (model.max_context + PAGE_TOKENS) * self._most
+                    yield (target := policy.Load(model, gpu, model.layers, pool_tokens))
+                yield policy.Route(request, target)
 
     def _best_batch(self, gpu: GpuView) -> dict[RequestView, None]:
         queues: dict[ModelView, list[tuple[int, int, RequestView]]] = {}

@@ -19,23 +19,8 @@ from collections.abc import Generator, Iterator
 from math import ceil, floor
 from typing import Literal
 
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    FrontDoor,
-    IdleTimers,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Stop,
-    View,
-    Wake,
-    known_models,
-    least_recent_first,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, ModelView, Policy, PolicyParameters, View
 
 UNKNOWN_LOAD_S = 1.0
 FAILED = "its model failed to load: not enough memory beside what is pinned"
@@ -58,16 +43,16 @@ class Lemonade(Policy):
         spill_requests: int = Field(64, ge=1, description="requests for a model at its server before another loads it")
 
     def start(self, view: View) -> Iterator[Action]:
-        self._pinned = dict.fromkeys(known_models(view, "pinned", self.parameters.pinned).values(), True)
-        for name in known_models(view, "weights", self.parameters.weights):
+        self._pinned = dict.fromkeys(policy.known_models(view, "pinned", self.parameters.pinned).values(), True)
+        for name in policy.known_models(view, "weights", self.parameters.weights):
             if self.parameters.weights[name] <= 0:
                 raise ValueError(f"weights: {name} must be above 0")
-        self._door = FrontDoor(view, self.parameters.server_per, self.parameters.spill_requests)
-        self._timers = IdleTimers(self._idle_limit_s)
+        self._door = policy.FrontDoor(view, self.parameters.server_per, self.parameters.spill_requests)
+        self._timers = policy.IdleTimers(self._idle_limit_s)
         # Of a server and a model: when its load was asked for, and how long the last one took.
-        self._asked_s: dict[tuple[Box, ModelView], float] = {}
-        self._load_s: dict[tuple[Box, ModelView], float] = {}
-        self._pressed: dict[int, Box] = {}  # servers to look at in the next pass
+        self._asked_s: dict[tuple[policy.Box, ModelView], float] = {}
+        self._load_s: dict[tuple[policy.Box, ModelView], float] = {}
+        self._pressed: dict[int, policy.Box] = {}  # servers to look at in the next pass
         self._pass_s = -1.0  # when that is
         yield from ()
 
@@ -82,12 +67,12 @@ class Lemonade(Policy):
         self._door.done(boxes)
         if self.parameters.auto_evict:
             for instance in self._timers.expired(view):
-                yield Stop(instance)
+                yield policy.Stop(instance)
             yield from self._timers.wake(view)
             yield from self._passes(view, boxes)
 
-    def _serve(self, view: View, box: Box, model: ModelView) -> Iterator[Action]:
-        target: InstanceView | Load | None = box.instance(model)
+    def _serve(self, view: View, box: policy.Box, model: ModelView) -> Iterator[Action]:
+        target: InstanceView | policy.Load | None = box.instance(model)
         if target is None:
             has_room = yield from self._make_room(view, box, model)
             if not has_room:
@@ -98,23 +83,23 @@ class Lemonade(Policy):
             self._asked_s[box, model] = view.now_s
         yield from box.send(model, target)
 
-    def _make_room(self, view: View, box: Box, model: ModelView) -> Generator[Action, None, bool]:
+    def _make_room(self, view: View, box: policy.Box, model: ModelView) -> Generator[Action, None, bool]:
         """Evict what has to go. May the model be loaded now, or does it wait for somebody to become idle?"""
         most = self.parameters.max_loaded_models
         if most and len(self._others(box)) >= most:
-            idle = least_recent_first(i for i in self._others(box) if i.idle)
+            idle = policy.least_recent_first(i for i in self._others(box) if i.idle)
             if not idle:
                 return False
-            yield Stop(idle[0])
+            yield policy.Stop(idle[0])
         while (others := self._others(box)) and not self._fits(box, model):
             idle = [instance for instance in others if instance.idle]
             if not idle or (len(idle) < len(others) and not self.parameters.auto_evict):
                 return False
             for instance in [self._most_disposable(view, box)] if self.parameters.auto_evict else idle:
-                yield Stop(instance)
+                yield policy.Stop(instance)
         return True
 
-    def _fits(self, box: Box, model: ModelView) -> bool:
+    def _fits(self, box: policy.Box, model: ModelView) -> bool:
         """Whole (or as much as an empty GPU takes), without bringing about pressure."""
         limit = self.parameters.threshold if self.parameters.auto_evict else 1.0
         for gpu in box.gpus:
@@ -124,7 +109,7 @@ class Lemonade(Policy):
                 return True
         return False
 
-    def _passes(self, view: View, boxes: list[Box]) -> Iterator[Action]:
+    def _passes(self, view: View, boxes: list[policy.Box]) -> Iterator[Action]:
         """Every so often, while memory is under pressure: one model that is not in use goes."""
         for box in boxes:
             if self._under_pressure(box):
@@ -132,21 +117,21 @@ class Lemonade(Policy):
         if self._pass_s == view.now_s:
             for number, box in list(self._pressed.items()):
                 if self._under_pressure(box):
-                    yield Stop(self._most_disposable(view, box))
+                    yield policy.Stop(self._most_disposable(view, box))
                 if not self._under_pressure(box):
                     del self._pressed[number]
         if self._pressed and self._pass_s <= view.now_s:
             interval_s = float(self.parameters.interval_s)
             self._pass_s = (floor(view.now_s / interval_s) + 1) * interval_s
-            yield Wake(self._pass_s)
+            yield policy.Wake(self._pass_s)
 
-    def _under_pressure(self, box: Box) -> bool:
+    def _under_pressure(self, box: policy.Box) -> bool:
         """Is memory filled to the threshold, by somebody who may go now?"""
         capacity = sum([gpu.capacity_bytes for gpu in box.gpus])
         used = capacity - sum([gpu.available_bytes for gpu in box.gpus])
         return used >= self.parameters.threshold * capacity and any(i.idle for i in self._others(box))
 
-    def _most_disposable(self, view: View, box: Box) -> InstanceView:
+    def _most_disposable(self, view: View, box: policy.Box) -> InstanceView:
         """Of the idle ones that with the largest idle time over what a reload costs; the first loaded of equals."""
 
         def score(instance: InstanceView) -> float:
@@ -156,7 +141,7 @@ class Lemonade(Policy):
 
         return max((instance for instance in self._others(box) if instance.idle), key=score)
 
-    def _others(self, box: Box) -> list[InstanceView]:
+    def _others(self, box: policy.Box) -> list[InstanceView]:
         """Who is loaded and may be evicted at all."""
         return [instance for instance in box.loaded if instance.model not in self._pinned]
 

@@ -17,20 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    FrontDoor,
-    GpuView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    Stop,
-    View,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, ModelView, Policy, PolicyParameters, View
 
 MIB = 2**20
 STEP = 256  # tokens by which fit shrinks a context
@@ -50,7 +38,7 @@ class LlamaCppRouter(Policy):
         spill_requests: int = Field(64, ge=1, description="requests for a model at its node before another loads it")
 
     def start(self, view: View) -> Iterator[Action]:
-        self._door = FrontDoor(view, "node", self.parameters.spill_requests)
+        self._door = policy.FrontDoor(view, "node", self.parameters.spill_requests)
         self._last_used: dict[tuple[int, ModelView], int] = {}  # of a server: when it was last asked for a model
         self._clock = 0  # counts requests
         yield from ()
@@ -61,7 +49,7 @@ class LlamaCppRouter(Policy):
             for request in box.fresh:
                 if request in view.requeued:
                     box.forget(request)
-                    yield Reject(request, "its model was unloaded while it was served")
+                    yield policy.Reject(request, "its model was unloaded while it was served")
                     continue
                 self._clock += 1
                 self._last_used[box.number, request.model] = self._clock
@@ -73,26 +61,26 @@ class LlamaCppRouter(Policy):
                     yield from self._load(box, model)
         self._door.done(boxes)
 
-    def _load(self, box: Box, model: ModelView) -> Iterator[Action]:
+    def _load(self, box: policy.Box, model: ModelView) -> Iterator[Action]:
         running = box.loaded
         if self.parameters.models_max and len(running) >= self.parameters.models_max:
             allowed = [i for i in running if i.idle] if self.parameters.skip_active else running
             if not allowed:
                 return
-            yield Stop(min(allowed, key=lambda i: self._last_used[box.number, i.model]), "abort")
+            yield policy.Stop(min(allowed, key=lambda i: self._last_used[box.number, i.model]), "abort")
         place = self._fit(box, model)
         if place is None:
             idle, waits = box.relief(model)
             if idle is not None:
-                yield Stop(idle)
+                yield policy.Stop(idle)
             elif not waits:
                 yield from box.refuse(model, "its model failed to load: not enough memory")
             return
-        load = Load(model, *place)
+        load = policy.Load(model, *place)
         yield load
         yield from box.send(model, load)
 
-    def _fit(self, box: Box, model: ModelView) -> tuple[GpuView, int, int] | None:
+    def _fit(self, box: policy.Box, model: ModelView) -> tuple[GpuView, int, int] | None:
         """GPU, layers and tokens of KV pool: less of the pool before fewer of the layers."""
         margin = float(self.parameters.fit_margin_mib) * MIB
         full = model.default_kv_tokens

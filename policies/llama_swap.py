@@ -15,19 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    InstanceView,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    SwapServerParameters,
-    SwapServers,
-    View,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, ModelView, Policy, PolicyParameters, View
 
 
 class SwapGroup(PolicyParameters):
@@ -45,27 +34,27 @@ class LlamaSwap(Policy):
     tier = "production"
     patient = ("concurrency_limit=1000",)
 
-    class Parameters(PolicyParameters, SwapServerParameters):
+    class Parameters(PolicyParameters, policy.SwapServerParameters):
         groups: dict[str, SwapGroup] = Field({}, description="group -> members, swap, exclusive, persistent")
 
     def start(self, view: View) -> Iterator[Action]:
         asked = self.parameters
         self._group_of: dict[str, SwapGroup] = {}
         for name, group in asked.groups.items():
-            for member in known_models(view, f"groups.{name}.members", group.members):
+            for member in policy.known_models(view, f"groups.{name}.members", group.members):
                 if member in self._group_of:
                     raise ValueError(f"groups.{name}.members: '{member}' is in another group already")
                 self._group_of[member] = group
         default = SwapGroup(members=[])
         for model in view.models:
             self._group_of.setdefault(model.name, default)
-        self._servers = SwapServers(view, asked, self._evicted, self._stays)
+        self._servers = policy.SwapServers(view, asked, self._evicted, self._stays)
         yield from ()
 
     def decide(self, view: View) -> Iterator[Action]:
         return self._servers.decide(view)
 
-    def _evicted(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
+    def _evicted(self, box: policy.Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
         """Siblings if the group swaps; who is in other groups, not persistent, if it is exclusive."""
         group = self._group_of[model.name]
         evicted = []

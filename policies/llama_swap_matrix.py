@@ -15,21 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policies._parts.llama_swap_sets import combinations_of
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    InstanceView,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    SwapServerParameters,
-    SwapServers,
-    View,
-    choose_options,
-    costs,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, ModelView, Policy, PolicyParameters, View
 
 
 class LlamaSwapMatrix(Policy):
@@ -38,7 +25,7 @@ class LlamaSwapMatrix(Policy):
     tier = "production"
     patient = ("concurrency_limit=1000",)
 
-    class Parameters(PolicyParameters, SwapServerParameters):
+    class Parameters(PolicyParameters, policy.SwapServerParameters):
         sets: dict[str, str] = Field({}, description="name -> expression of models that may run together; empty: auto")
         evict_costs: dict[str, float] = Field(
             {}, description="model -> cost of evicting it; default 1, or with automatic sets its reload in seconds"
@@ -49,16 +36,16 @@ class LlamaSwapMatrix(Policy):
         self._sets: list[dict[str, bool]] = []
         for name in asked.sets:
             for chosen in combinations_of("sets", asked.sets, name):
-                known_models(view, f"sets.{name}", chosen)
+                policy.known_models(view, f"sets.{name}", chosen)
                 self._sets.append(dict.fromkeys(chosen, True))
-        known_models(view, "evict_costs", asked.evict_costs)
-        self._servers = SwapServers(view, asked, self._evicted, lambda _: False)
+        policy.known_models(view, "evict_costs", asked.evict_costs)
+        self._servers = policy.SwapServers(view, asked, self._evicted, lambda _: False)
         yield from ()
 
     def decide(self, view: View) -> Iterator[Action]:
         return self._servers.decide(view)
 
-    def _evicted(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
+    def _evicted(self, box: policy.Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
         if not loaded or box.instance(model) is not None:
             return []
         if not self.parameters.sets:
@@ -72,7 +59,7 @@ class LlamaSwapMatrix(Policy):
                     best, least = evicted, cost
         return best
 
-    def _cheapest_to_fit(self, box: Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
+    def _cheapest_to_fit(self, box: policy.Box, model: ModelView, loaded: list[InstanceView]) -> list[InstanceView]:
         """On the GPU where it costs least: keep what is worth most beside the model, as a knapsack."""
         best, best_rank = loaded, (0, float("inf"))
         for gpu in box.gpus:
@@ -82,7 +69,7 @@ class LlamaSwapMatrix(Policy):
             evicted: list[InstanceView] = []
             if room < 0:
                 options = [((0.0, 0.0), (float(i.gpu_bytes), self._cost(i))) for i in held]
-                keeps = choose_options(options, room + sum(i.gpu_bytes for i in held), quantum=2**24)
+                keeps = policy.choose_options(options, room + sum(i.gpu_bytes for i in held), quantum=2**24)
                 evicted = [i for i, kept in zip(held, keeps, strict=True) if not kept]
             rank = (-layers, sum([self._cost(instance) for instance in evicted], 0.0))
             if rank < best_rank:
@@ -90,5 +77,5 @@ class LlamaSwapMatrix(Policy):
         return best
 
     def _cost(self, instance: InstanceView) -> float:
-        default = 1.0 if self.parameters.sets else costs.reload_s(instance)
+        default = 1.0 if self.parameters.sets else policy.costs.reload_s(instance)
         return float(self.parameters.evict_costs.get(instance.model.name, default))

@@ -17,22 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    FrontDoor,
-    IdleTimers,
-    InstanceView,
-    Load,
-    Policy,
-    PolicyParameters,
-    Reject,
-    Route,
-    Stop,
-    View,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, Policy, PolicyParameters, View
 
 GUARDRAIL = "insufficient memory for its model beside those that are loaded"
 
@@ -52,16 +38,16 @@ class LmStudio(Policy):
         spill_requests: int = Field(64, ge=1, description="requests for a model at its server before another loads it")
 
     def start(self, view: View) -> Iterator[Action]:
-        known_models(view, "ttl_by_model", self.parameters.ttl_by_model)
-        self._manual = dict.fromkeys(known_models(view, "manual", self.parameters.manual).values(), True)
-        self._door = FrontDoor(view, self.parameters.server_per, self.parameters.spill_requests)
-        self._timers = IdleTimers(self._ttl_s)
+        policy.known_models(view, "ttl_by_model", self.parameters.ttl_by_model)
+        self._manual = dict.fromkeys(policy.known_models(view, "manual", self.parameters.manual).values(), True)
+        self._door = policy.FrontDoor(view, self.parameters.server_per, self.parameters.spill_requests)
+        self._timers = policy.IdleTimers(self._ttl_s)
         for model in self._manual:
             box = self._door.best_box(view, model)
             place = box.place(model) if box is not None else None
             if place is None:
                 raise ValueError(f"manual: no GPU has room for '{model.name}' beside those before it; load fewer")
-            yield Load(model, *place)
+            yield policy.Load(model, *place)
 
     def decide(self, view: View) -> Iterator[Action]:
         boxes = self._door.admit(view)
@@ -69,29 +55,29 @@ class LmStudio(Policy):
             for request in box.fresh if self.parameters.interrupt else ():
                 if request in view.requeued:
                     box.forget(request)
-                    yield Reject(request, "its model was unloaded while it answered")
+                    yield policy.Reject(request, "its model was unloaded while it answered")
             yield from self._serve(box)
         self._door.done(boxes)
         for instance in self._timers.expired(view):
-            yield Stop(instance)
+            yield policy.Stop(instance)
         yield from self._timers.wake(view)
 
-    def _serve(self, box: Box) -> Iterator[Action]:
+    def _serve(self, box: policy.Box) -> Iterator[Action]:
         while (request := box.oldest) is not None:
-            target: InstanceView | Load | None = box.instance(request.model)
+            target: InstanceView | policy.Load | None = box.instance(request.model)
             if target is None:
                 others = [i for i in box.loaded if i.model not in self._manual] if self.parameters.auto_evict else []
                 if not self.parameters.interrupt and any(not other.idle for other in others):
                     return
                 for other in others:
-                    yield Stop(other, "abort" if other.load else "drain")
+                    yield policy.Stop(other, "abort" if other.load else "drain")
                 target = yield from box.load(request.model, GUARDRAIL, self._stays)
                 if target is None:
                     if request.model in box.waiting:
                         return
                     continue
             box.forget(request)
-            yield Route(request, target)
+            yield policy.Route(request, target)
 
     def _stays(self, instance: InstanceView) -> bool:
         return instance.model in self._manual

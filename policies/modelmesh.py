@@ -17,23 +17,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    Route,
-    Stop,
-    View,
-    costs,
-    longest_waiting_first,
-    lru_victims,
-    most_layers,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, ModelView, Policy, PolicyParameters, View
 
 
 class ModelMesh(Policy):
@@ -55,7 +40,7 @@ class ModelMesh(Policy):
     def start(self, view: View) -> Iterator[Action]:
         if self.parameters.second_copy_max_age_s < self.parameters.second_copy_min_age_s:
             raise ValueError("second_copy_max_age_s: must not be below second_copy_min_age_s")
-        self._most_layers = most_layers(view)
+        self._most_layers = policy.most_layers(view)
         self._uses: dict[ModelView, deque[tuple[int, int]]] = {}  # interval of rate_check_s, requests in it
         yield from ()
 
@@ -64,14 +49,14 @@ class ModelMesh(Policy):
         for request in view.arrived:
             if self._note_use(view, request.model):
                 rechecked[request.model] = True
-        for model in longest_waiting_first(view.waiting_models):
+        for model in policy.longest_waiting_first(view.waiting_models):
             if not model.instance_count:
                 yield from self._load(view, model)
             for request in model.waiting:
                 copy = model.least_loaded
                 if copy is None:
                     break
-                yield Route(request, copy)
+                yield policy.Route(request, copy)
         for model in rechecked:
             yield from self._scale_up(view, model)
 
@@ -82,26 +67,24 @@ class ModelMesh(Policy):
         roomy = [gpu for gpu, layers in places if gpu.takes(model, layers)]
         if roomy:
             best = min(roomy, key=_room_rank)
-            yield Load(model, best, dict(places)[best])
+            yield policy.Load(model, best, dict(places)[best])
             return
         oldest_s = view.now_s
         for gpu, layers in sorted(places, key=lambda place: (self._lru_s(view, place[0]), _room_rank(place[0]))):
-            victims = lru_victims(gpu, model.gpu_bytes(layers))
+            victims = policy.lru_victims(gpu, model.gpu_bytes(layers))
             oldest_s = min(oldest_s, self._lru_s(view, gpu))
             if victims is None or self._churns(view, gpu):
                 continue
             if gpu.takes(model, layers, freed_bytes=sum([v.gpu_bytes for v in victims])):
-                for victim in victims:
-                    yield Stop(victim)
-                yield Load(model, gpu, layers)
+                yield from (policy.Stop(victim) for victim in victims)
+                yield policy.Load(model, gpu, layers)
                 return
         if view.now_s - oldest_s < self.parameters.min_churn_age_s:
-            for request in model.waiting:
-                yield Reject(request, "cache churn threshold exceeded: every model was used a short while ago")
+            reason = "cache churn threshold exceeded: every model was used a short while ago"
+            yield from (policy.Reject(request, reason) for request in model.waiting)
             return
-        relief = costs.host_relief(view, model)
-        if relief is not None:
-            yield Stop(relief)
+        if relief := policy.costs.host_relief(view, model):
+            yield policy.Stop(relief)
 
     def _places(self, view: View, model: ModelView) -> list[tuple[GpuView, int]]:
         """Where the most layers go when it is empty, and how many."""
@@ -145,7 +128,7 @@ class ModelMesh(Policy):
         if wanted > 2:
             wanted = max(2, min(wanted, len(roomy) // 3))
         for _, layers, gpu in roomy[:wanted]:
-            yield Load(model, gpu, layers)
+            yield policy.Load(model, gpu, layers)
 
 
 def _room_rank(gpu: GpuView) -> tuple[int, int, int]:

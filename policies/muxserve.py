@@ -21,22 +21,8 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import ClassVar
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    RequestView,
-    Route,
-    View,
-    Wake,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 LOOKED_AT = 24  # GPUs with most room and different contents that are compared for one model
 ROUNDS = 500  # of scheduling, over which the use of a quota is averaged
@@ -75,7 +61,7 @@ class MuxServe(Policy):
 
     def start(self, view: View) -> Iterator[Action]:
         self.rates = dict.fromkeys(view.models, 1.0)
-        for name, model in known_models(view, "rates", self.parameters.rates).items():
+        for name, model in policy.known_models(view, "rates", self.parameters.rates).items():
             if not 0 < self.parameters.rates[name] < float("inf"):
                 raise ValueError(f"rates: {name} must be above 0 and finite")
             self.rates[model] = self.parameters.rates[name]
@@ -145,7 +131,7 @@ class MuxServe(Policy):
             while tokens > model.max_context and not gpu.takes(model, layers, tokens):
                 tokens = max(model.max_context, int(0.999 * tokens))  # pools are in whole blocks
             if gpu.takes(model, layers, tokens):
-                yield Load(model, gpu, layers, tokens)
+                yield policy.Load(model, gpu, layers, tokens)
                 self.quota[model.instances[-1]] = tokens * _token_bytes(model) / self.parameters.headroom
 
     # --- adaptive batch scheduling
@@ -161,11 +147,11 @@ class MuxServe(Policy):
         if self._adapt_s is None and (view.waiting_models or any(instance.load for instance in self.quota)):
             self._adapt_s = view.now_s + self.parameters.adapt_s
         if self._adapt_s is not None:
-            yield Wake(self._adapt_s)
+            yield policy.Wake(self._adapt_s)
         gpus: dict[GpuView, bool] = {}
         for model in view.waiting_models:
             if not model.instances:
-                yield from (Reject(request, "its model found no room on any GPU") for request in model.waiting)
+                yield from (policy.Reject(request, "its model found no room on any GPU") for request in model.waiting)
             gpus.update((instance.gpu, True) for instance in model.instances)
         for gpu in gpus:
             yield from self._schedule(view, gpu)
@@ -181,7 +167,7 @@ class MuxServe(Policy):
                 if look_s <= view.now_s:  # slowed by those who decode beside it
                     look_s = view.now_s + max(view.now_s - begun_s, 1e-3)
                     self._prefill[gpu] = (instance, requests, begun_s, look_s)
-                yield Wake(look_s)
+                yield policy.Wake(look_s)
                 return
             del self._prefill[gpu]
         last = self._turn.get(gpu, -1)
@@ -194,7 +180,7 @@ class MuxServe(Policy):
                     look_s = view.now_s + _prefill_s(instance.model, gpu, instance.layers, tokens)
                     self._prefill[gpu] = (instance, batch, view.now_s, look_s)
                     if any(i.model.waiting_count for i in here):
-                        yield Wake(look_s)
+                        yield policy.Wake(look_s)
                     return
 
     def _route(self, instance: InstanceView) -> Generator[Action, None, list[RequestView]]:
@@ -205,7 +191,7 @@ class MuxServe(Policy):
             if batch and tokens > self.parameters.prefill_tokens:
                 break
             batch.append(request)
-            yield Route(request, instance)
+            yield policy.Route(request, instance)
         return batch
 
     def _sequence_bytes(self, model: ModelView) -> float:

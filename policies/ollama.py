@@ -18,24 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from sim.policy import (
-    Action,
-    Box,
-    Field,
-    FrontDoor,
-    IdleTimers,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Reject,
-    RequestView,
-    Route,
-    Stop,
-    View,
-    known_models,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 BUSY = "server busy, please try again; maximum pending requests exceeded"
 
@@ -57,13 +41,13 @@ class Ollama(Policy):
         spill_requests: int = Field(4, ge=1, description="requests for a model at its node before another loads it")
 
     def start(self, view: View) -> Iterator[Action]:
-        known_models(view, "keep_alive_by_model", self.parameters.keep_alive_by_model)
+        policy.known_models(view, "keep_alive_by_model", self.parameters.keep_alive_by_model)
         if self.parameters.num_parallel > view.max_sequences:
             raise ValueError(f"num_parallel: at most the engine's max_sequences, {view.max_sequences}")
-        self._door = FrontDoor(view, "node", self.parameters.spill_requests)
-        self._timers = IdleTimers(self._keep_alive_s)
+        self._door = policy.FrontDoor(view, "node", self.parameters.spill_requests)
+        self._timers = policy.IdleTimers(self._keep_alive_s)
         self._victims: dict[InstanceView, bool] = {}  # their keep_alive is now 0
-        self._awaited: dict[Box, bool] = {}  # servers whose pending load waits for some model to be unloaded
+        self._awaited: dict[policy.Box, bool] = {}  # servers whose pending load waits for some model to be unloaded
         yield from ()
 
     def decide(self, view: View) -> Iterator[Action]:
@@ -77,7 +61,7 @@ class Ollama(Policy):
                     yield self._grant(box, request, runner)
                 elif box.waiting_count > self.parameters.max_queue + 1:  # one is being processed
                     box.forget(request)
-                    yield Reject(request, BUSY)
+                    yield policy.Reject(request, BUSY)
             for runner in box.loaded:
                 if runner in self._victims and runner.idle:
                     yield self._unload(runner)
@@ -87,7 +71,7 @@ class Ollama(Policy):
             yield self._unload(runner)
         yield from self._timers.wake(view)
 
-    def _process_pending(self, box: Box) -> Iterator[Action]:
+    def _process_pending(self, box: policy.Box) -> Iterator[Action]:
         """Block other requests until the oldest that is pending runs."""
         most = self.parameters.max_loaded or 3 * len(box.gpus)
         while (pending := box.oldest) is not None and box not in self._awaited:
@@ -103,11 +87,11 @@ class Ollama(Policy):
                 if load is not None:
                     yield load
                     box.forget(pending)
-                    yield Route(pending, load)
+                    yield policy.Route(pending, load)
                     continue
                 if not loaded:
                     box.forget(pending)
-                    yield Reject(pending, "model requires more system memory than is available")
+                    yield policy.Reject(pending, "model requires more system memory than is available")
                     continue
             victim = runner or self._victim(loaded)
             self._victims[victim] = True
@@ -124,17 +108,17 @@ class Ollama(Policy):
         asked_s = self.parameters.keep_alive_by_model.get(runner.model.name, self.parameters.keep_alive_s)
         return 0.0 if runner in self._victims else inf if asked_s < 0 else float(asked_s)
 
-    def _grant(self, box: Box, request: RequestView, runner: InstanceView) -> Route:
+    def _grant(self, box: policy.Box, request: RequestView, runner: InstanceView) -> policy.Route:
         box.forget(request)
         if self.parameters.renew:
             self._victims.pop(runner, None)
-        return Route(request, runner)
+        return policy.Route(request, runner)
 
-    def _unload(self, runner: InstanceView) -> Stop:
+    def _unload(self, runner: InstanceView) -> policy.Stop:
         self._victims.pop(runner, None)
-        return Stop(runner)
+        return policy.Stop(runner)
 
-    def _fit(self, box: Box, model: ModelView, beside_others: bool) -> Load | None:
+    def _fit(self, box: policy.Box, model: ModelView, beside_others: bool) -> policy.Load | None:
         """On the roomiest GPU: alone as many layers as fit, beside others all or nothing (requireFull)."""
         parallel = int(self.parameters.num_parallel)
         kv_tokens = model.max_context * parallel
@@ -145,4 +129,4 @@ class Ollama(Policy):
         predicted_bytes = model.gpu_bytes(model.layers, kv_tokens)
         if beside_others and predicted_bytes > self.parameters.fill * gpu.available_bytes:
             return None
-        return Load(model, gpu, layers, kv_tokens, parallel)
+        return policy.Load(model, gpu, layers, kv_tokens, parallel)

@@ -19,26 +19,8 @@ from collections.abc import Generator, Iterator
 
 from policies._parts.prism_pressure import PressureRoom, least_pressed, pressure_moves, pressure_rooms
 from policies._parts.prism_slack import SlackQueue
-from sim.policy import (
-    Action,
-    Alarms,
-    ArrivalRates,
-    Field,
-    GpuView,
-    InstanceView,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    RequestView,
-    Route,
-    Stop,
-    View,
-    bring,
-    holders,
-    leave,
-    resident,
-    switch_s,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 
 class Prism(Policy):
@@ -57,10 +39,10 @@ class Prism(Policy):
         super().__init__(parameters)
         self.homes: dict[ModelView, GpuView] = {}
         self.queues: dict[GpuView, SlackQueue] = {}
-        self._rates = ArrivalRates(self.parameters.rate_memory_s)
+        self._rates = policy.ArrivalRates(self.parameters.rate_memory_s)
         self._slo_s: dict[ModelView, float] = {}  # the tightest promise seen
         self._idle: dict[InstanceView, float] = {}  # since when, the longest first
-        self._alarms = Alarms()
+        self._alarms = policy.Alarms()
         self._planned_s = 0.0
 
     def decide(self, view: View) -> Iterator[Action]:
@@ -101,7 +83,7 @@ class Prism(Policy):
         model = request.model
         if model not in self.homes:
             demands = {other: self._demand(view, other) for other in self.homes}
-            rooms = pressure_rooms(holders(view, model), self.homes, demands)
+            rooms = pressure_rooms(policy.holders(view, model), self.homes, demands)
             self.homes[model] = (least_pressed(rooms, model) or min(rooms, key=PressureRoom.rank)).gpu
         home = self.homes[model]
         self.queues.setdefault(home, SlackQueue(self._due_s)).add(request)
@@ -112,7 +94,7 @@ class Prism(Policy):
         old = self.homes[model]
         instance = next((i for i in old.instances if i.model is model), None)
         if instance is not None and (instance.accepts or instance.status == "asleep"):
-            yield Stop(instance)
+            yield policy.Stop(instance)
         self.homes[model] = gpu
         target = self.queues.setdefault(gpu, SlackQueue(self._due_s))
         for request in self.queues[old].take(model):
@@ -129,9 +111,9 @@ class Prism(Policy):
         room: dict[ModelView, int] = {}
         setup_s: dict[ModelView, float] = {}  # of models that are not there
         for model in queue.models() if queue else ():
-            instance = resident(model, gpu)
+            instance = policy.resident(model, gpu)
             room[model] = view.max_sequences - (instance.load if instance else 0)
-            setup_s[model] = 0.0 if instance else switch_s(model, gpu)
+            setup_s[model] = 0.0 if instance else policy.switch_s(model, gpu)
         if queue is None or not any(places > 0 for places in room.values()):
             return
 
@@ -153,10 +135,10 @@ class Prism(Policy):
     def _let_in(self, view: View, gpu: GpuView, request: RequestView) -> Generator[Action, None, bool]:
         idle = [i for i in gpu.instances if i.idle and i.model is not request.model]
         idle.sort(key=lambda instance: (instance.last_used_s, instance.number))
-        target = yield from bring(view, request.model, gpu, idle)
+        target = yield from policy.bring(view, request.model, gpu, idle)
         if target is None:
             return False
-        yield Route(request, target)
+        yield policy.Route(request, target)
         if isinstance(target, InstanceView):
             self._idle.pop(target, None)
         return True
@@ -172,6 +154,6 @@ class Prism(Policy):
                 return
             del self._idle[instance]
             if instance.idle and not instance.model.waiting_count:
-                yield from leave(view, instance)
+                yield from policy.leave(view, instance)
                 self.homes.pop(instance.model, None)
             self._alarms.rung(view)

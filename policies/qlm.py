@@ -18,21 +18,8 @@ from typing import Literal
 
 from policies._parts.moore_hodgson import least_violation
 from policies._parts.qlm_queues import RequestGroup, VirtualQueue, WaitingTimes, in_time_order
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    RequestView,
-    Route,
-    View,
-    bring,
-    holders,
-    leave,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, RequestView, View
 
 
 class Qlm(Policy):
@@ -111,7 +98,7 @@ class Qlm(Policy):
             return self.times.waits_s(gpu, [*ahead, group])[-1]
 
         own = [instance.gpu for instance in group.model.quietest(4)]
-        return min(holders(view, group.model, own), key=lambda gpu: (through_s(gpu), gpu.index))
+        return min(policy.holders(view, group.model, own), key=lambda gpu: (through_s(gpu), gpu.index))
 
     # --- plans
 
@@ -137,7 +124,7 @@ class Qlm(Policy):
         if groups == self._planned:
             return []  # the violation is the one that was left when these were planned
         self._planned = groups
-        spare = [gpu for group in groups for gpu in holders(view, group.model)]
+        spare = [gpu for group in groups for gpu in policy.holders(view, group.model)]
         gpus = list(dict.fromkeys([*(group.gpu for group in groups), *spare]))[: self.parameters.ilp_groups]
         edf = {gpu: in_time_order([group for group in groups if group.gpu is gpu]) for gpu in gpus}
         plan = self._ilp(view, groups, gpus)
@@ -175,13 +162,13 @@ class Qlm(Policy):
         if model is None:
             return
         for other in [instance for instance in gpu.instances if instance.model is not model]:
-            yield from leave(view, other)
-        target = yield from bring(view, model, gpu)
+            yield from policy.leave(view, other)
+        target = yield from policy.bring(view, model, gpu)
         if target is None:
             return
         limit = min(self.parameters.max_batch or view.max_sequences, view.max_sequences)
         room = limit - (target.load if isinstance(target, InstanceView) else 0)
         for group, request in self.queues[gpu].next_requests(room):
-            yield Route(request, target)
+            yield policy.Route(request, target)
             del group.waiting[request.number]
             group.routed[request.number] = request

@@ -12,28 +12,11 @@ knapsack (5.4). A wait beyond max_wait_s counts tenfold.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from math import inf
 
-from sim.policy import (
-    Action,
-    ArrivalRates,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Option,
-    Policy,
-    PolicyParameters,
-    Prices,
-    Queue,
-    Resize,
-    Route,
-    Stop,
-    View,
-    choose_options,
-    costs,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, View
 
 
 class ResidencyAware(Policy):
@@ -68,19 +51,9 @@ class ResidencyAware(Policy):
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
         asked = self.parameters
-        self.rates = ArrivalRates(asked.rate_memory_s)
-        self.prices = Prices(
-            rates=self.rates,
-            horizon_s=asked.horizon_s,
-            max_wait_s=asked.max_wait_s,
-            hysteresis=asked.hysteresis,
-            partial=asked.partial,
-            preempt=asked.preempt,
-            interference=asked.interference,
-            theta=asked.theta,
-            preempt_margin=asked.preempt_margin,
-            partial_margin=asked.partial_margin,
-        )
+        self.rates = policy.ArrivalRates(asked.rate_memory_s)
+        told = asked.model_dump(include={field.name for field in fields(policy.Prices)})
+        self.prices = policy.Prices(self.rates, **told)
         self._waits: dict[ModelView, tuple[int, float]] = {}  # how many it was decided to let wait, and when
         self._thought_s: dict[ModelView, float] = {}  # when a second copy was last found not worth it
 
@@ -90,7 +63,7 @@ class ResidencyAware(Policy):
             for model in sorted(view.models, key=lambda model: -model.total_bytes):
                 fitting = [gpu for gpu in view.gpus if gpu.takes(model, model.layers)]
                 if fitting:
-                    yield Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
+                    yield policy.Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
 
     def decide(self, view: View) -> Iterator[Action]:
         for request in view.arrived:
@@ -103,7 +76,7 @@ class ResidencyAware(Policy):
             if free is None:
                 queues.append(self.prices.queue(view, model))
             else:
-                yield from (Route(request, free) for request in model.waiting)
+                yield from (policy.Route(request, free) for request in model.waiting)
         if len(queues) > 1 and self.parameters.index:
             queues.sort(key=lambda queue: -self._index(view, queue))
         for queue in queues:
@@ -124,20 +97,20 @@ class ResidencyAware(Policy):
             return False
         return view.now_s - since_s < float(self.parameters.rewait_s)
 
-    def _index(self, view: View, queue: Queue) -> float:
+    def _index(self, view: View, queue: policy.Queue) -> float:
         """Requests finished per second and byte if it got a GPU now, set-up included (5.3)."""
         model = queue.model
         gpu = view.largest_gpu
         layers = model.layers_within(gpu.capacity_bytes)
         setup_s = 0.0 if model.instances else model.load_s(gpu, layers)
-        work_s = costs.service_s(model, gpu, layers, queue.length, queue.tokens)
+        work_s = policy.costs.service_s(model, gpu, layers, queue.length, queue.tokens)
         return queue.urgency * queue.length / ((setup_s + work_s) * model.gpu_bytes(layers))
 
     def _serve(self, view: View, model: ModelView) -> Iterator[Action]:
         """A batch of its requests after the other: each goes where it costs least, or all wait."""
         while model.waiting_count and not any(instance.resizing for instance in model.instances):
             queue = self.prices.queue(view, model)
-            target: InstanceView | Load | None
+            target: InstanceView | policy.Load | None
             target, join_price, slowed = self.prices.best_join(view, queue)
             option = None
             if target is None or (slowed > self.parameters.tolerance and self._thinks_again(view, model)):
@@ -147,11 +120,11 @@ class ResidencyAware(Policy):
                     self._thought_s[model] = view.now_s
             if option is None and target is None:
                 self._waits[model] = (model.waiting_count, view.now_s)
-                if relief := costs.host_relief(view, model):
-                    yield Stop(relief)
+                if relief := policy.costs.host_relief(view, model):
+                    yield policy.Stop(relief)
                 return
             if option is not None:
-                made: list[InstanceView | Load] = []
+                made: list[InstanceView | policy.Load] = []
                 if not option.wait:
                     yield from self._make(view, model, option, made)
                 if not made:  # it comes once the victims are through, there is room, or the layers are there
@@ -159,25 +132,27 @@ class ResidencyAware(Policy):
                     return
                 target = made[0]
             assert target is not None
-            yield from (Route(request, target) for request in model.first_waiting(queue.length))
+            yield from (policy.Route(request, target) for request in model.first_waiting(queue.length))
 
-    def _make(self, view: View, model: ModelView, option: Option, made: list[InstanceView | Load]) -> Iterator[Action]:
+    def _make(
+        self, view: View, model: ModelView, option: policy.Option, made: list[InstanceView | policy.Load]
+    ) -> Iterator[Action]:
         """Carry out an option; `made` gets what serves then."""
         own, gpu = option.own, option.gpu
         grows = own is not None and own.ready and view.resize == "elastic"
         needed = model.gpu_bytes(option.layers) - (own.gpu_bytes if own is not None and grows else 0)
         if own is not None and own.ready and not grows:
-            yield Stop(own, "preempt")
+            yield policy.Stop(own, "preempt")
         for victim in option.victims:
             yield from self._evict(view, victim, needed - gpu.available_bytes)
         if own is not None and grows:
             if own.takes_resize(option.layers):  # else its memory comes when those who run have shed theirs
-                yield Resize(own, option.layers)
+                yield policy.Resize(own, option.layers)
         elif own is not None and own.status == "asleep" and own.takes_resize(option.layers):
             made.append(own)
-            yield Resize(own, option.layers)
+            yield policy.Resize(own, option.layers)
         elif gpu.takes(model, option.layers):  # else layers that were shed took the host memory: room is still to come
-            load = Load(model, gpu, option.layers)
+            load = policy.Load(model, gpu, option.layers)
             made.append(load)
             yield load
 
@@ -187,7 +162,7 @@ class ResidencyAware(Policy):
             for other in instance.model.quietest(2 * self.parameters.many_copies):
                 if other is not instance and other.layers <= instance.layers:
                     for request in other.waiting[: instance.max_sequences - instance.load]:
-                        yield Route(request, instance)
+                        yield policy.Route(request, instance)
 
     def _better_places(self, view: View, instance: InstanceView) -> list[GpuView]:
         """Its own GPU where there may be no second copy; everywhere for a model that is there in part; else only GPUs
@@ -213,13 +188,13 @@ class ResidencyAware(Policy):
         if view.resize == "elastic":
             keep = victim.model.layers_within(max(0.0, victim.gpu_bytes - needed), victim.kv_tokens)
             if victim.takes_resize(keep):
-                yield Resize(victim, keep)
+                yield policy.Resize(victim, keep)
                 return
         if view.resize == "sleep" and victim.takes_resize(0):
-            yield Resize(victim, 0)
+            yield policy.Resize(victim, 0)
             return
-        dear = 2 * costs.save_s(victim) > costs.recompute_s(victim)
-        yield Stop(victim, "abort" if dear else "preempt")
+        dear = 2 * policy.costs.save_s(victim) > policy.costs.recompute_s(victim)
+        yield policy.Stop(victim, "abort" if dear else "preempt")
 
     # --- memory that is left
 
@@ -231,7 +206,7 @@ class ResidencyAware(Policy):
                 room = instance.gpu_bytes + gpu.growth_bytes
                 layers = instance.model.layers_within(room, instance.kv_tokens)
                 if layers > instance.layers and instance.takes_resize(layers):
-                    yield Resize(instance, layers)
+                    yield policy.Resize(instance, layers)
 
     def _fill(self, view: View, gpu: GpuView) -> Iterator[Action]:
         """Give free memory to models that are loaded nowhere: knapsack over (bytes, delay saved)."""
@@ -244,6 +219,6 @@ class ResidencyAware(Policy):
                 groups.append([(0.0, 0.0), (float(model.gpu_bytes(model.layers)), value)])
         if not groups:
             return
-        for model, taken in zip(absent, choose_options(groups, gpu.available_bytes), strict=True):
+        for model, taken in zip(absent, policy.choose_options(groups, gpu.available_bytes), strict=True):
             if taken and gpu.takes(model, model.layers):
-                yield Load(model, gpu, model.layers)
+                yield policy.Load(model, gpu, model.layers)

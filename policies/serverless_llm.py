@@ -23,25 +23,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    KeepAlive,
-    KeepAliveChoice,
-    Load,
-    ModelView,
-    NodeView,
-    Policy,
-    PolicyParameters,
-    Route,
-    Stop,
-    View,
-    Wake,
-    costs,
-    fullest_layers,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, NodeView, Policy, PolicyParameters, View
 
 COPIES = 8  # instances of a model, and nodes that it was on, that are looked at where there are more
 
@@ -64,7 +47,7 @@ class ServerlessLlm(Policy):
     class Parameters(PolicyParameters):
         target: float = Field(2.0, gt=0, description="requests for each instance that the autoscaler aims at")
         max_instances: int = Field(10, ge=1, description="most instances of a model")
-        keep_alive: KeepAliveChoice = Field(
+        keep_alive: policy.KeepAliveChoice = Field(
             0.0, description="how long an instance that is not wanted stays: seconds, histogram, ski-rental or never"
         )
         histogram_bin_s: float = Field(60.0, gt=0, description="width of the bins of keep_alive: histogram")
@@ -76,7 +59,7 @@ class ServerlessLlm(Policy):
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         super().__init__(parameters)
-        self.timers = KeepAlive(self.parameters.keep_alive, self.parameters.histogram_bin_s)
+        self.timers = policy.KeepAlive(self.parameters.keep_alive, self.parameters.histogram_bin_s)
         self._line: list[ModelView] = []  # loads that wait for a GPU
         self._next_s = 0.0  # of the loop
         self._moves: dict[InstanceView, tuple[InstanceView, ModelView]] = {}  # new instance: old one, who gets its GPU
@@ -101,12 +84,12 @@ class ServerlessLlm(Policy):
         for instance in [i for i in self._kept if not i.idle or self._count(i.model) > self._wanted(i.model)]:
             del self._kept[instance]
             if instance.idle and not instance.resizing:
-                yield Stop(instance)
+                yield policy.Stop(instance)
         if self._line and view.now_s >= self._next_s:
             self._next_s = view.now_s + self.parameters.loop_s
             yield from self._loop(view)
         elif self._line:
-            yield Wake(self._next_s)
+            yield policy.Wake(self._next_s)
         yield from self.timers.wakes(view)
 
     def _dispatch(self, model: ModelView) -> Iterator[Action]:
@@ -115,7 +98,7 @@ class ServerlessLlm(Policy):
             able = [i for i in model.quietest(COPIES) if i.accepts and i.load < i.max_sequences]
             if not able:
                 return
-            yield Route(request, min(able, key=lambda i: (not i.ready, i.load, i.number)))
+            yield policy.Route(request, min(able, key=lambda i: (not i.ready, i.load, i.number)))
 
     # --- the autoscaler
 
@@ -155,14 +138,14 @@ class ServerlessLlm(Policy):
                 continue
             nowhere.append(model)
             if relief := self._to_reclaim(view, model):
-                yield Stop(relief)
+                yield policy.Stop(relief)
 
     def _starts(self, view: View, model: ModelView) -> Iterator[Start]:
         near = [gpu for node in self._homes.get(model, ()) for gpu in node.gpus]
         gpus = list(dict.fromkeys((*view.shortlist(), *near)))
         free = [gpu for gpu in gpus if not gpu.instances]
         for gpu in free:
-            layers = fullest_layers(view, model, gpu)
+            layers = policy.fullest_layers(view, model, gpu)
             if layers is not None and gpu.takes(model, layers):
                 yield Start(self._startup_s(view, model, gpu), gpu)
         if not self.parameters.migration:
@@ -177,10 +160,10 @@ class ServerlessLlm(Policy):
     def _migrations(self, view: View, model: ModelView, victim: InstanceView, free: list[GpuView]) -> Iterator[Start]:
         """To have the victim's GPU once it has moved to the free one where it is up soonest."""
         gpu, moved = victim.gpu, victim.model
-        layers = fullest_layers(view, model, gpu)
+        layers = policy.fullest_layers(view, model, gpu)
         if moved is model or layers is None or not gpu.takes(model, layers, freed_bytes=victim.gpu_bytes):
             return
-        targets = [g for g in free if (n := fullest_layers(view, moved, g)) is not None and g.takes(moved, n)]
+        targets = [g for g in free if (n := policy.fullest_layers(view, moved, g)) is not None and g.takes(moved, n)]
         if targets:
             target = min(targets, key=lambda g: (self._startup_s(view, moved, g), g.index))
             tokens = sum(request.context_tokens for request in victim.running)
@@ -192,23 +175,23 @@ class ServerlessLlm(Policy):
         wait_s = 0.0
         if not gpu.node.has_weights(model):
             wait_s = max(0.0, self._disk_free_s.get(gpu.node, 0.0) - view.now_s)
-        return wait_s + model.load_s(gpu, fullest_layers(view, model, gpu) or 0)
+        return wait_s + model.load_s(gpu, policy.fullest_layers(view, model, gpu) or 0)
 
-    def _load(self, view: View, model: ModelView, gpu: GpuView) -> Load:
+    def _load(self, view: View, model: ModelView, gpu: GpuView) -> policy.Load:
         node = gpu.node
         if not node.has_weights(model):
             begin_s = max(view.now_s, self._disk_free_s.get(node, 0.0))
             self._disk_free_s[node] = begin_s + model.total_bytes / node.disk_bytes_per_s
         homes = self._homes.get(model, [])
         self._homes[model] = [node, *(other for other in homes if other is not node)][:COPIES]
-        return Load(model, gpu, fullest_layers(view, model, gpu) or 0)
+        return policy.Load(model, gpu, policy.fullest_layers(view, model, gpu) or 0)
 
     def _to_reclaim(self, view: View, model: ModelView) -> InstanceView | None:
         """A kept instance that goes because host memory lacks, or (`reclaim`) because no GPU is free."""
         idle = [i for gpu in view.shortlist() for i in gpu.instances if i.idle and not i.resizing]
         if self.parameters.reclaim and idle:
             return min(idle, key=lambda instance: (instance.last_used_s, instance.number))
-        return costs.host_relief(view, model)
+        return policy.costs.host_relief(view, model)
 
     # --- migrations under way
 
@@ -217,9 +200,9 @@ class ServerlessLlm(Policy):
             if new.loading and old.accepts:
                 continue
             del self._moves[new]
-            gpu, layers = old.gpu, fullest_layers(view, wanted, old.gpu)
+            gpu, layers = old.gpu, policy.fullest_layers(view, wanted, old.gpu)
             if old.accepts and not old.resizing:
-                yield Stop(old, "abort")
+                yield policy.Stop(old, "abort")
                 if layers is not None and gpu.takes(wanted, layers):
                     yield self._load(view, wanted, gpu)
                     continue

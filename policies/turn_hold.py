@@ -12,26 +12,11 @@ Left out: idle unload, groups, the estimate of memory (the simulator's sizes are
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import inf
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Route,
-    Stop,
-    View,
-    Wake,
-    costs,
-    known_models,
-    longest_waiting_first,
-    lru_victims,
-)
+from sim import policy
+from sim.policy import Action, Field, InstanceView, ModelView, Policy, PolicyParameters, View
 
 
 class TurnHold(Policy):
@@ -53,35 +38,33 @@ class TurnHold(Policy):
             if name not in view.service_classes:
                 raise ValueError(f"patience_by_class: no service class '{name}'; there are {view.service_classes}")
         self._look_s: dict[ModelView, float] = {}  # models without a place: when that may change by time alone
-        self._helpers = dict.fromkeys(known_models(view, "helpers", self.parameters.helpers).values(), True)
+        self._helpers = dict.fromkeys(policy.known_models(view, "helpers", self.parameters.helpers).values(), True)
         for model in self._helpers:
             fitting = [gpu for gpu in view.gpus if gpu.takes(model, model.layers)]
             if not fitting:
                 raise ValueError(f"helpers: no GPU has room for the whole of '{model.name}'; name fewer")
-            yield Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
+            yield policy.Load(model, max(fitting, key=lambda gpu: gpu.available_bytes), model.layers)
 
     def decide(self, view: View) -> Iterator[Action]:
         if view.freed or view.idled or view.loaded:
             self._look_s.clear()
-        for model in longest_waiting_first(view.waiting_models):
-            target: InstanceView | Load | None = model.least_loaded
+        for model in policy.longest_waiting_first(view.waiting_models):
+            target: InstanceView | policy.Load | None = model.least_loaded
             override_s = self._override_s(model)
             if target is None and not model.instances and view.now_s >= self._look_s.get(model, 0.0):
-                place = self._place(view, model, held=view.now_s < override_s)
+                held = view.now_s < override_s
+                place = policy.lru_place(view, model, partial(self._stays, view, held=held))
                 if place is None:
                     yield from self._keep_waiting(view, model, override_s)
                     continue
                 gpu, layers, victims = place
-                for victim in victims:
-                    yield Stop(victim)
-                target = Load(model, gpu, layers)
-                yield target
+                yield from (policy.Stop(victim) for victim in victims)
+                yield (target := policy.Load(model, gpu, layers))
             elif target is None and view.now_s < override_s < self._look_s.get(model, 0.0):
                 self._look_s[model] = override_s
-                yield Wake(override_s)
+                yield policy.Wake(override_s)
             if target is not None:
-                for request in model.waiting:
-                    yield Route(request, target)
+                yield from (policy.Route(request, target) for request in model.waiting)
 
     def _override_s(self, model: ModelView) -> float:
         """When the patience of somebody who waits for the model is over."""
@@ -90,20 +73,6 @@ class TurnHold(Policy):
         default_s = float(self.parameters.patience_s)
         return min([r.arrival_s + float(by_class.get(r.service_class, default_s)) for r in waiting])
 
-    def _place(self, view: View, model: ModelView, held: bool) -> tuple[GpuView, int, list[InstanceView]] | None:
-        """The GPU whose victims were used longest ago; none at all is best."""
-        best: tuple[GpuView, int, list[InstanceView]] | None = None
-        best_rank = (0, 0.0)
-        for gpu in view.shortlist():
-            layers = model.layers_within(gpu.capacity_bytes)
-            victims = lru_victims(gpu, model.gpu_bytes(layers), lambda instance: self._stays(view, instance, held))
-            if victims is None or not gpu.takes(model, layers, freed_bytes=sum([v.gpu_bytes for v in victims])):
-                continue
-            rank = (-layers, victims[-1].last_used_s if victims else -1.0)
-            if best is None or rank < best_rank:
-                best, best_rank = (gpu, layers, victims), rank
-        return best
-
     def _stays(self, view: View, instance: InstanceView, held: bool) -> bool:
         in_turn = instance.last_used_s + float(self.parameters.hold_s) > view.now_s
         return instance.model in self._helpers or (held and in_turn)
@@ -111,12 +80,12 @@ class TurnHold(Policy):
     def _keep_waiting(self, view: View, model: ModelView, override_s: float) -> Iterator[Action]:
         """Nothing to be had: look again when a hold or the patience ends; other changes tell of themselves."""
         held = view.now_s < override_s
-        relief = costs.host_relief(view, model)
+        relief = policy.costs.host_relief(view, model)
         if relief is not None and not self._stays(view, relief, held):
-            yield Stop(relief)
+            yield policy.Stop(relief)
         ends_s = [override_s] if held else []
         for gpu in view.shortlist() if held else ():
             ends_s += [i.last_used_s + float(self.parameters.hold_s) for i in gpu.instances if i.idle]
         self._look_s[model] = min([end_s for end_s in ends_s if end_s > view.now_s], default=inf)
         if self._look_s[model] < inf:
-            yield Wake(self._look_s[model])
+            yield policy.Wake(self._look_s[model])

@@ -17,26 +17,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Literal
 
-from sim.policy import (
-    Action,
-    Field,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Policy,
-    PolicyParameters,
-    Resize,
-    Route,
-    Stop,
-    View,
-    least_recent_first,
-    longest_waiting_first,
-    lru_victims,
-    most_layers,
-)
+from sim import policy
+from sim.policy import Action, Field, GpuView, InstanceView, ModelView, Policy, PolicyParameters, View
 
-Target = InstanceView | Load
+Target = InstanceView | policy.Load
 
 
 class VllmSleep(Policy):
@@ -49,7 +33,7 @@ class VllmSleep(Policy):
         level: Literal[1, 2] = Field(1, description="1: weights go to host memory; 2: they are dropped")
 
     def start(self, view: View) -> Iterator[Action]:
-        self._most_layers = most_layers(view)
+        self._most_layers = policy.most_layers(view)
         self._slept_s: dict[InstanceView, float] = {}  # who sleeps, and since when
         self._stuck: dict[ModelView, bool] = {}  # those without a place, until something falls idle or is freed
         yield from ()
@@ -57,15 +41,14 @@ class VllmSleep(Policy):
     def decide(self, view: View) -> Iterator[Action]:
         if view.freed or view.idled or view.loaded:
             self._stuck.clear()
-        for model in longest_waiting_first(view.waiting_models):
+        for model in policy.longest_waiting_first(view.waiting_models):
             target: Target | None = model.least_loaded
             if target is None and model not in self._stuck:
                 target = yield from self._bring(view, model)
                 if target is None:
                     self._stuck[model] = True
             if target is not None:
-                for request in model.waiting:
-                    yield Route(request, target)
+                yield from (policy.Route(request, target) for request in model.waiting)
 
     def _bring(self, view: View, model: ModelView) -> Generator[Action, None, Target | None]:
         """Wake its server, else start one. None: it has to wait."""
@@ -73,7 +56,7 @@ class VllmSleep(Policy):
         if asleep is None and model.instances:
             return None  # on its way out, or falling asleep
         if asleep is not None:
-            victims = lru_victims(asleep.gpu, model.gpu_bytes(asleep.layers, asleep.kv_tokens))
+            victims = policy.lru_victims(asleep.gpu, model.gpu_bytes(asleep.layers, asleep.kv_tokens))
             if victims is not None:
                 has_room = yield from self._make_host_room(view, asleep.gpu, model, asleep.layers, asleep)
                 if not has_room:
@@ -81,7 +64,7 @@ class VllmSleep(Policy):
                 yield from self._send_away(view, victims)
                 if asleep.takes_resize(asleep.layers):
                     del self._slept_s[asleep]
-                    yield Resize(asleep, asleep.layers)
+                    yield policy.Resize(asleep, asleep.layers)
                     return asleep
                 return None
         place = self._place(view, model)
@@ -94,7 +77,7 @@ class VllmSleep(Policy):
         yield from self._send_away(view, victims)
         if not gpu.takes(model, layers):
             return None
-        load = Load(model, gpu, layers)
+        load = policy.Load(model, gpu, layers)
         yield load
         if asleep is not None:
             yield self._stop(asleep)
@@ -102,25 +85,23 @@ class VllmSleep(Policy):
 
     def _place(self, view: View, model: ModelView) -> tuple[GpuView, int, list[InstanceView]] | None:
         """The GPU whose victims were used longest ago; none at all is best, enough host memory still better."""
-        best: tuple[GpuView, int, list[InstanceView]] | None = None
-        best_rank = (0, False, 0.0)
+        places = []
         for gpu in view.shortlist():
             layers = self._most_layers[gpu.node.name, gpu.kind, model]
-            victims = lru_victims(gpu, model.gpu_bytes(layers)) if layers >= 0 else None
+            victims = policy.lru_victims(gpu, model.gpu_bytes(layers)) if layers >= 0 else None
             if victims is not None:
                 lacks = gpu.lacks_host_bytes(model, layers) > 0
                 rank = (-layers, lacks, victims[-1].last_used_s if victims else -1.0)
-                if best is None or rank < best_rank:
-                    best, best_rank = (gpu, layers, victims), rank
-        return best
+                places.append((rank, (gpu, layers, victims)))
+        return min(places, key=lambda place: place[0])[1] if places else None
 
     def _send_away(self, view: View, victims: list[InstanceView]) -> Iterator[Action]:
         for victim in victims:
             if view.resize == "sleep" and victim.takes_resize(0):
                 self._slept_s[victim] = view.now_s
-                yield Resize(victim, 0, drop_weights=self.parameters.level == 2)
+                yield policy.Resize(victim, 0, drop_weights=self.parameters.level == 2)
             else:
-                yield Stop(victim)
+                yield policy.Stop(victim)
 
     def _make_host_room(
         self, view: View, gpu: GpuView, model: ModelView, layers: int, wakes: InstanceView | None
@@ -133,15 +114,15 @@ class VllmSleep(Policy):
         if not gpu.lacks_host_bytes(model, layers):
             return True
         around = [i for other in gpu.node.gpus for i in other.instances]
-        idle = least_recent_first(i for i in around if i.idle and not i.resizing)
+        idle = policy.least_recent_first(i for i in around if i.idle and not i.resizing)
         leaving = any(i.status in ("draining", "stopping", "freeing") for i in around)
         if idle and not leaving:
             if self.parameters.level == 2:
                 yield from self._send_away(view, idle[:1])  # gives its host copy up as well
             else:
-                yield Stop(idle[0])
+                yield policy.Stop(idle[0])
         return False
 
-    def _stop(self, asleep: InstanceView) -> Stop:
+    def _stop(self, asleep: InstanceView) -> policy.Stop:
         del self._slept_s[asleep]
-        return Stop(asleep)
+        return policy.Stop(asleep)

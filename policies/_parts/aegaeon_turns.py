@@ -11,22 +11,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from sim.policy import (
-    Action,
-    Alarms,
-    GpuView,
-    InstanceView,
-    Load,
-    ModelView,
-    Preempt,
-    RequestView,
-    Route,
-    View,
-    bring,
-    leave,
-    resident,
-    switch_s,
-)
+from sim import policy
+from sim.policy import Action, GpuView, InstanceView, ModelView, RequestView, View
 
 Steps = Generator[Action, None, bool]
 LOOKAHEAD = 64  # tokens that a sequence may grow in a turn when a batch is formed (4 blocks of 16)
@@ -204,7 +190,7 @@ class Turns:
         self.queued: dict[int, bool] = {}
         self.fragile: dict[int, bool] = {}  # whose prompt was cut off once: they leave after their first token
         self._tpot_s, self._longest_s, self._prefetches, self._moved = tpot_s, longest_s, prefetch, moved
-        self._alarms = Alarms()
+        self._alarms = policy.Alarms()
 
     def rung(self, view: View) -> list[GpuView]:
         """GPUs where a prompt or a turn ends now."""
@@ -230,7 +216,7 @@ class Turns:
                 target = yield from self._bring(view, worker, request.model)
                 if target is None:
                     return False
-                yield Route(request, target)
+                yield policy.Route(request, target)
                 del self.queued[request.number]
                 yield from self._prefetch(view, worker, request.model)
             instance = request.instance
@@ -241,7 +227,7 @@ class Turns:
                 yield from self._alarms.set(view, worker.gpu, view.now_s + left_s)
                 return False
             # Asked for in the last iteration of the prompt: it leaves with its first token, and decodes nothing here.
-            yield Preempt(request)
+            yield policy.Preempt(request)
             worker.prompt = None
 
     def _prompt_left_s(self, request: RequestView, instance: InstanceView) -> float:
@@ -273,7 +259,7 @@ class Turns:
             return False
         for number, request in batch.requests.items():
             if number in self.queued:
-                yield Route(request, target)
+                yield policy.Route(request, target)
                 del self.queued[number]
         if isinstance(target, InstanceView) and target.ready and worker.turn_ends_s is None:
             worker.turn_ends_s = view.now_s + batch.quota_s
@@ -287,10 +273,10 @@ class Turns:
         routed = [request for number, request in batch.requests.items() if number not in self.queued]
         for request in routed:
             if request.running:
-                yield Preempt(request)
-        instance = resident(batch.model, worker.gpu)
+                yield policy.Preempt(request)
+        instance = policy.resident(batch.model, worker.gpu)
         if instance is not None and not all(request.running for request in routed):
-            yield from leave(view, instance)
+            yield from policy.leave(view, instance)
 
     def _new_round(self, view: View, worker: TurnWorker) -> None:
         """Form batches anew, and give each its turn."""
@@ -300,7 +286,7 @@ class Turns:
                 self._moved(request, worker, batch)
         quotas_s = turn_lengths(
             [self.step_s(worker.gpu, batch) for batch in worker.batches],
-            sum(switch_s(model, worker.gpu) for model in dict.fromkeys(batch.model for batch in worker.batches)),
+            sum(policy.switch_s(model, worker.gpu) for model in dict.fromkeys(batch.model for batch in worker.batches)),
             self._tpot_s,
             self._longest_s,
         )
@@ -315,20 +301,20 @@ class Turns:
 
     def _bring(
         self, view: View, worker: TurnWorker, model: ModelView
-    ) -> Generator[Action, None, InstanceView | Load | None]:
+    ) -> Generator[Action, None, InstanceView | policy.Load | None]:
         """In place of those that are wanted last, or not at all."""
-        here = resident(model, worker.gpu)
+        here = policy.resident(model, worker.gpu)
         if here is not None:
             return here
         wanted = {other: place for place, other in enumerate(worker.upcoming())}
         others = [instance for instance in worker.gpu.instances if instance.model is not model]
         others.sort(key=lambda instance: (-wanted.get(instance.model, len(wanted)), instance.number))
-        return (yield from bring(view, model, worker.gpu, others))
+        return (yield from policy.bring(view, model, worker.gpu, others))
 
     def _prefetch(self, view: View, worker: TurnWorker, model: ModelView) -> Iterator[Action]:
         """The next other model, if there is room for it beside this one."""
         following = worker.following(model) if self._prefetches else None
-        if following is not None and resident(following, worker.gpu) is None:
+        if following is not None and policy.resident(following, worker.gpu) is None:
             wanted = worker.upcoming()
             idle = [i for i in worker.gpu.instances if i.idle and i.model not in (*wanted, model)]
-            yield from bring(view, following, worker.gpu, idle, relieve=False)
+            yield from policy.bring(view, following, worker.gpu, idle, relieve=False)

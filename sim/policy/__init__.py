@@ -19,7 +19,7 @@ from sim.policy.interface.requests import RequestView
 from sim.policy.interface.view import View
 from sim.policy.kit import costs
 from sim.policy.kit.costs import ArrivalRates
-from sim.policy.kit.eviction import least_recent_first, longest_waiting_first, lru_victims
+from sim.policy.kit.eviction import least_recent_first, longest_waiting_first, lru_place, lru_victims
 from sim.policy.kit.fairness import TokenCounters, max_min_shares
 from sim.policy.kit.keepalive import KeepAlive, KeepAliveChoice
 from sim.policy.kit.knapsack import choose_options
@@ -36,7 +36,7 @@ __all__ = [
     "PolicyParameters", "Preempt", "Prices", "Queue", "Reject", "RequestView", "Resize", "Route", "Standing",
     "Stop", "SwapQueue", "SwapServerParameters", "SwapServers", "TokenCounters", "View", "Wake", "bring",
     "choose_options", "costs", "fullest_layers", "holders", "known_models", "least_recent_first", "leave",
-    "load_policy", "longest_waiting_first", "lru_victims", "max_min_shares", "most_layers", "policy_names",
+    "load_policy", "longest_waiting_first", "lru_place", "lru_victims", "max_min_shares", "most_layers", "policy_names",
     "resident", "switch_s",
 ]  # fmt: skip
 

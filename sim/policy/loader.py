@@ -101,6 +101,7 @@ def part_files(source: bytes) -> list[Path]:
     while sources:
         source = sources.pop()
         named = [word for names in _FACE_IMPORT.findall(source) for word in re.findall(rb"\w+", names)]
+        named += re.findall(rb"\bpolicy\.(\w+)", source)  # of from sim import policy
         for path in (homes[name] for name in (*_PART_IMPORT.findall(source), *named) if name in homes):
             if path not in found:
                 found[path] = None

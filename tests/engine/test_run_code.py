@@ -90,7 +90,7 @@ def test_a_part_counts_that_is_imported_from_the_face() -> None:
     by_home = part_files(b"from policies._parts.prism_slack import SlackQueue\n")
     by_face = part_files(b"from sim.policy import (\n    Policy,\n    SlackQueue,\n)\n")
     assert [path.stem for path in by_home] == ["moore_hodgson", "prism_slack"]  # the one imports the other
-    assert by_face == by_home
+    assert by_face == by_home == part_files(b"from sim import policy\n\npolicy.SlackQueue(due_s)\n")
     assert part_files(b"from sim.policy import Policy, Route\n") == []
 
 
