@@ -29,6 +29,20 @@ POLICIES = ("least-loaded", "lru-swap", "residency-aware")
 KINDS = ("Llama-3.2-1B", "Qwen2.5-3B", "Llama-3-8B", "Qwen3-8B", "Qwen2.5-14B")
 NODES = (("xeon-8480", "h100", 4), ("xeon-8480", "h100", 4), ("epyc-7453", "a100-80gb", 8))  # 16 GPUs
 RATE_PER_S = 1.0  # of a GPU
+COLUMNS = {
+    "policy": "{policy}",
+    "requests": "{requests:,}",
+    "GPUs": "{gpus:,}",
+    "models": "{models}",
+    "requests/s": "{requests_per_s:,.0f}",
+    "range": "{requests_per_s_range[0]:,.0f}-{requests_per_s_range[1]:,.0f}",
+    "us/request": "{us_per_request:.1f}",
+    "events/request": "{events_per_request:.2f}",
+    "wall s": "{wall_s:.2f}",
+    "over floor": "{over_floor:.1f}",
+    "peak MiB": "{peak_mib:,.0f}",
+    "B/request": "{bytes_per_request:,.0f}",
+}
 
 
 def scenario(policy: str, requests: int, gpus: int, models: int, seed: int) -> Any:
@@ -182,26 +196,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table()
-    for name in ("policy", "requests", "GPUs", "models", "requests/s", "range", "us/request", "events/request"):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name == "policy" else "right")
-    for name in ("wall s", "over floor", "peak MiB", "B/request"):
-        table.add_column(name, justify="right")
     for row in rows:
-        low, high = row["requests_per_s_range"]
-        table.add_row(
-            row["policy"],
-            f"{row['requests']:,}",
-            f"{row['gpus']:,}",
-            f"{row['models']}",
-            f"{row['requests_per_s']:,.0f}",
-            f"{low:,.0f}-{high:,.0f}",
-            f"{row['us_per_request']:.1f}",
-            f"{row['events_per_request']:.2f}",
-            f"{row['wall_s']:.2f}",
-            f"{row['over_floor']:.1f}",
-            f"{row['peak_rss_bytes'] / 2**20:,.0f}",
-            f"{row['bytes_per_request']:,.0f}",
-        )
+        table.add_row(*(text.format(**row, peak_mib=row["peak_rss_bytes"] / 2**20) for text in COLUMNS.values()))
     console = Console(width=150 if not sys.stdout.isatty() else None)
     console.print(table)
     kind = "compiled" if rows[0]["compiled"] else "interpreted; python scripts/compile.py makes it faster"

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,38 +76,27 @@ def write_profiles(folder: Path, offload: str = "cpu", switch: str = "1.0,0.5,8.
         "model,quantization,layers,layer_bytes,head_bytes,kv_bytes_per_token_layer,max_context,kind,source",
         (",".join(map(str, (m, "FP16", *rest, "analytic", "test"))) for m, *rest in MODELS),
     )
-    for gpu in (row[0] for row in GPUS):
-        for host in (row[0] for row in HOSTS):
-            table = folder / "tables" / f"{gpu}--{host}--quick"
-            table.mkdir(parents=True)
-            way = "stream" if gpu.endswith("-s") else offload
-            (table / "table.yaml").write_text(f"gpu: {gpu}\nhost: {host}\nengine: quick\noffload: {way}\n")
-            _write_tables(table, switch)
+    for (gpu, *_), (host, *_) in product(GPUS, HOSTS):
+        table = folder / "tables" / f"{gpu}--{host}--quick"
+        table.mkdir(parents=True)
+        way = "stream" if gpu.endswith("-s") else offload
+        (table / "table.yaml").write_text(f"gpu: {gpu}\nhost: {host}\nengine: quick\noffload: {way}\n")
+        _write_tables(table, switch)
     return folder
 
 
 def _write_tables(table: Path, switch: str) -> None:
-    _write(
-        table / "decode.csv",
-        "model,quantization,layers,batch,context,step_s,kind",
-        (
-            f"{name},FP16,{layers},{batch},{context},{step_s(layers, of, batch, context)!r},analytic"
-            for name, of, *_ in MODELS
-            for layers in (0, of)
-            for batch in BATCHES
-            for context in CONTEXTS
-        ),
+    parts = [(name, layers, of) for name, of, *_ in MODELS for layers in (0, of)]
+    decode = (
+        f"{name},FP16,{layers},{batch},{context},{step_s(layers, of, batch, context)!r},analytic"
+        for (name, layers, of), batch, context in product(parts, BATCHES, CONTEXTS)
     )
-    _write(
-        table / "prefill.csv",
-        "model,quantization,layers,prompt_tokens,prefill_s,kind",
-        (
-            f"{name},FP16,{layers},{tokens},{prefill_s(layers, of, tokens)!r},analytic"
-            for name, of, *_ in MODELS
-            for layers in (0, of)
-            for tokens in CONTEXTS
-        ),
+    _write(table / "decode.csv", "model,quantization,layers,batch,context,step_s,kind", decode)
+    prefill = (
+        f"{name},FP16,{layers},{tokens},{prefill_s(layers, of, tokens)!r},analytic"
+        for (name, layers, of), tokens in product(parts, CONTEXTS)
     )
+    _write(table / "prefill.csv", "model,quantization,layers,prompt_tokens,prefill_s,kind", prefill)
     _write(
         table / "switch.csv",
         "model,quantization,start_s,reload_fixed_s,reload_gb_s,kv_save_gb_s,kv_restore_gb_s,free_s,wake_fixed_s,kind,source",

@@ -143,30 +143,13 @@ def import_target() -> Target:
     from sim.profiling.importing import ImportOptions, import_files  # noqa: PLC0415
     from sim.profiling.imports.formats import FORMATS  # noqa: PLC0415
 
-    llama = {
-        "build_commit": "b1",
-        "cpu_info": "Intel Core i5-13600K",
-        "gpu_info": "NVIDIA GeForce RTX 4090",
-        "backends": "CUDA",
-        "model_filename": "llama-3-8b-q4_k_m.gguf",
-        "model_type": "llama 8B Q4_K - Medium",
-        "model_size": 4912898048,
-        "model_n_params": 8030261248,
-        "n_batch": 2048,
-        "n_ubatch": 512,
-        "n_gpu_layers": 16,
-        "n_prompt": 0,
-        "n_gen": 128,
-        "n_depth": 0,
-        "avg_ns": 10**9,
-        "stddev_ns": 10**6,
-        "avg_ts": 128.0,
-        "stddev_ts": 1.0,
-        "samples_ns": [10**9],
-        "samples_ts": [128.0],
-        "type_k": "f16",
-        "type_v": "f16",
-    }
+    llama = json.loads(
+        """{"build_commit": "b1", "cpu_info": "Intel Core i5-13600K", "gpu_info": "NVIDIA GeForce RTX 4090",
+        "backends": "CUDA", "model_filename": "llama-3-8b-q4_k_m.gguf", "model_type": "llama 8B Q4_K - Medium",
+        "model_size": 4912898048, "model_n_params": 8030261248, "n_batch": 2048, "n_ubatch": 512, "n_gpu_layers": 16,
+        "n_prompt": 0, "n_gen": 128, "n_depth": 0, "avg_ns": 1000000000, "stddev_ns": 1000000, "avg_ts": 128.0,
+        "stddev_ts": 1.0, "samples_ns": [1000000000], "samples_ts": [128.0], "type_k": "f16", "type_v": "f16"}"""
+    )
     goods = [Good("bench.json", json.dumps([llama]).encode()), Good("bench.jsonl", json.dumps(llama).encode())]
     rows = io.StringIO()
     writer = csv.writer(rows)

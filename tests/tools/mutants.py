@@ -164,20 +164,7 @@ class Bench:
 
 def play(copy: Path, tests: list[str], but: list[str], first: bool) -> tuple[int, str, bool]:
     """Exit status and output of the tests, and whether they were stopped for taking too long."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        PLUGIN,
-        "--tb=no",
-        "-rfE",
-    ]
+    command = [sys.executable, *f"-m pytest -q -n 0 -p no:cacheprovider -p {PLUGIN} --tb=no -rfE".split()]
     command += ["-x"] if first else []
     command += [f"--deselect={test}" for test in but] + [f"tests/{test}" for test in tests]
     environment = {**os.environ, "SIM_INTERPRETED": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}

@@ -63,32 +63,8 @@ def _flipped(data: bytes, where: int, value: int) -> bytes:
 
 
 _TOKENS = (
-    b"\0",
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b"\r",
-    b"\n",
-    b'"',
-    b",",
-    b"\t",
-    b"&a [*a]",
-    b"!!python/object:x {}",
-    b"<<: ",
-)
-_TOKENS += (
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b"- ",
-    b": ",
-    b"*a",
-    b"\xe2\x80\xae",
-    b"nan",
-    b"1e999",
-    b"PAR1",
-    b"\x1f\x8b",
-    b"---\n",
+    *(b"\0", b"\xff", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b",", b"\t", b"&a [*a]", b"!!python/object:x {}", b"<<: "),
+    *(b"{", b"}", b"[", b"]", b"- ", b": ", b"*a", b"\xe2\x80\xae", b"nan", b"1e999", b"PAR1", b"\x1f\x8b", b"---\n"),
 )
 
 
