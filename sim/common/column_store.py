@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sim.common.atomic_files import why
 from sim.common.errors import MachineError
+from sim.common.lazy import pa, parquet
 
 Columns = dict[str, NDArray[Any]]
 
@@ -146,9 +147,6 @@ class _Spill:
 
     def write(self, columns: Columns) -> list[int]:
         """Append rows; which row groups they are now. Raises MachineError when there is no room."""
-        import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by a run that fits in memory
-        from pyarrow import parquet  # noqa: PLC0415
-
         assert not self.sealed
         table = pa.table(columns)
         with _on_disk(self._scratch):
@@ -175,8 +173,6 @@ class _Spill:
 
     def read(self, groups: list[int], names: list[str]) -> Columns:
         """These columns of these row groups."""
-        from pyarrow import parquet  # noqa: PLC0415
-
         with _on_disk(self._scratch):
             if self._reader is None:
                 self._writer.close()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.common.lazy import stats
 from sim.common.rng import stream
 
 CONFIDENCE = 0.95
@@ -137,8 +138,6 @@ def _alike(numbers: Floats) -> bool:
 
 
 def _t_interval(known: Floats, confidence: float) -> Interval | None:
-    from scipy import stats  # noqa: PLC0415  heavy
-
     if len(known) < 2:
         return None
     mean, largest = float(known.mean()), float(np.abs(known).max())
@@ -152,8 +151,6 @@ def _t_interval(known: Floats, confidence: float) -> Interval | None:
 
 
 def _p_value(gaps: Floats) -> float | None:
-    from scipy import stats  # noqa: PLC0415  heavy
-
     if len(gaps) < 2:
         return None
     if not gaps.any():
@@ -171,8 +168,6 @@ def _bootstrap(samples: tuple[Floats, ...], statistic: Callable[..., Any], confi
     Plain bootstrap intervals of n numbers are too narrow by sqrt((n - 1) / n) and by the normal's quantile in place of
     t's. Asking for the level 1 - 2 Phi(-sqrt(n / (n - 1)) t) instead mends both (Hesterberg).
     """
-    from scipy import stats  # noqa: PLC0415  heavy
-
     count = len(samples[0])
     if count < FEWEST_TO_RESAMPLE:
         return None

@@ -190,10 +190,7 @@ class Scenario(Frozen):
         if self.horizon_s is not None and self.warm_up_s >= self.horizon_s:
             raise ValueError("warm_up_s must end before horizon_s does")
         model_names = [model.name for model in self.models]
-        for what, names in (
-            ("model", model_names),
-            ("service class", [c.name for c in self.service_classes]),
-        ):
+        for what, names in (("model", model_names), ("service class", [c.name for c in self.service_classes])):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} '{twice[0]}' is listed twice")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError, did_you_mean
+from sim.common.lazy import pa, pc
 from sim.traces.files import FileColumns, arrow_or_list
 
 MOST_TOKENS = 10**9
@@ -177,9 +178,6 @@ class ColumnChecks:
             raise self.table.error(index, text)
 
     def _raw_names(self, name: str, column: Any, what: str) -> tuple[NDArray[np.int64], list[str]]:
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.compute as pc  # noqa: PLC0415
-
         if isinstance(column, list):
             column = _texts_or_list(column)
         if not isinstance(column, list):
@@ -268,9 +266,6 @@ def _text(value: Any, what: str) -> str | None:
 
 def _fast_whole(column: Any, low: int, high: int, default: int | None) -> NDArray[np.int64] | None:
     """The whole column at once, or None when any cell needs a closer look."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     column = arrow_or_list(column) if isinstance(column, list) else column
     if isinstance(column, list) or not len(column):
         return None
@@ -291,9 +286,6 @@ def _fast_whole(column: Any, low: int, high: int, default: int | None) -> NDArra
 
 
 def _fast_seconds(column: Any, least: float = 0.0, empty_is_nan: bool = False) -> NDArray[np.float64] | None:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     column = arrow_or_list(column) if isinstance(column, list) else column
     if isinstance(column, list) or not len(column):
         return None
@@ -316,8 +308,6 @@ def _fast_seconds(column: Any, least: float = 0.0, empty_is_nan: bool = False) -
 
 
 def _texts_or_list(values: list[Any]) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-
     try:
         return pa.array(values, pa.string())
     except (pa.ArrowException, OverflowError, TypeError, ValueError):

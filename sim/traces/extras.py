@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sim.common.lazy import pa, parquet, pc
 from sim.traces.columns import ColumnChecks
 
 # whole: int64. number: float64. text: a line of text. wholes: list of int64. Nothing is null.
@@ -44,9 +45,6 @@ def extra_names(path: Path) -> dict[str, str | None]:
 
 def metadata_json(path: Path, key: bytes) -> Any:
     """What a Parquet file's own metadata hold under a key, as JSON; None for nothing, or no such file."""
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
     try:
         metadata = parquet.read_schema(path).metadata or {}
         return json.loads(metadata[key]) if key in metadata else None
@@ -56,15 +54,11 @@ def metadata_json(path: Path, key: bytes) -> Any:
 
 def arrow_type(kind: str) -> Any:
     """The Arrow type of a kind of EXTRAS."""
-    import pyarrow as pa  # noqa: PLC0415
-
     return {"whole": pa.int64(), "number": pa.float64(), "text": pa.string(), "wholes": pa.list_(pa.int64())}[kind]
 
 
 def read_extra(checks: ColumnChecks, name: str, kind: str | None) -> Any:
     """The column as an Arrow array of its kind; problems are left with `checks`."""
-    import pyarrow as pa  # noqa: PLC0415
-
     column = checks.table.columns[name]
     if kind is None:
         return column
@@ -85,9 +79,6 @@ def read_extra(checks: ColumnChecks, name: str, kind: str | None) -> Any:
 
 def _all_at_once(column: Any, kind: str) -> Any:
     """The whole column, or None when any cell needs a closer look."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     wanted = arrow_type(kind)
     if pa.types.is_null(column.type):
         return column.cast(wanted)
@@ -113,8 +104,6 @@ def _all_at_once(column: Any, kind: str) -> Any:
 
 
 def _cast(column: Any, wanted: Any) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-
     try:
         return column.cast(wanted)
     except pa.ArrowException:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
+from sim.common.lazy import arrow_csv, pa, parquet, pc
 from sim.common.text import counted
 from sim.traces.blocks import RecordBlock, check_file, count_records, record_blocks
 
@@ -121,9 +122,6 @@ def _parse_csv(
     path: Path, block: RecordBlock, names: list[str], wanted: list[str]
 ) -> tuple[FileColumns, TraceError | None]:
     """The rows above the first bad one, with the wanted columns as text, and what is wrong with the bad one."""
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
-    from pyarrow import csv as arrow_csv  # noqa: PLC0415
-
     bad: list[tuple[int, TraceError]] = []
     blank: list[int] = []
 
@@ -152,9 +150,7 @@ def _parse_csv(
             ),
             parse_options=arrow_csv.ParseOptions(invalid_row_handler=refuse, ignore_empty_lines=False),
             convert_options=arrow_csv.ConvertOptions(
-                include_columns=wanted,
-                column_types=dict.fromkeys(labels, pa.string()),
-                strings_can_be_null=False,
+                include_columns=wanted, column_types=dict.fromkeys(labels, pa.string()), strings_can_be_null=False
             ),
         )
     except pa.ArrowException as error:
@@ -171,9 +167,6 @@ def _parse_csv(
 
 
 def _without_blank_rows(table: FileColumns) -> FileColumns:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     keep = np.zeros(len(table), dtype=bool)
     for column in table.columns.values():
         if keep.all():
@@ -247,9 +240,6 @@ def _json_object(line: str) -> dict[str, Any] | str:
 
 def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
     """A Parquet file; its rows count from 1. Raises TraceError."""
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
     check_file(path)
     row = 1
     try:
@@ -278,9 +268,6 @@ def parquet_tables(path: Path, wanted: Sequence[str]) -> Iterator[FileColumns]:
 
 def parquet_rows(path: Path) -> int | None:
     """How many rows a Parquet file says it has; None for other files and damaged ones."""
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
     if suffix_of(path) != ".parquet":
         return None
     try:
@@ -291,9 +278,6 @@ def parquet_rows(path: Path) -> int | None:
 
 def parquet_in_order(path: Path, column: str) -> bool:
     """Whether a column of plain numbers never falls, which is quick to see; False also for other and damaged files."""
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
     if suffix_of(path) != ".parquet":
         return False
     latest = -np.inf
@@ -311,8 +295,6 @@ def parquet_in_order(path: Path, column: str) -> bool:
 
 def plain_arrow(array: Any) -> Any:
     """An array with encodings of text that mean the same brought to plain text."""
-    import pyarrow as pa  # noqa: PLC0415
-
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
@@ -322,8 +304,6 @@ def plain_arrow(array: Any) -> Any:
 
 def arrow_or_list(values: list[Any]) -> Any:
     """An array of the values, or the values themselves where they mix types or are outsize."""
-    import pyarrow as pa  # noqa: PLC0415
-
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
+from sim.common.lazy import pa
 from sim.common.text import counted
 from sim.traces.columns import Appearance
 from sim.traces.trace import Trace, join
@@ -152,8 +153,6 @@ class _Run:
     @classmethod
     def written(cls, held: list[Trace], path: Path, open_files: ExitStack) -> _Run:
         """A run in a file, read back a few rows at a time. Raises OSError."""
-        import pyarrow as pa  # noqa: PLC0415
-
         run = cls.of(held)
         table = pa.table(run.front)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -179,8 +178,6 @@ class _Run:
 
 
 def _read_batches(file: Any) -> Iterator[_Rows]:
-    import pyarrow as pa  # noqa: PLC0415
-
     reader = pa.ipc.open_file(file)
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
@@ -245,8 +242,6 @@ def _joined(parts: list[_Rows]) -> _Rows:
     """Rows below each other; a column that only some have is filled with NaN or null."""
     if len(parts) == 1:
         return parts[0]
-    import pyarrow as pa  # noqa: PLC0415
-
     joined: _Rows = {}
     counts = [len(part["arrival_s"]) for part in parts]
     for name in dict.fromkeys(name for part in parts for name in part):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError, TraceError
+from sim.common.lazy import pa, pc
 from sim.traces.shape import after, reachable
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace
@@ -140,8 +141,6 @@ class _Joint:
 
     def agree(self, heads: Sequence[Trace]) -> None:
         """Know the columns of these chunks, beside those of earlier ones. Raises TraceError: kinds that differ."""
-        import pyarrow as pa  # noqa: PLC0415
-
         self._thinks = self._thinks or any(head.think_s is not None for head in heads)
         self._deadlines = self._deadlines or any(head.deadline_s is not None for head in heads)
         kinds = [{name: column.type for name, column in head.extras.items()} for head in heads]
@@ -194,8 +193,6 @@ class _Joint:
 
     def merged(self, pieces: Sequence[Trace]) -> Trace:
         """Pieces of the traces, in the order of the traces, as one by arrival."""
-        import pyarrow as pa  # noqa: PLC0415
-
         self.agree(pieces)
         arrival_s = np.concatenate([piece.arrival_s for piece in pieces])
         order = np.argsort(arrival_s, kind="stable")
@@ -233,9 +230,6 @@ class _Joint:
 
 def _renumbered(blocks: Any, name: str, count: int, number: int) -> Any:
     """Lists of ids of trace `number` of `count`: id * count + number, which no other trace can have."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     offsets = np.asarray(blocks.offsets, dtype=np.int64)
     values = blocks.values.slice(offsets[0], offsets[-1] - offsets[0])
     try:

@@ -248,11 +248,7 @@ class _Reading:
             columns = {name: None if column is None else column[order] for name, column in columns.items()}
             extras = {name: column.take(order) for name, column in extras.items()}
         return Trace(
-            **columns,
-            models=models.names(),
-            service_classes=classes.names(),
-            sessions=sessions.names(),
-            extras=extras,
+            **columns, models=models.names(), service_classes=classes.names(), sessions=sessions.names(), extras=extras
         )
 
     def _late(self, checks: ColumnChecks, arrival_s: NDArray[np.float64]) -> bool:

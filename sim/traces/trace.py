@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.common.lazy import pa
 from sim.traces.columns import Appearance
 
 REQUIRED = ("arrival_s", "model", "prompt_tokens", "output_tokens")
@@ -153,8 +154,6 @@ _NUMPY_COLUMNS = (
 
 
 def _cut_extra(column: Any, part: slice | NDArray[Any]) -> Any:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and most traces have no extras
-
     if isinstance(part, slice):
         start, stop, step = part.indices(len(column))
         if step == 1:
@@ -183,8 +182,6 @@ def join(pieces: Sequence[Trace]) -> Trace:
 def _joined_extras(pieces: Sequence[Trace]) -> dict[str, Any]:
     if not any(piece.extras for piece in pieces):
         return {}
-    import pyarrow as pa  # noqa: PLC0415
-
     names = dict.fromkeys(name for piece in pieces for name in piece.extras)
     # A table of extras alone would forget how many rows a piece without any has.
     tables = [
@@ -196,8 +193,6 @@ def _joined_extras(pieces: Sequence[Trace]) -> dict[str, Any]:
 
 
 def _one_array(column: Any) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 

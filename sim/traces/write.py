@@ -17,6 +17,7 @@ import numpy as np
 
 from sim.common.atomic_files import whole_file, why
 from sim.common.errors import TraceError
+from sim.common.lazy import pa, parquet
 from sim.traces.blocks import check_file
 from sim.traces.columns import name_problem
 from sim.traces.extras import EXTRAS, EXTRAS_KEY, arrow_type, metadata_json
@@ -181,9 +182,6 @@ def _named_texts(codes: Any, names: Sequence[str], quoted: Callable[[Any], str],
 
 
 def _write_parquet(file: IO[bytes], chunks: Iterator[Trace], columns: _Columns, recipe: dict[str, Any] | None) -> int:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed for text formats
-    from pyarrow import parquet  # noqa: PLC0415
-
     count = 0
     writer: Any = None
     try:
@@ -214,8 +212,6 @@ def _groups(chunks: Iterator[Trace]) -> Iterator[Trace]:
 
 
 def _arrow_column(group: Trace, name: str) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-
     named = group.named()
     if name in named:
         codes, names = named[name]

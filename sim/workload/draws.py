@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError
+from sim.common.lazy import special
 from sim.scenario.distributions import Exponential, Fixed, Geometric, Law, LogNormal, Pareto, Quantiles, Uniform
 
 MOST_TOKENS = 10**9
@@ -32,13 +33,11 @@ def _uncut(law: Law, scores: Floats) -> Floats:
     if isinstance(law, LogNormal):
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(math.log(law.median) + law.log_deviation * scores))
-    from scipy.special import log_ndtr, ndtr  # noqa: PLC0415  heavy, and not needed by the commonest laws
-
     if isinstance(law, Uniform):
-        return np.asarray(law.low + (law.high - law.low) * ndtr(scores))
+        return np.asarray(law.low + (law.high - law.low) * special.ndtr(scores))
     if isinstance(law, Quantiles):
-        return _between(law, np.asarray(ndtr(scores)))
-    log_above = np.asarray(log_ndtr(-scores))  # log of the probability of more; exact far out in the tail
+        return _between(law, np.asarray(special.ndtr(scores)))
+    log_above = np.asarray(special.log_ndtr(-scores))  # log of the probability of more; exact far out in the tail
     if isinstance(law, Exponential):
         return -law.mean * log_above
     if isinstance(law, Pareto):
@@ -72,6 +71,4 @@ def whole(drawn: Floats, where: str) -> NDArray[np.int64]:
 
 def mean(law: Law) -> float:
     """The mean of a law, by 4,096 equally probable points: for planning, not for statistics."""
-    from scipy.special import ndtri  # noqa: PLC0415
-
-    return float(values(law, np.asarray(ndtri((np.arange(4096) + 0.5) / 4096))).mean())
+    return float(values(law, np.asarray(special.ndtri((np.arange(4096) + 0.5) / 4096))).mean())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError
+from sim.common.lazy import pa
 from sim.scenario.workload import GenerateWorkload
 from sim.traces.trace import Trace
 from sim.workload.flows import Flow, Names
@@ -139,8 +140,6 @@ def _cuts(rows: Rows, count: int, chunk_rows: int) -> Iterator[tuple[int, int]]:
 def _extras(rows: Rows) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if "turn" in rows or "block_tokens" in rows:
-        import pyarrow as pa  # noqa: PLC0415  heavy, and only needed for extras
-
         for column, name in (("turn", "turn"), ("block_tokens", "prefix_block_tokens")):
             if column in rows:
                 extras[name] = pa.array(rows[column], mask=rows[column] == 0)

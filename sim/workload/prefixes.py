@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError
+from sim.common.lazy import pa
 from sim.scenario.workload import Prefix
 from sim.workload import draws
 
@@ -85,8 +86,6 @@ def block_counts(rows: Rows) -> Ints:
 
 def written_out(rows: Rows) -> Any:
     """The ids of every request: a pyarrow list<int64>[n], null where there are none."""
-    import pyarrow as pa  # noqa: PLC0415  heavy, and only needed for prefixes
-
     counts = block_counts(rows)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)

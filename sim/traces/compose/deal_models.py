@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError, TraceError, did_you_mean
+from sim.common.lazy import pa
 from sim.traces.shape import after, first_of, grown
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace
@@ -106,8 +107,6 @@ class Units:
         return self._of_column(chunk)
 
     def _of_column(self, chunk: Trace) -> NDArray[np.int64]:
-        import pyarrow as pa  # noqa: PLC0415
-
         if self.by not in chunk.extras:
             known = (REQUEST, SESSION, MODEL, *chunk.extras)
             raise TraceError(

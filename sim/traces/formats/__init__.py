@@ -46,19 +46,10 @@ def _is_native(sample: Sample) -> bool:
     return "arrival_s" in names or sum(name in names for name in REQUIRED) >= 3
 
 
+_MODULES = (azure, burstgpt, mooncake, servegen, ragpulse, agentic, functions, vidur, lengths, vllm_bench, openai_log)
 _ALL = (
     Format(NATIVE, "this project's own traces: .csv, .jsonl, .parquet", _read_native, _is_native),
-    *azure.FORMATS,
-    *burstgpt.FORMATS,
-    *mooncake.FORMATS,
-    *servegen.FORMATS,
-    *ragpulse.FORMATS,
-    *agentic.FORMATS,
-    *functions.FORMATS,
-    *vidur.FORMATS,
-    *lengths.FORMATS,
-    *vllm_bench.FORMATS,
-    *openai_log.FORMATS,
+    *(form for module in _MODULES for form in module.FORMATS),
 )
 FORMATS: dict[str, Format] = {form.name: form for form in _ALL}
 assert len(FORMATS) == len(_ALL), "two formats of one name"

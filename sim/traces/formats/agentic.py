@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.lazy import pa
 from sim.common.rng import stream
 from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
@@ -117,8 +118,6 @@ def _read(files: Sequence[Path], options: AgenticOptions) -> TraceStream:
 
 
 def _blocks(files: Sequence[Path], where: str, options: AgenticOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
-
     kinds = {"turn": pa.int64(), "recorded_api_s": pa.float64(), "recorded_ttft_s": pa.float64()}
     if options.prefix_blocks:
         kinds |= {"prefix_blocks": list_of_ids(), "prefix_block_tokens": pa.int64()}
@@ -171,12 +170,7 @@ class _Agent:
     """The requests of one session or sub-agent, and of the sub-agents below it."""
 
     def __init__(
-        self,
-        top: Entry,
-        start_s: float,
-        options: AgenticOptions,
-        found: _Found,
-        above: _Agent | None = None,
+        self, top: Entry, start_s: float, options: AgenticOptions, found: _Found, above: _Agent | None = None
     ) -> None:
         self._top = top
         self._start_s = start_s

@@ -27,6 +27,7 @@ Whole = NDArray[np.int64]
 Named = tuple[Whole, Sequence[str]]
 Blocks = Callable[[list[str]], Iterator["Block"]]  # a file's blocks, given where to put notices
 EmptyChoice = Literal["refuse", "drop", "keep"]
+EMPTY = "rows without prompt or output tokens: drop, keep (as 1 token) or refuse"  # describes such an option
 
 
 @dataclass(frozen=True)

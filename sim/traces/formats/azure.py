@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from sim.common.lazy import pa, pc
 from sim.traces.columns import MOST_TOKENS, ColumnChecks
 from sim.traces.files import csv_tables
-from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.assembly import EMPTY, Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Format, FormatOptions, Sample, shown
 from sim.traces.formats.tabular import MODEL, ModelName, by_path, checked_tables, file_models, same_name
 from sim.traces.stream import TraceStream
@@ -31,17 +32,13 @@ class AzureOptions(FormatOptions):
     """Options of the traces of 2024; those of the other years derive from them."""
 
     model: ModelName | None = Field(None, description=MODEL)
-    zero_tokens: EmptyChoice = Field(
-        "drop", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    zero_tokens: EmptyChoice = Field("drop", description=EMPTY)
 
 
 class Azure2023Options(AzureOptions):
     """The files of 2023 are known to have no zeros, so one is a fault."""
 
-    zero_tokens: EmptyChoice = Field(
-        "refuse", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    zero_tokens: EmptyChoice = Field("refuse", description=EMPTY)
 
 
 class AzureImageOptions(AzureOptions):
@@ -54,9 +51,10 @@ class AzureImageOptions(AzureOptions):
 
 @dataclass(frozen=True)
 class _Release:
-    """What differs between the years: the form of a time, an example for messages, and whether there are images."""
+    """What differs between the years: options, form of a time, an example for messages, whether there are images."""
 
     name: str
+    options: type[FormatOptions]
     time: str
     example: str
     images: bool = False
@@ -66,15 +64,12 @@ class _Release:
         return (TIME, IMAGES, PROMPT, OUTPUT) if self.images else (TIME, PROMPT, OUTPUT)
 
 
-_DATE, _CLOCK, _ZONE = (
-    "[0-9]{4}-[0-9]{2}-[0-9]{2}",
-    r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?",
-    "(Z|[+-][0-9]{2}:[0-9]{2})",
-)
+_DATE, _CLOCK = "[0-9]{4}-[0-9]{2}-[0-9]{2}", r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
+_ZONE = "(Z|[+-][0-9]{2}:[0-9]{2})"
 _KINDS = (
-    _Release("azure-llm-2023", f"{_DATE} {_CLOCK}", "2023-11-16 18:17:03.9799600"),
-    _Release("azure-llm-2024", f"{_DATE} {_CLOCK}{_ZONE}", "2024-05-10 00:00:00.009930+00:00"),
-    _Release("azure-lmm-2025", f"{_DATE}T{_CLOCK}{_ZONE}", "2024-10-15T12:00:00.269Z", images=True),
+    _Release("azure-llm-2023", Azure2023Options, f"{_DATE} {_CLOCK}", "2023-11-16 18:17:03.9799600"),
+    _Release("azure-llm-2024", AzureOptions, f"{_DATE} {_CLOCK}{_ZONE}", "2024-05-10 00:00:00.009930+00:00"),
+    _Release("azure-lmm-2025", AzureImageOptions, f"{_DATE}T{_CLOCK}{_ZONE}", "2024-10-15T12:00:00.269Z", images=True),
 )
 
 
@@ -92,8 +87,6 @@ def _read(kind: _Release, files: Sequence[Path], options: AzureOptions) -> Trace
 
 
 def _blocks(kind: _Release, path: Path, model: str, options: AzureOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415
-
     empty, uncounted = EmptyTokens(options.zero_tokens, "zero_tokens"), 0
     for checks in checked_tables(csv_tables(path, kind.columns), kind.columns, (), options.strict, notices):
         table = checks.table
@@ -106,15 +99,8 @@ def _blocks(kind: _Release, path: Path, model: str, options: AzureOptions, notic
             extras["images"] = pa.array(images)
             prompt_tokens = prompt_tokens + options.image_tokens * images
             uncounted += int((images > 0).sum()) if options.image_tokens == 0 else 0
-        block = Block(
-            where=table.where,
-            rows=table.rows,
-            time=nanoseconds,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            model=same_name(model, len(table)),
-            extras=extras,
-        )
+        named = same_name(model, len(table))
+        block = Block(table.where, table.rows, nanoseconds, prompt_tokens, output_tokens, named, extras=extras)
         yield block if kept is None else block.select(kept)
     empty.finish(notices)
     if uncounted:
@@ -126,9 +112,6 @@ def _blocks(kind: _Release, path: Path, model: str, options: AzureOptions, notic
 
 def _nanoseconds(kind: _Release, checks: ColumnChecks) -> NDArray[np.int64]:
     """int64[n] since 1970; a time that is none is left to `checks.finish`."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     column = pc.utf8_trim_whitespace(checks.table.columns[TIME])
     zoned = pa.timestamp("ns", None if kind is _KINDS[0] else "UTC")
     good = pc.match_substring_regex(column, f"^{kind.time}$")
@@ -162,16 +145,12 @@ def _sniff(kind: _Release, sample: Sample) -> bool:
     return len(cells) == len(columns) and bool(re.fullmatch(kind.time, cells[columns.index(TIME)].strip(' "')))
 
 
+_SUMMARIES = (
+    "LLM inference traces 2023 (code, conv)",
+    "LLM inference traces 2024, a week (code, conv)",
+    "multimodal inference trace 2025, with images",
+)
 FORMATS = tuple(
-    Format(kind.name, f"Azure {summary}, CSV", partial(_read, kind), partial(_sniff, kind), options)
-    for kind, summary, options in zip(
-        _KINDS,
-        (
-            "LLM inference traces 2023 (code, conv)",
-            "LLM inference traces 2024, a week (code, conv)",
-            "multimodal inference trace 2025, with images",
-        ),
-        (Azure2023Options, AzureOptions, AzureImageOptions),
-        strict=True,
-    )
+    Format(kind.name, f"Azure {summary}, CSV", partial(_read, kind), partial(_sniff, kind), kind.options)
+    for kind, summary in zip(_KINDS, _SUMMARIES, strict=True)
 )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.lazy import pa
 from sim.traces.files import csv_tables
 from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Format, FormatOptions, Sample
@@ -46,8 +47,6 @@ def _read(files: Sequence[Path], options: BurstGptOptions) -> TraceStream:
 
 
 def _blocks(path: Path, options: BurstGptOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415
-
     empty = EmptyTokens(options.failures, "failures")
     tables = csv_tables(path, (*REQUIRED, *OPTIONAL))
     for checks in checked_tables(tables, REQUIRED, (*OPTIONAL, *UNREAD), options.strict, notices):
@@ -65,17 +64,9 @@ def _blocks(path: Path, options: BurstGptOptions, notices: list[str]) -> Iterato
             raise TraceError(f"{path}: row 1: column 'Log Type' is missing; leave out --option service_class=log")
         if elapsed_s is not None:
             extras["elapsed_s"] = elapsed_s
-        block = Block(
-            where=table.where,
-            rows=table.rows,
-            time=seconds,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            model=model,
-            service_class=(codes, [_class(log) for log in logs]) if options.service_class == "log" else None,
-            session=session,
-            extras=extras,
-        )
+        classes = (codes, [_class(log) for log in logs]) if options.service_class == "log" else None
+        tokens = prompt_tokens, output_tokens
+        block = Block(table.where, table.rows, seconds, *tokens, model, classes, session, extras=extras)
         yield block if kept is None else block.select(kept)
     empty.finish(notices)
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from sim.common.lazy import pa
 from sim.traces.columns import MOST_TOKENS
 from sim.traces.files import csv_tables
 from sim.traces.formats.assembly import Block, Clock, Named, assembled
@@ -46,8 +46,6 @@ def _read(files: Sequence[Path], options: FunctionsOptions) -> TraceStream:
 
 
 def _blocks(path: Path, shorter: _ShortNames, options: FunctionsOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415
-
     for checks in checked_tables(csv_tables(path, COLUMNS), COLUMNS, (), options.strict, notices):
         table = checks.table
         apps, functions = checks.names(APP, "app", None), checks.names(FUNCTION, "function", None)
@@ -57,15 +55,10 @@ def _blocks(path: Path, shorter: _ShortNames, options: FunctionsOptions, notices
             problem = f"column '{DURATION}' makes more than {MOST_TOKENS:,} tokens; lower output_tokens_per_s"
             checks.problem(int(np.argmax(tokens > MOST_TOKENS)), problem)
         checks.finish()
-        yield Block(
-            where=table.where,
-            rows=table.rows,
-            time=end_s - duration_s,
-            prompt_tokens=np.full(len(table), options.prompt_tokens, dtype=np.int64),
-            output_tokens=tokens.astype(np.int64),
-            model=shorter.models(apps, functions),
-            extras={"duration_s": pa.array(duration_s)},
-        )
+        prompts = np.full(len(table), options.prompt_tokens, dtype=np.int64)
+        model, extras = shorter.models(apps, functions), {"duration_s": pa.array(duration_s)}
+        start_s = end_s - duration_s
+        yield Block(table.where, table.rows, start_s, prompts, tokens.astype(np.int64), model, extras=extras)
     notices.append(
         f"functions have no tokens: took {options.prompt_tokens} for a prompt and "
         f"{options.output_tokens_per_s:g} a second of duration for an answer"
@@ -76,7 +69,7 @@ class _ShortNames:
     """Names of models from long ids, the same in all files."""
 
     def __init__(self) -> None:
-        self._short: dict[tuple[str, str], str] = {}  # by (app, ""), and (app, function)
+        self._short: dict[tuple[str, str], str] = {}  # by (app, function)
         self._taken: dict[str, None] = {}
 
     def models(self, apps: Named, functions: Named) -> Named:
@@ -84,16 +77,13 @@ class _ShortNames:
         app_codes, app_names = apps
         function_codes, function_names = functions
         pairs, codes = np.unique(app_codes * len(function_names) + function_codes, return_inverse=True)
-        return np.asarray(codes, dtype=np.int64), self._names(pairs, app_names, function_names)
-
-    def _names(self, pairs: NDArray[np.int64], apps: Sequence[str], functions: Sequence[str]) -> list[str]:
         names = []
-        for pair in pairs.tolist():
-            app, function = apps[pair // len(functions)], functions[pair % len(functions)]
-            if (app, function) not in self._short:
-                self._short[app, function] = self._new(app, function)
-            names.append(self._short[app, function])
-        return names
+        for place, other in zip(*(part.tolist() for part in np.divmod(pairs, len(function_names))), strict=True):
+            pair = app_names[place], function_names[other]
+            if pair not in self._short:
+                self._short[pair] = self._new(*pair)
+            names.append(self._short[pair])
+        return np.asarray(codes, dtype=np.int64), names
 
     def _new(self, app: str, function: str) -> str:
         for size in (SHORT, 2 * SHORT, 4 * SHORT):

@@ -6,7 +6,7 @@ Nothing here knows a particular format. Called by the modules beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.common.lazy import pa
 from sim.traces.formats.assembly import Block, EmptyTokens, Named
 
 BLOCK_ROWS = 4096  # each may carry thousands of ids
@@ -46,22 +47,21 @@ def gathered(rows: Iterator[JsonRow], where: str, kinds: Mapping[str, Any], clos
             time=np.array([row.time for row in part]),
             prompt_tokens=np.array([row.prompt_tokens for row in part], dtype=np.int64),
             output_tokens=np.array([row.output_tokens for row in part], dtype=np.int64),
-            model=_named([row.model for row in part]),
-            session=_named([row.session for row in part]),
+            model=named([row.model for row in part]),
+            session=named([row.session for row in part]),
             think_s=np.array([row.think_s for row in part], dtype=np.float64) if closed else None,
             extras=extras,
         )
 
 
-def _named(names: list[str] | list[str | None]) -> Named:
-    codes: dict[str | None, int] = {}
+def named(names: Sequence[str | None]) -> Named:
+    """Codes by first appearance, -1 for None, and the names they stand for."""
+    codes: dict[str, int] = {}
     column = [-1 if name is None else codes.setdefault(name, len(codes)) for name in names]
-    return np.array(column, dtype=np.int64), tuple(name for name in codes if name is not None)
+    return np.array(column, dtype=np.int64), tuple(codes)
 
 
 def _column(values: list[Any], kind: Any) -> Any:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
-
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     arrays: list[NDArray[np.int64]] = [np.asarray(() if ids is None else ids, dtype=np.int64) for ids in values]
@@ -82,6 +82,4 @@ def filled(blocks: Iterator[Block], empty: EmptyTokens, notices: list[str]) -> I
 
 def list_of_ids() -> Any:
     """The type of a column of hash ids."""
-    import pyarrow as pa  # noqa: PLC0415
-
     return pa.list_(pa.int64())

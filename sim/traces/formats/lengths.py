@@ -18,62 +18,39 @@ import numpy as np
 from pydantic import Field
 
 from sim.common.errors import TraceError, did_you_mean
+from sim.common.lazy import pa
 from sim.common.rng import stream
 from sim.traces.columns import name_problem
 from sim.traces.files import FileColumns, tables_of
-from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats import tabular
+from sim.traces.formats.assembly import EMPTY, Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Entry, Format, Sample, shown
 from sim.traces.formats.json_items import json_items
-from sim.traces.formats.tabular import (
-    MODEL,
-    ArrivalOptions,
-    ModelName,
-    PoissonClock,
-    by_path,
-    checked_tables,
-    file_models,
-    same_name,
-)
 from sim.traces.stream import TraceStream
 
 LENGTHS, SHAREGPT = "lengths", "sharegpt"
 BLOCK_ROWS = 1 << 15
 
 PROMPTS = (
-    "prompt_tokens",
-    "input_tokens",
-    "prompt_length",
-    "input_length",
-    "prompt_len",
-    "input_len",
-    "num_prefill_tokens",
-    "ContextTokens",
+    *("prompt_tokens", "input_tokens", "prompt_length", "input_length", "prompt_len", "input_len"),
+    *("num_prefill_tokens", "ContextTokens"),
 )
 OUTPUTS = (
-    "output_tokens",
-    "completion_tokens",
-    "generated_tokens",
-    "response_tokens",
-    "output_length",
-    "response_length",
-    "output_len",
-    "num_decode_tokens",
-    "GeneratedTokens",
+    *("output_tokens", "completion_tokens", "generated_tokens", "response_tokens", "output_length", "response_length"),
+    *("output_len", "num_decode_tokens", "GeneratedTokens"),
 )
 
 
-class LengthsOptions(ArrivalOptions):
+class LengthsOptions(tabular.ArrivalOptions):
     """The columns are found by their names where those are among the usual ones."""
 
     prompt_column: str | None = Field(None, description="the column of prompt tokens")
     output_column: str | None = Field(None, description="the column of output tokens")
-    model: ModelName | None = Field(None, description=MODEL)
-    zero_tokens: EmptyChoice = Field(
-        "refuse", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    model: tabular.ModelName | None = Field(None, description=tabular.MODEL)
+    zero_tokens: EmptyChoice = Field("refuse", description=EMPTY)
 
 
-class ShareGptOptions(ArrivalOptions):
+class ShareGptOptions(tabular.ArrivalOptions):
     """`rate` counts conversations, which are closed loops: a turn follows the answer before it."""
 
     chars_per_token: float = Field(4.0, gt=0, le=1000, description="characters that count as one token")
@@ -81,7 +58,7 @@ class ShareGptOptions(ArrivalOptions):
     think_s: float = Field(
         10.0, ge=0, le=1e6, description="mean of the exponential time between an answer and the next turn"
     )
-    model: ModelName | None = Field(None, description=MODEL)
+    model: tabular.ModelName | None = Field(None, description=tabular.MODEL)
 
 
 # --- tables of lengths
@@ -89,31 +66,28 @@ class ShareGptOptions(ArrivalOptions):
 
 def _read_lengths(files: Sequence[Path], options: LengthsOptions) -> TraceStream:
     """Models are those of a column 'model' if there is one, else the option, else as `file_models` says."""
-    models = file_models(files, LENGTHS, options.model)
+    models = tabular.file_models(files, LENGTHS, options.model)
     readers = {}
-    for number, (where, path) in enumerate(by_path(files).items()):
-        clock = PoissonClock(LENGTHS, path, number, options)
+    for number, (where, path) in enumerate(tabular.by_path(files).items()):
+        clock = tabular.PoissonClock(LENGTHS, path, number, options)
         readers[where] = partial(_lengths_blocks, path, models[number], clock, options)
     return assembled(readers, options, Clock(origin=0.0))
 
 
 def _lengths_blocks(
-    path: Path, model: str, clock: PoissonClock, options: LengthsOptions, notices: list[str]
+    path: Path, model: str, clock: tabular.PoissonClock, options: LengthsOptions, notices: list[str]
 ) -> Iterator[Block]:
     empty = EmptyTokens(options.zero_tokens, "zero_tokens")
     given = options.prompt_column, options.output_column
     tables = tables_of(path, (*PROMPTS, *OUTPUTS, *filter(None, given), "model"))
     first = next(tables)
-    columns = (
-        _column(first, given[0], PROMPTS, "prompt_column"),
-        _column(first, given[1], OUTPUTS, "output_column"),
-    )
+    columns = (_column(first, given[0], PROMPTS, "prompt_column"), _column(first, given[1], OUTPUTS, "output_column"))
     if columns[0] == columns[1]:
         raise TraceError(f"{path}: column '{columns[0]}' cannot be both; give another prompt_column or output_column")
-    for checks in checked_tables(chain([first], tables), columns, ("model",), options.strict, notices):
+    for checks in tabular.checked_tables(chain([first], tables), columns, ("model",), options.strict, notices):
         table = checks.table
         named = options.model is None and "model" in table.columns
-        models = checks.names("model", "model", None) if named else same_name(model, len(table))
+        models = checks.names("model", "model", None) if named else tabular.same_name(model, len(table))
         prompt_tokens, output_tokens, kept = empty.read(checks, *columns)
         block = Block(table.where, table.rows, np.zeros(len(table)), prompt_tokens, output_tokens, models)
         block = block if kept is None else block.select(kept)
@@ -131,16 +105,17 @@ def _column(table: FileColumns, given: str | None, usual: Sequence[str], option:
 
 # --- conversations
 
+_Tokens = list[tuple[int, int]]  # of the prompt and of the answer
 _ASKS = ("human", "user", "system", "tool", "function", "observation", "function_response", "ipython")
 _ANSWERS = ("gpt", "assistant", "chatgpt", "bard", "bing", "claude", "model", "function_call")
 
 
 def _read_sharegpt(files: Sequence[Path], options: ShareGptOptions) -> TraceStream:
     """Every answer is a request; extras: turn (from 1). arrival_s of all turns is their conversation's."""
-    models = file_models(files, SHAREGPT, options.model)
+    models = tabular.file_models(files, SHAREGPT, options.model)
     readers = {}
-    for number, (where, path) in enumerate(by_path(files).items()):
-        clock = PoissonClock(SHAREGPT, path, number, options)
+    for number, (where, path) in enumerate(tabular.by_path(files).items()):
+        clock = tabular.PoissonClock(SHAREGPT, path, number, options)
         readers[where] = partial(_Conversations(path, models[number], number, options).blocks, clock)
     return assembled(readers, options, Clock(origin=0.0))
 
@@ -156,11 +131,11 @@ class _Conversations:
         self._ids: dict[str, int] = {}
         self._left_out = {"conversation{} without any answer": 0, "question{} without an answer": 0}
 
-    def blocks(self, clock: PoissonClock, notices: list[str]) -> Iterator[Block]:
+    def blocks(self, clock: tabular.PoissonClock, notices: list[str]) -> Iterator[Block]:
         """Raises TraceError: what is no conversation."""
         rows: list[int] = []
         turns: list[int] = []
-        tokens: list[tuple[int, int]] = []
+        tokens: _Tokens = []
         sessions: list[str] = []
         for row, item in json_items(self._path):
             entry = Entry(f"{self._path}: row {row}", item)
@@ -183,27 +158,22 @@ class _Conversations:
         notices.append(f"took {self._options.chars_per_token:g} characters as a token; no tokenizer was asked")
 
     def _block(
-        self, clock: PoissonClock, rows: list[int], turns: list[int], tokens: list[tuple[int, int]], sessions: list[str]
+        self,
+        clock: tabular.PoissonClock,
+        rows: list[int],
+        turns: list[int],
+        tokens: list[tuple[int, int]],
+        sessions: list[str],
     ) -> Block:
-        import pyarrow as pa  # noqa: PLC0415
-
         turn = np.array(turns, dtype=np.int64)
         session = np.cumsum(turn == 0) - 1
         later = turn > 0
         think_s = np.full(len(turn), np.nan)
         think_s[later] = self._think.standard_exponential(int(later.sum())) * self._options.think_s
-        prompts, outputs = np.array(tokens, dtype=np.int64).T
-        return Block(
-            where=str(self._path),
-            rows=np.array(rows, dtype=np.int64),
-            time=clock.next(len(sessions))[session],
-            prompt_tokens=prompts.copy(),
-            output_tokens=outputs.copy(),
-            model=same_name(self._model, len(turn)),
-            session=(session, sessions),
-            think_s=think_s,
-            extras={"turn": pa.array(turn + 1)},
-        )
+        prompts, outputs = (column.copy() for column in np.array(tokens, dtype=np.int64).T)
+        time_s, model = clock.next(len(sessions))[session], tabular.same_name(self._model, len(turn))
+        block = Block(str(self._path), np.array(rows, dtype=np.int64), time_s, prompts, outputs, model)
+        return replace(block, session=(session, sessions), think_s=think_s, extras={"turn": pa.array(turn + 1)})
 
     def _session(self, entry: Entry, row: int) -> str:
         given = entry.values.get("id", entry.values.get("conversation_id"))
@@ -216,13 +186,13 @@ class _Conversations:
         self._ids[name] = again + 1
         return f"{name}#{again + 1}" if again else name
 
-    def _requests(self, entry: Entry) -> list[tuple[int, int]]:
+    def _requests(self, entry: Entry) -> _Tokens:
         """Prompt and output tokens of every answer, in order."""
         field = "messages" if "messages" in entry.values and "conversations" not in entry.values else "conversations"
         turns = entry.values.get(field)
         if not isinstance(turns, list):
             raise entry.error(field, "give a list of turns")
-        found: list[tuple[int, int]] = []
+        found: _Tokens = []
         before, asked, answered = 0, None, 0
         for number, turn in enumerate(turns, 1):
             size, answer = self._turn(entry, field, number, turn)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from sim.common.lazy import pa
 from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
-from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.assembly import EMPTY, Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
 from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
@@ -36,9 +37,7 @@ class MooncakeOptions(FormatOptions):
         False, description="spread the requests of one stamp evenly over the time to the next stamp, at most 3 s"
     )
     prefix_blocks: bool = Field(True, description="keep the hash ids of the prompts' 512-token blocks")
-    zero_tokens: EmptyChoice = Field(
-        "drop", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    zero_tokens: EmptyChoice = Field("drop", description=EMPTY)
     model: ModelName | None = Field(None, description=MODEL)
 
 
@@ -49,8 +48,6 @@ def _read(files: Sequence[Path], options: MooncakeOptions) -> TraceStream:
 
 
 def _blocks(path: Path, options: MooncakeOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
-
     rows = _rows(path, options, notices)
     kinds = {"prefix_blocks": list_of_ids(), "prefix_block_tokens": pa.int64()} if options.prefix_blocks else {}
     yield from filled(gathered(rows, str(path), kinds), EmptyTokens(options.zero_tokens, "zero_tokens"), notices)

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from sim.common.errors import TraceError
 from sim.traces.columns import MOST_TOKENS, name_problem
-from sim.traces.formats.assembly import Block, Clock, Named, assembled
+from sim.traces.formats.assembly import Block, Clock, assembled
 from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, shown
+from sim.traces.formats.json_rows import named
 from sim.traces.formats.tabular import FAILURES, Failures, by_path, failure_notice
 from sim.traces.stream import TraceStream
 
@@ -208,22 +209,9 @@ def _priority(entry: Entry, value: Any) -> int:
 
 def _block(where: str, requests: Sequence[_Request]) -> Block:
     rows, times, prompts, outputs, models, sessions, priorities = zip(*requests, strict=True)
-    return Block(
-        where=where,
-        rows=np.array(rows, dtype=np.int64),
-        time=np.array(times, dtype=np.int64),
-        prompt_tokens=np.array(prompts, dtype=np.int64),
-        output_tokens=np.array(outputs, dtype=np.int64),
-        model=_named(models),
-        session=_named(sessions),
-        priority=np.array(priorities, dtype=np.int64),
-    )
-
-
-def _named(names: Sequence[str | None]) -> Named:
-    codes: dict[str, int] = {}
-    column = [-1 if name is None else codes.setdefault(name, len(codes)) for name in names]
-    return np.array(column, dtype=np.int64), list(codes)
+    numbers = (np.array(column, dtype=np.int64) for column in (rows, times, prompts, outputs, priorities))
+    row, time, prompt, output, priority = numbers
+    return Block(where, row, time, prompt, output, named(models), session=named(sessions), priority=priority)
 
 
 def _sniff(sample: Sample) -> bool:

@@ -18,7 +18,7 @@ from pydantic import Field
 from sim.common.errors import TraceError
 from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS
-from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats.assembly import EMPTY, Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Entry, Format, FormatOptions, Sample, json_entries, one_file
 from sim.traces.formats.json_rows import JsonRow, filled, gathered, list_of_ids
 from sim.traces.formats.tabular import MODEL, ModelName
@@ -36,9 +36,7 @@ PARTS = ("sys_prompt", "passages_ids", "history", "web_search", "user_input")
 class RagpulseOptions(FormatOptions):
     week: int | None = Field(None, ge=1, description="only this week of the file (from 1), counted from its own start")
     prompt_parts: bool = Field(True, description="keep the ids of the prompts' parts, one column for each kind")
-    zero_tokens: EmptyChoice = Field(
-        "drop", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    zero_tokens: EmptyChoice = Field("drop", description=EMPTY)
     model: ModelName | None = Field(None, description=MODEL)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from sim.common.errors import ConfigError
+from sim.common.lazy import pa
 from sim.common.rng import stream
 from sim.common.text import counted
 from sim.traces.formats.assembly import Block, Clock, EmptyTokens, assembled
@@ -323,8 +324,6 @@ def _joined(pieces: Sequence[tuple[Draws, Table]]) -> tuple[Draws, Table]:
 
 
 def _block(plan: _DrawPlan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
-    import pyarrow as pa  # noqa: PLC0415  heavy, and not needed by `--help`
-
     nothing = np.full(len(arrival_s), -1.0)
     whole = {name: columns.get(name, nothing).astype(np.int64) for name in (*plan.extras, "model")}
     prompt_tokens, output_tokens, kept = empty.applied(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from sim.common.errors import TraceError
+from sim.common.lazy import pa, pc
 from sim.common.rng import stream
 from sim.common.text import counted
 from sim.traces.columns import ColumnChecks, name_problem
@@ -104,9 +105,6 @@ def extra_numbers(checks: ColumnChecks, name: str) -> Any:
 
     What is no number is left to `checks.finish`.
     """
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
-
     texts = pc.utf8_trim_whitespace(checks.table.columns[name])
     texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
     good = pc.match_substring_regex(texts, r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$")

@@ -16,18 +16,9 @@ from pydantic import Field
 
 from sim.common.errors import TraceError
 from sim.traces.files import csv_tables
-from sim.traces.formats.assembly import Block, Clock, EmptyChoice, EmptyTokens, assembled
+from sim.traces.formats import tabular
+from sim.traces.formats.assembly import EMPTY, Block, Clock, EmptyChoice, EmptyTokens, assembled
 from sim.traces.formats.base import Format, Sample
-from sim.traces.formats.tabular import (
-    MODEL,
-    ArrivalOptions,
-    ModelName,
-    PoissonClock,
-    by_path,
-    checked_tables,
-    file_models,
-    same_name,
-)
 from sim.traces.stream import TraceStream
 
 NAME = "vidur"
@@ -38,40 +29,38 @@ _TICKS_PER_S = 1e7
 _NOISE_S = 1e-9
 
 
-class VidurOptions(ArrivalOptions):
+class VidurOptions(tabular.ArrivalOptions):
     """`rate` and `seed` are for files without arrivals; others refuse a rate."""
 
-    model: ModelName | None = Field(None, description=MODEL)
-    zero_tokens: EmptyChoice = Field(
-        "refuse", description="rows without prompt or output tokens: drop, keep (as 1 token) or refuse"
-    )
+    model: tabular.ModelName | None = Field(None, description=tabular.MODEL)
+    zero_tokens: EmptyChoice = Field("refuse", description=EMPTY)
 
 
 def _read(files: Sequence[Path], options: VidurOptions) -> TraceStream:
     """arrival_s is the file's own, seconds from its start; several files share that clock."""
-    models = file_models(files, NAME, options.model)
+    models = tabular.file_models(files, NAME, options.model)
     readers = {
         where: partial(_blocks, path, models[number], number, options)
-        for number, (where, path) in enumerate(by_path(files).items())
+        for number, (where, path) in enumerate(tabular.by_path(files).items())
     }
     return assembled(readers, options, Clock(origin=0.0))
 
 
 def _blocks(path: Path, model: str, number: int, options: VidurOptions, notices: list[str]) -> Iterator[Block]:
     empty = EmptyTokens(options.zero_tokens, "zero_tokens")
-    clock: PoissonClock | None = None
+    clock: tabular.PoissonClock | None = None
     tables = csv_tables(path, (TIME, PROMPT, OUTPUT))
-    for checks in checked_tables(tables, (PROMPT, OUTPUT), (TIME, *UNREAD), options.strict, notices):
+    for checks in tabular.checked_tables(tables, (PROMPT, OUTPUT), (TIME, *UNREAD), options.strict, notices):
         table, timed = checks.table, TIME in checks.table.columns
         if timed and options.rate is not None:
             raise TraceError(f"{path}: column '{TIME}' has the arrivals; leave out --option rate")
         seconds = _on_grid(checks.seconds(TIME)) if timed else np.zeros(len(table))
         prompt_tokens, output_tokens, kept = empty.read(checks, PROMPT, OUTPUT)
-        model_column = same_name(model, len(table))
+        model_column = tabular.same_name(model, len(table))
         block = Block(table.where, table.rows, seconds, prompt_tokens, output_tokens, model_column)
         block = block if kept is None else block.select(kept)
         if not timed:
-            clock = clock or PoissonClock(NAME, path, number, options)
+            clock = clock or tabular.PoissonClock(NAME, path, number, options)
             block = replace(block, time=clock.next(len(block.time)))
         yield block
     empty.finish(notices)

@@ -8,51 +8,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from sim.common.errors import TraceError
+from sim.common.lazy import pa
 from sim.common.text import counted
 from sim.traces.columns import FURTHEST_S, MOST_TOKENS, name_problem
+from sim.traces.formats import tabular
 from sim.traces.formats.assembly import Block, Clock, assembled
 from sim.traces.formats.base import Entry, Format, Sample, shown
 from sim.traces.formats.json_items import json_items
-from sim.traces.formats.tabular import (
-    FAILURES,
-    ArrivalOptions,
-    Failures,
-    ModelName,
-    PoissonClock,
-    by_path,
-    failure_notice,
-    same_name,
-)
 from sim.traces.stream import TraceStream
 
 NAME = "vllm-bench"
 
 
-class VllmOptions(ArrivalOptions):
+class VllmOptions(tabular.ArrivalOptions):
     """`rate` and `seed` are for results without start times, as older versions wrote them; others refuse a rate."""
 
     run: int | None = Field(None, ge=1, description="which of the file's results, from 1, where it has several")
-    failures: Failures = Field("drop", description=FAILURES)
-    model: ModelName | None = Field(None, description="the model; the result's model_id by default")
+    failures: tabular.Failures = Field("drop", description=tabular.FAILURES)
+    model: tabular.ModelName | None = Field(None, description="the model; the result's model_id by default")
 
 
 def _read(files: Sequence[Path], options: VllmOptions) -> TraceStream:
     """arrival_s counts from the first request sent, of each file. Extras: measured_ttft_s, measured_latency_s."""
     readers = {
-        where: partial(_blocks, path, number, options) for number, (where, path) in enumerate(by_path(files).items())
+        where: partial(_blocks, path, number, options)
+        for number, (where, path) in enumerate(tabular.by_path(files).items())
     }
     return assembled(readers, options, Clock(origin=0.0, scattered=True))
 
 
 def _blocks(path: Path, number: int, options: VllmOptions, notices: list[str]) -> Iterator[Block]:
-    import pyarrow as pa  # noqa: PLC0415
-
     result = _one_result(path, options.run)
     prompts = _numbers(result, "input_lens", None, whole=True)
     assert prompts is not None
@@ -65,7 +57,7 @@ def _blocks(path: Path, number: int, options: VllmOptions, notices: list[str]) -
     extras = _measured(result, count)
     kept = np.ones(count, dtype=bool) if options.failures == "keep" else ~failed
     if starts_s is None:
-        clock = PoissonClock(NAME, path, number, options)
+        clock = tabular.PoissonClock(NAME, path, number, options)
         starts_s = np.zeros(count)
         starts_s[kept] = clock.next(int(kept.sum()))
     elif options.rate is not None:
@@ -80,20 +72,14 @@ def _blocks(path: Path, number: int, options: VllmOptions, notices: list[str]) -
         most = result.values.get("max_concurrency")
         if most is not None:
             notices.append(f"at most {shown(most)} requests were under way at once, so arrivals waited for answers")
-    notices += failure_notice(int(failed.sum()), options.failures)
+    notices += tabular.failure_notice(int(failed.sum()), options.failures)
     given = options.model or result.values.get("model_id") or NAME
     problem = name_problem(given, "model") if isinstance(given, str) else f"is {shown(given)}; give a name"
     if problem:
         raise TraceError(f"{result.where}: field 'model_id' {problem}; or give --option model=<name>")
-    yield Block(
-        where=str(path),
-        rows=np.arange(1, count + 1),
-        time=starts_s,
-        prompt_tokens=np.maximum(prompts, 1).astype(np.int64),
-        output_tokens=np.maximum(outputs, 1).astype(np.int64),
-        model=same_name(given, count),
-        extras={name: pa.array(column) for name, column in extras.items()},
-    ).select(kept)
+    tokens = [np.maximum(column, 1).astype(np.int64) for column in (prompts, outputs)]
+    arrays, model = {name: pa.array(column) for name, column in extras.items()}, tabular.same_name(given, count)
+    yield Block(str(path), np.arange(1, count + 1), starts_s, tokens[0], tokens[1], model, extras=arrays).select(kept)
 
 
 def _one_result(path: Path, run: int | None) -> Entry:
@@ -131,12 +117,15 @@ def _numbers(result: Entry, field: str, count: int | None, whole: bool = False) 
 
 
 def _errors(result: Entry, count: int) -> NDArray[np.bool_]:
-    errors = result.values.get("errors")
-    if errors is None:
-        return np.zeros(count, dtype=bool)
-    if not isinstance(errors, list) or len(errors) != count:
-        raise TraceError(f"{result.where}: field 'errors' is no list of {count} entries, as input_lens; mend the file")
-    return np.array([bool(error) for error in errors], dtype=bool)
+    return np.array([bool(error) for error in _listed(result, "errors", count) or [False] * count], dtype=bool)
+
+
+def _listed(result: Entry, field: str, count: int) -> list[Any] | None:
+    """A list of `count` entries, or None."""
+    values = result.values.get(field)
+    if values is not None and (not isinstance(values, list) or len(values) != count):
+        raise TraceError(f"{result.where}: field '{field}' is no list of {count} entries, as input_lens; mend the file")
+    return values
 
 
 def _measured(result: Entry, count: int) -> dict[str, NDArray[np.float64]]:
@@ -144,11 +133,9 @@ def _measured(result: Entry, count: int) -> dict[str, NDArray[np.float64]]:
     ttfts_s = _numbers(result, "ttfts", count)
     if ttfts_s is None:
         return {}
-    gaps = result.values.get("itls")
+    gaps = _listed(result, "itls", count)
     if gaps is None:
         return {"measured_ttft_s": ttfts_s}
-    if not isinstance(gaps, list) or len(gaps) != count:
-        raise TraceError(f"{result.where}: field 'itls' is no list of {count} entries, as input_lens; mend the file")
     sums_s = np.zeros(count)
     for index, one in enumerate(gaps):
         if not isinstance(one, list) or not all(type(gap) in (int, float) and 0 <= gap <= FURTHEST_S for gap in one):
