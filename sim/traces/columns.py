@@ -37,6 +37,13 @@ def name_problem(name: str, what: str) -> str | None:
     return None
 
 
+def grown(column: NDArray[Any], size: int, value: Any) -> NDArray[Any]:
+    """The column, continued with `value` to at least `size` entries, and further, so that growing is rare."""
+    if size <= len(column):
+        return column
+    return np.concatenate([column, np.full(size + size // 2 - len(column), value, dtype=column.dtype)])
+
+
 class Appearance:
     """Renumbers the codes of one column by first appearance, piece by piece; -1 stays -1.
 
@@ -50,10 +57,7 @@ class Appearance:
 
     def codes(self, codes: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
         """The new codes of a piece; `names` are all that its codes may mean."""
-        if len(self._new_code) <= len(names):
-            room = np.full(max(len(names) + 1, 2 * len(self._new_code)), -2, dtype=np.int64)
-            room[: len(self._new_code)] = self._new_code
-            self._new_code = room
+        self._new_code = grown(self._new_code, len(names) + 1, -2)
         renumbered: NDArray[np.int64] = self._new_code[codes + 1]
         unseen = renumbered == -2
         if unseen.any():

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
 from sim.common.lazy import pa
 from sim.common.text import counted
 from sim.traces.columns import Appearance
-from sim.traces.trace import Trace, join
+from sim.traces.trace import NAMED, NUMPY_COLUMNS, Trace, join, merged
 
 CHUNK_ROWS = 1 << 16
 # What may be held in memory at once: beyond either, a file streams, and a sort goes through files.
@@ -31,11 +30,8 @@ MOST_BYTES_HELD = 1 << 27
 # A sort has several copies of what it sorts; it turns to files earlier.
 MOST_ROWS_SORTED = 1 << 18
 
-_NUMBERS = ("arrival_s", "model", "prompt_tokens", "output_tokens", "service_class", "session", "priority")
-_SOMETIMES = ("file_rows", "think_s", "deadline_s")
 _SPILL_ROWS = 1 << 14
-_EXTRA = "extra "
-_Rows = dict[str, Any]  # columns of equal length by name, extras with _EXTRA before theirs
+_EXTRA = "extra "  # before the names of extras in a temporary file
 
 
 def in_time_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:
@@ -70,9 +66,9 @@ def in_time_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:
             yield from sorted_in_memory(held.chunks)
             return
         if held.rows:
-            runs.append(_Run.of(held.chunks))
-        merged = _merged(runs, last)
-        yield from merged if in_order else numbered(merged)
+            runs.append(_Run(merged(held.chunks), iter(())))
+        sorted_chunks = _merged(runs, last)
+        yield from sorted_chunks if in_order else numbered(sorted_chunks)
 
 
 def late_notice(rows: int) -> str:
@@ -82,18 +78,13 @@ def late_notice(rows: int) -> str:
 
 def numbered(chunks: Iterator[Trace]) -> Iterator[Trace]:
     """The chunks with their names numbered by first appearance, unused names left out."""
-    numbering = {"model": Appearance(), "service_class": Appearance(), "session": Appearance()}
+    numbering = {name: Appearance() for name in NAMED}
     for chunk in chunks:
-        codes: dict[str, Any] = {
-            name: numbering[name].codes(raw, names).astype(raw.dtype) for name, (raw, names) in chunk.named().items()
-        }
-        yield replace(
-            chunk,
-            **codes,
-            models=numbering["model"].table(),
-            service_classes=numbering["service_class"].table(),
-            sessions=numbering["session"].table(),
-        )
+        columns: dict[str, Any] = {}
+        for name, (raw, names) in chunk.named().items():
+            columns[name] = numbering[name].codes(raw, names).astype(raw.dtype)
+            columns[NAMED[name]] = numbering[name].table()
+        yield replace(chunk, **columns)
 
 
 class Held:
@@ -111,6 +102,10 @@ class Held:
         self.rows += len(chunk)
         self._bytes += chunk.nbytes
         return self.rows > self._most or self._bytes > MOST_BYTES_HELD
+
+    def holds(self, chunks: Iterator[Trace]) -> bool:
+        """Take chunks until they are more than may wait; whether all could."""
+        return not any(map(self.add, chunks))
 
     def handed_out(self) -> Iterator[Trace]:
         """The chunks from the first, each forgotten when it goes."""
@@ -130,8 +125,7 @@ def sorted_in_memory(held: list[Trace]) -> Iterator[Trace]:
     if is_in_order(held):
         yield from held
         return
-    order = np.argsort(np.concatenate([chunk.arrival_s for chunk in held]), kind="stable")
-    yield from numbered(_traces(_taken(_rows(held), order), held[-1]))
+    yield from numbered(_cut(merged(held), held[-1]))
 
 
 @dataclass
@@ -141,117 +135,79 @@ class _Run:
     batches: what is still to be read.
     """
 
-    front: _Rows
-    batches: Iterator[_Rows]
-
-    @classmethod
-    def of(cls, held: list[Trace]) -> _Run:
-        """A run in memory."""
-        order = np.argsort(np.concatenate([chunk.arrival_s for chunk in held]), kind="stable")
-        return cls(_taken(_rows(held), order), iter(()))
+    front: Trace
+    batches: Iterator[Trace]
 
     @classmethod
     def written(cls, held: list[Trace], path: Path, open_files: ExitStack) -> _Run:
         """A run in a file, read back a few rows at a time. Raises OSError."""
-        run = cls.of(held)
-        table = pa.table(run.front)
+        whole = merged(held)
+        columns = {name: column for name in NUMPY_COLUMNS if (column := getattr(whole, name)) is not None}
+        table = pa.table(columns | {_EXTRA + name: column for name, column in whole.extras.items()})
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
             writer.write_table(table, max_chunksize=_SPILL_ROWS)
-        batches = _read_batches(open_files.enter_context(pa.OSFile(str(path), "rb")))
+        nothing = whole.select(np.zeros(0, dtype=np.intp))  # a copy: the rest need not stay in memory
+        batches = _read_batches(open_files.enter_context(pa.OSFile(str(path), "rb")), nothing)
         return cls(next(batches), batches)
 
     def advance(self) -> bool:
         """Read on when the front is used up. False at the end."""
-        while not len(self.front["arrival_s"]):
+        while not len(self.front):
             following = next(self.batches, None)
             if following is None:
                 return False
             self.front = following
         return True
 
-    def take(self, count: int) -> _Rows:
+    def take(self, count: int) -> Trace:
         """The first rows of the front, which go."""
-        taken = {name: column[:count] for name, column in self.front.items()}
-        self.front = {name: column[count:] for name, column in self.front.items()}
+        taken, self.front = self.front.select(slice(0, count)), self.front.select(slice(count, None))
         return taken
 
 
-def _read_batches(file: Any) -> Iterator[_Rows]:
+def _read_batches(file: Any, like: Trace) -> Iterator[Trace]:
+    """The rows of a file with all else as in `like`."""
     reader = pa.ipc.open_file(file)
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
-        yield {
-            name: column if name.startswith(_EXTRA) else column.to_numpy(zero_copy_only=False)
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
+        read = dict(zip(batch.schema.names, batch.columns, strict=True))
+        extras = {name: read.pop(_EXTRA + name) for name in like.extras}
+        columns = {name: column.to_numpy(zero_copy_only=False) for name, column in read.items()}
+        yield replace(like, **columns, extras=extras)
 
 
 def _merged(runs: list[_Run], last: Trace) -> Iterator[Trace]:
     """The runs' rows in order, with the names of `last`; of equal arrivals, an earlier run's come first."""
-    waiting: list[_Rows] = []
-    count = 0
-    for rows in _merged_pieces(runs):
-        waiting.append(rows)
-        count += len(rows["arrival_s"])
-        if count >= CHUNK_ROWS:
-            yield from _traces(_joined(waiting), last)
-            waiting, count = [], 0
+    waiting: list[Trace] = []
+    for piece in _merged_pieces(runs):
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= CHUNK_ROWS:
+            yield from _cut(join(waiting), last)
+            waiting = []
     if waiting:
-        yield from _traces(_joined(waiting), last)
+        yield from _cut(join(waiting), last)
 
 
-def _merged_pieces(runs: list[_Run]) -> Iterator[_Rows]:
+def _merged_pieces(runs: list[_Run]) -> Iterator[Trace]:
     while runs := [run for run in runs if run.advance()]:
         # What follows a run's front is not before the front's end: all rows before the earliest end may go.
-        bound = min(float(run.front["arrival_s"][-1]) for run in runs)
-        parts = [run.take(int(np.searchsorted(run.front["arrival_s"], bound, side="left"))) for run in runs]
-        before = _joined([part for part in parts if len(part["arrival_s"])] or parts[:1])
-        if len(before["arrival_s"]):
-            yield _taken(before, np.argsort(before["arrival_s"], kind="stable"))
+        bound = min(float(run.front.arrival_s[-1]) for run in runs)
+        parts = [run.take(int(np.searchsorted(run.front.arrival_s, bound, side="left"))) for run in runs]
+        if any(map(len, parts)):
+            yield merged([part for part in parts if len(part)])
         # Rows at the bound itself may go on in the next batches of their run, and earlier runs go first.
         for run in runs:
-            while run.advance() and run.front["arrival_s"][0] == bound:
-                yield run.take(int(np.searchsorted(run.front["arrival_s"], bound, side="right")))
+            while run.advance() and run.front.arrival_s[0] == bound:
+                yield run.take(int(np.searchsorted(run.front.arrival_s, bound, side="right")))
 
 
-def _traces(rows: _Rows, last: Trace) -> Iterator[Trace]:
-    """Sorted rows as chunks, with the names of `last`."""
-    for start in range(0, len(rows["arrival_s"]), CHUNK_ROWS):
-        part = {name: column[start : start + CHUNK_ROWS] for name, column in rows.items()}
-        columns: dict[str, Any] = {name: part.get(name) for name in (*_NUMBERS, *_SOMETIMES)}
-        for name in ("think_s", "deadline_s"):
-            if columns[name] is not None and np.isnan(columns[name]).all():
-                columns[name] = None
-        extras = {name.removeprefix(_EXTRA): column for name, column in part.items() if name.startswith(_EXTRA)}
-        yield replace(last, **columns, extras=extras)
-
-
-def _rows(held: list[Trace]) -> _Rows:
-    whole = join([replace(chunk, arrival_s=np.zeros(len(chunk))) for chunk in held])  # join wants them in order
-    rows = {name: getattr(whole, name) for name in (*_NUMBERS, *_SOMETIMES) if getattr(whole, name) is not None}
-    rows["arrival_s"] = np.concatenate([chunk.arrival_s for chunk in held])
-    return rows | {_EXTRA + name: column for name, column in whole.extras.items()}
-
-
-def _taken(rows: _Rows, order: NDArray[np.intp]) -> _Rows:
-    return {name: column.take(order) for name, column in rows.items()}
-
-
-def _joined(parts: list[_Rows]) -> _Rows:
-    """Rows below each other; a column that only some have is filled with NaN or null."""
-    if len(parts) == 1:
-        return parts[0]
-    joined: _Rows = {}
-    counts = [len(part["arrival_s"]) for part in parts]
-    for name in dict.fromkeys(name for part in parts for name in part):
-        columns = [part.get(name) for part in parts]
-        if name.startswith(_EXTRA):
-            kind = next(column.type for column in columns if column is not None and not pa.types.is_null(column.type))
-            padded = (pa.nulls(n) if c is None else c for c, n in zip(columns, counts, strict=True))
-            joined[name] = pa.concat_arrays([column.cast(kind) for column in padded])
-        elif name != "file_rows" or all(column is not None for column in columns):
-            joined[name] = np.concatenate(
-                [np.full(n, np.nan) if c is None else c for c, n in zip(columns, counts, strict=True)]
-            )
-    return joined
+def _cut(whole: Trace, last: Trace) -> Iterator[Trace]:
+    """The requests as chunks, with the names of `last`, without optional columns that say nothing."""
+    names: dict[str, Any] = {name: getattr(last, name) for name in (*NAMED.values(), "notices")}
+    for chunk in whole.pieces(CHUNK_ROWS):
+        optional = {name: getattr(chunk, name) for name in ("think_s", "deadline_s")}
+        silent: dict[str, Any] = {
+            name: None for name, column in optional.items() if column is not None and np.isnan(column).all()
+        }
+        yield replace(chunk, **names, **silent)

@@ -17,7 +17,7 @@ from sim.common.errors import ConfigError, TraceError
 from sim.common.lazy import pa, pc
 from sim.traces.shape import after, reachable
 from sim.traces.stream import TraceStream
-from sim.traces.trace import Trace
+from sim.traces.trace import NAMED, Trace, merged
 
 Opener = Callable[[], TraceStream]
 
@@ -132,10 +132,9 @@ class _Joint:
         self._labels = labels
         self._where = where
         self._apart = apart and len(labels) > 1
-        kinds = ("model", "service_class", "session")
-        self._names: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
-        self._tuples: dict[str, tuple[str, ...]] = dict.fromkeys(kinds, ())
-        self._codes = {(kind, number): np.zeros(0, dtype=np.int64) for kind in kinds for number in range(len(labels))}
+        self._names: dict[str, dict[str, int]] = {kind: {} for kind in NAMED}
+        self._tuples: dict[str, tuple[str, ...]] = dict.fromkeys(NAMED, ())
+        self._codes = {(kind, number): np.zeros(0, dtype=np.int64) for kind in NAMED for number in range(len(labels))}
         self._extras: dict[str, Any] = {}  # name: Arrow type
         self._thinks = self._deadlines = False
 
@@ -168,16 +167,10 @@ class _Joint:
         for name in extras if self._apart else ():
             if name == "prefix_blocks" or name.endswith("_ids"):
                 extras[name] = _renumbered(extras[name], name, len(self._labels), number)
-        return replace(
-            chunk,
-            **columns,
-            models=self._tuples["model"],
-            service_classes=self._tuples["service_class"],
-            sessions=self._tuples["session"],
-            extras=extras,
-            notices=(),
-            file_rows=None,
-        )
+        return replace(chunk, **columns, **self._tables(), extras=extras, notices=(), file_rows=None)
+
+    def _tables(self) -> dict[str, Any]:
+        return {names: self._tuples[kind] for kind, names in NAMED.items()}
 
     def _new(self, kind: str, number: int, names: Sequence[str]) -> NDArray[np.int64]:
         before = len(self._tuples[kind])
@@ -194,38 +187,17 @@ class _Joint:
     def merged(self, pieces: Sequence[Trace]) -> Trace:
         """Pieces of the traces, in the order of the traces, as one by arrival."""
         self.agree(pieces)
-        arrival_s = np.concatenate([piece.arrival_s for piece in pieces])
-        order = np.argsort(arrival_s, kind="stable")
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(piece, name) for piece in pieces])[order]
-
-        def filled(name: str, used: bool) -> NDArray[np.float64] | None:
-            columns = [getattr(piece, name) for piece in pieces]
-            empty = [np.full(len(piece), np.nan) for piece in pieces]
-            return (
-                np.concatenate([e if c is None else c for c, e in zip(columns, empty, strict=True)])[order]
-                if used
-                else None
-            )
-
-        def extra(name: str, kind: Any) -> Any:
-            parts = [p.extras[name].cast(kind) if name in p.extras else pa.nulls(len(p), kind) for p in pieces]
-            return pa.concat_arrays(parts).take(pa.array(order))
-
-        names = ("model", "service_class", "session", "prompt_tokens", "output_tokens", "priority")
-        columns: dict[str, Any] = {name: joined(name) for name in names}
-        return replace(
-            pieces[0],
-            arrival_s=arrival_s[order],
-            **columns,
-            models=self._tuples["model"],
-            service_classes=self._tuples["service_class"],
-            sessions=self._tuples["session"],
-            think_s=filled("think_s", self._thinks),
-            deadline_s=filled("deadline_s", self._deadlines),
-            extras={name: extra(name, kind) for name, kind in self._extras.items()},
-        )
+        whole = merged(pieces)
+        columns: dict[str, Any] = {}
+        for name, used in (("think_s", self._thinks), ("deadline_s", self._deadlines)):
+            column = getattr(whole, name)
+            columns[name] = np.full(len(whole), np.nan) if used and column is None else column
+        given = whole.extras
+        extras = {
+            name: given[name].cast(kind) if name in given else pa.nulls(len(whole), kind)
+            for name, kind in self._extras.items()
+        }
+        return replace(whole, **columns, **self._tables(), extras=extras)
 
 
 def _renumbered(blocks: Any, name: str, count: int, number: int) -> Any:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import TraceError, did_you_mean
-from sim.traces.columns import FURTHEST_S
+from sim.traces.columns import FURTHEST_S, grown
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace
 
@@ -216,13 +215,6 @@ def _picked(chunk: Trace, chosen: Mask) -> Trace:
 
 
 # --- for those who count by code
-
-
-def grown(column: NDArray[Any], size: int, value: Any) -> NDArray[Any]:
-    """The column, continued with `value` to at least `size` entries, and further, so that growing is rare."""
-    if size <= len(column):
-        return column
-    return np.concatenate([column, np.full(size + size // 2 - len(column), value, dtype=column.dtype)])
 
 
 def first_of(codes: NDArray[np.int64], unseen: Mask) -> Mask:

@@ -17,23 +17,14 @@ from numpy.typing import NDArray
 
 from sim.common.errors import TraceError
 from sim.traces.blocks import check_file
-from sim.traces.columns import MOST_TOKENS, ColumnChecks
+from sim.traces.columns import MOST_TOKENS, ColumnChecks, grown
 from sim.traces.extras import extra_names, read_extra
 from sim.traces.files import blank_notice, parquet_in_order, parquet_rows, suffix_of, tables_of
 from sim.traces.order import CHUNK_ROWS, Held, in_time_order, late_notice, numbered, sorted_in_memory
 from sim.traces.trace import DEFAULT_CLASS, OPTIONAL, REQUIRED, Trace, join
 
-__all__ = [
-    "CHUNK_ROWS",
-    "NameTable",
-    "TraceStream",
-    "TurnOrder",
-    "gather",
-    "in_time_order",
-    "read_stream",
-    "read_trace",
-]
-__all__ += ["stream_of"]
+__all__ = ["CHUNK_ROWS", "NameTable", "TraceStream", "TurnOrder", "gather", "in_time_order", "read_stream"]
+__all__ += ["read_trace", "stream_of"]
 
 
 @dataclass
@@ -81,9 +72,7 @@ class NameTable:
 
 def stream_of(trace: Trace) -> TraceStream:
     """A trace at hand as a stream."""
-    starts = range(0, len(trace), CHUNK_ROWS)
-    chunks = (trace.select(slice(start, start + CHUNK_ROWS)) for start in starts)
-    return TraceStream(chunks, "the trace", len(trace), list(trace.notices))
+    return TraceStream(trace.pieces(CHUNK_ROWS), "the trace", len(trace), list(trace.notices))
 
 
 def gather(stream: TraceStream) -> Trace:
@@ -126,10 +115,7 @@ class TurnOrder:
 
     def check(self, chunk: Trace, where: str) -> None:
         """Raises TraceError at the first row with a think_s that has no session, or is its session's first."""
-        if len(self._begun) < len(chunk.sessions):
-            room = np.zeros(max(len(chunk.sessions), 2 * len(self._begun)), dtype=bool)
-            room[: len(self._begun)] = self._begun
-            self._begun = room
+        self._begun = grown(self._begun, len(chunk.sessions), False)
         with_session = np.flatnonzero(chunk.session >= 0)
         if chunk.think_s is not None:
             present, first = np.unique(chunk.session[with_session], return_index=True)
@@ -176,10 +162,7 @@ class _Reading:
             yield from self._numbered(in_time_order(chunks, str(self._path)))
             return
         held = Held()
-        for chunk in chunks:
-            if held.add(chunk):
-                break
-        else:
+        if held.holds(chunks):
             yield from self._numbered(sorted_in_memory(held.chunks))
             return
         for chunk in chain(held.handed_out(), chunks):

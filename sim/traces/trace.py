@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
@@ -25,6 +25,7 @@ from sim.traces.columns import Appearance
 REQUIRED = ("arrival_s", "model", "prompt_tokens", "output_tokens")
 OPTIONAL = ("service_class", "session", "priority", "think_s", "deadline_s")
 DEFAULT_CLASS = "default"
+NAMED = {"model": "models", "service_class": "service_classes", "session": "sessions"}  # codes, and their names
 ROW_BYTES = 64  # of the columns that every request has
 
 
@@ -80,16 +81,8 @@ class Trace:
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        columns = (
-            self.model,
-            self.prompt_tokens,
-            self.output_tokens,
-            self.service_class,
-            self.session,
-            self.priority,
-            *(column for column in (self.think_s, self.deadline_s, self.file_rows) if column is not None),
-        )
-        assert all(column.shape == self.arrival_s.shape for column in columns)
+        columns = (getattr(self, name) for name in NUMPY_COLUMNS)
+        assert all(column is None or column.shape == self.arrival_s.shape for column in columns)
         assert all(len(column) == len(self) for column in self.extras.values())
         assert bool((self.arrival_s[1:] >= self.arrival_s[:-1]).all()), "arrivals out of order"
 
@@ -103,51 +96,32 @@ class Trace:
 
     def named(self) -> dict[str, tuple[NDArray[Any], tuple[str, ...]]]:
         """The columns that hold codes, each with the names that the codes stand for."""
-        return {
-            "model": (self.model, self.models),
-            "service_class": (self.service_class, self.service_classes),
-            "session": (self.session, self.sessions),
-        }
+        return {name: (getattr(self, name), getattr(self, names)) for name, names in NAMED.items()}
 
     def digest(self) -> str:
         """What `TraceDigest` says of these requests."""
-        digest = TraceDigest()
-        digest.add(self)
-        return digest.hexdigest()
+        return TraceDigest([self]).hexdigest()
 
     def rows(self, chunk: int = 8192) -> Iterator[Row]:
         """Lazily, in time order; see Row."""
         for start in range(0, len(self), chunk):
             part = slice(start, start + chunk)
-            columns = zip(
-                self.arrival_s[part].tolist(),
-                self.model[part].tolist(),
-                self.prompt_tokens[part].tolist(),
-                self.output_tokens[part].tolist(),
-                self.service_class[part].tolist(),
-                self.priority[part].tolist(),
-                self.session[part].tolist(),
-                repeat(math.nan) if self.think_s is None else self.think_s[part].tolist(),
-                repeat(math.nan) if self.deadline_s is None else self.deadline_s[part].tolist(),
-                repeat(()),
-                strict=False,
-            )
-            yield from map(_row, columns)
+            columns = [getattr(self, name) for name in Row._fields[:-1]]
+            lists = [repeat(math.nan) if column is None else column[part].tolist() for column in columns]
+            yield from map(_row, zip(*lists, repeat(()), strict=False))
+
+    def pieces(self, rows: int) -> Iterator[Trace]:
+        """The requests, so many at a time."""
+        return (self.select(slice(start, start + rows)) for start in range(0, len(self), rows))
 
     def select(self, part: slice | NDArray[Any]) -> Trace:
         """The requests at these positions, or where this mask is true; in an order that keeps arrivals sorted."""
-
-        def cut(column: NDArray[Any] | None) -> Any:
-            return None if column is None else column[part]
-
-        return replace(
-            self,
-            **{name: cut(getattr(self, name)) for name in _NUMPY_COLUMNS},
-            extras={name: _cut_extra(column, part) for name, column in self.extras.items()},
-        )
+        columns = {name: getattr(self, name) for name in NUMPY_COLUMNS}
+        cut: dict[str, Any] = {name: None if column is None else column[part] for name, column in columns.items()}
+        return replace(self, **cut, extras={name: _cut_extra(column, part) for name, column in self.extras.items()})
 
 
-_NUMPY_COLUMNS = (
+NUMPY_COLUMNS = (
     *("arrival_s", "model", "prompt_tokens", "output_tokens", "service_class", "session", "priority"),
     *("think_s", "deadline_s", "file_rows"),
 )
@@ -171,7 +145,7 @@ def join(pieces: Sequence[Trace]) -> Trace:
     if len(pieces) == 1:
         return pieces[0]
     columns: dict[str, Any] = {}
-    for name in _NUMPY_COLUMNS:
+    for name in NUMPY_COLUMNS:
         parts = [getattr(piece, name) for piece in pieces]
         if name in ("think_s", "deadline_s") and any(part is not None for part in parts):
             parts = [np.full(len(p), np.nan) if q is None else q for p, q in zip(pieces, parts, strict=True)]
@@ -184,17 +158,19 @@ def _joined_extras(pieces: Sequence[Trace]) -> dict[str, Any]:
         return {}
     names = dict.fromkeys(name for piece in pieces for name in piece.extras)
     # A table of extras alone would forget how many rows a piece without any has.
-    tables = [
-        pa.table({name: piece.extras.get(name, pa.nulls(len(piece))) for name in names}).select(list(names))
-        for piece in pieces
-    ]
+    tables = (pa.table({name: piece.extras.get(name, pa.nulls(len(piece))) for name in names}) for piece in pieces)
     whole = pa.concat_tables(tables, promote_options="permissive")
-    return {name: _one_array(whole.column(name)) for name in names}
+    arrays = {name: whole.column(name).combine_chunks() for name in names}
+    chunked = pa.ChunkedArray  # what is still one is longer than an array of its type may be
+    return {name: pa.concat_arrays(a.chunks) if isinstance(a, chunked) else a for name, a in arrays.items()}
 
 
-def _one_array(column: Any) -> Any:
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+def merged(pieces: Sequence[Trace]) -> Trace:
+    """The requests of the pieces by arrival; ties in the order of the pieces. Else as `join`."""
+    whole = join([replace(piece, arrival_s=np.zeros(len(piece))) for piece in pieces])  # join wants them in order
+    arrival_s = np.concatenate([piece.arrival_s for piece in pieces])
+    order = np.argsort(arrival_s, kind="stable")
+    return replace(whole.select(order), arrival_s=arrival_s[order])
 
 
 class TraceDigest:
@@ -204,10 +180,12 @@ class TraceDigest:
     that says nothing is the same as none. `rows`: how many requests there were so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunks: Iterable[Trace] = ()) -> None:
         self.rows = 0
         self._states = {name: hashlib.sha256() for name in _DIGEST_KINDS}
-        self._named = {name: (hashlib.sha256(), hashlib.sha256(), Appearance()) for name in _NAMED}
+        self._named = {name: (hashlib.sha256(), hashlib.sha256(), Appearance()) for name in NAMED}
+        for chunk in chunks:
+            self.add(chunk)
 
     def add(self, chunk: Trace) -> None:
         """The next requests; names may only grow at their end from piece to piece."""
@@ -244,15 +222,8 @@ class TraceDigest:
         return whole.hexdigest()
 
 
-_NAMED = ("model", "service_class", "session")
-_DIGEST_KINDS = {
-    "arrival_s": "<f8",
-    "prompt_tokens": "<i8",
-    "output_tokens": "<i8",
-    "priority": "<i8",
-    "think_s": "<f8",
-    "deadline_s": "<f8",
-}
+_DIGEST_KINDS = {"arrival_s": "<f8", **dict.fromkeys(("prompt_tokens", "output_tokens", "priority"), "<i8")}
+_DIGEST_KINDS |= dict.fromkeys(("think_s", "deadline_s"), "<f8")
 
 
 class Signs:

@@ -52,14 +52,12 @@ def write_stream(stream: TraceStream, path: Path, recipe: dict[str, Any] | None 
     columns, chunks = _decided(stream, path)
     try:
         with whole_file(path) as partial, partial.open("xb") as file:
-            if suffix.endswith(".gz"):
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as zipped:
-                    count = writer(cast(IO[bytes], zipped), chunks, columns, recipe)
-            else:
-                count = writer(file, chunks, columns, recipe)
+            if not suffix.endswith(".gz"):
+                return writer(file, chunks, columns, recipe)
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as zipped:
+                return writer(cast(IO[bytes], zipped), chunks, columns, recipe)
     except OSError as error:
         raise TraceError(f"{path}: cannot write the file ({why(error)}); nothing of it was kept") from None
-    return count
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
@@ -73,12 +71,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
 def _decided(stream: TraceStream, path: Path) -> tuple[_Columns, Iterator[Trace]]:
     """The columns to write, and the chunks, checked as they pass."""
     held = Held()
-    whole = False
-    for chunk in stream.chunks:
-        if held.add(chunk):
-            break
-    else:
-        whole = True
+    whole = held.holds(stream.chunks)
     if not held.rows:
         raise TraceError(f"{path}: the trace has no requests to write")
     optional = tuple(

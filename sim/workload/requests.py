@@ -49,10 +49,7 @@ class Workload:
         self._digest: str | None = None
         stream, chunks = begin()
         held = Held()
-        for chunk in chunks:
-            if held.add(chunk):
-                break
-        else:
+        if held.holds(chunks):
             # Small enough to keep: all mistakes are known now, and nothing is read twice.
             self.rows: int | None = held.rows
             self.notices = stream.notices
@@ -77,16 +74,10 @@ class Workload:
 
     def digest(self) -> str:
         """Trace.digest of all requests; goes through them when nobody has yet. Raises SimError as `chunks` does."""
-        if self._digest is None:
-            if self._held is None:
-                for _ in self.chunks():
-                    pass
-            else:
-                digest = TraceDigest()
-                for chunk in self._held:
-                    digest.add(chunk)
-                self._digest = digest.hexdigest()
-        assert self._digest is not None
+        if self._digest is None and self._held is None:
+            for _ in self.chunks():
+                pass
+        self._digest = self._digest or TraceDigest(self._held or ()).hexdigest()
         return self._digest
 
 

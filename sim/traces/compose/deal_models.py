@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError, TraceError, did_you_mean
 from sim.common.lazy import pa
-from sim.traces.shape import after, first_of, grown
+from sim.traces.columns import grown
+from sim.traces.shape import after, first_of
 from sim.traces.stream import TraceStream
 from sim.traces.trace import Trace
 

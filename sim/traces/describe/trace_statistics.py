@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.traces.columns import grown
 from sim.traces.describe.streaming_statistics import Concurrency, Histogram, Moments, Spread, TimeBins, Windows
-from sim.traces.shape import grown
 from sim.traces.stream import TraceStream, stream_of
 from sim.traces.trace import Trace
 

@@ -21,7 +21,7 @@ from sim.traces.formats.base import FormatOptions
 from sim.traces.order import CHUNK_ROWS, MOST_BYTES_HELD, MOST_ROWS_HELD, in_time_order, late_notice
 from sim.traces.overlay import overlay
 from sim.traces.stream import NameTable, TraceStream
-from sim.traces.trace import DEFAULT_CLASS, Trace, join
+from sim.traces.trace import DEFAULT_CLASS, Trace, merged
 
 Whole = NDArray[np.int64]
 Named = tuple[Whole, Sequence[str]]
@@ -221,7 +221,8 @@ def _nearly_in_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:
                 "the file streams; give --option sort=true to sort all of it first"
             )
         behind = [before for before in held if before.arrival_s[-1] <= chunk.arrival_s[0]]
-        held = [*behind, *(_interleaved([*held[len(behind) :], chunk]) if len(behind) < len(held) else [chunk])]
+        over = held[len(behind) :]  # overlaps with the chunk in time
+        held = [*behind, *(merged([*over, chunk]).pieces(CHUNK_ROWS) if over else [chunk])]
         while len(held) > 1 and _is_much(held):
             sent_s = held[0].arrival_s[-1]
             yield held.pop(0)
@@ -230,15 +231,6 @@ def _nearly_in_order(chunks: Iterator[Trace], where: str) -> Iterator[Trace]:
 
 def _is_much(held: list[Trace]) -> bool:
     return sum(map(len, held)) > MOST_ROWS_HELD or sum(chunk.nbytes for chunk in held) > MOST_BYTES_HELD
-
-
-def _interleaved(chunks: list[Trace]) -> list[Trace]:
-    """Chunks that overlap in time as chunks that do not."""
-    whole = join([replace(chunk, arrival_s=np.zeros(len(chunk))) for chunk in chunks])  # join wants them in order
-    arrival_s = np.concatenate([chunk.arrival_s for chunk in chunks])
-    order = np.argsort(arrival_s, kind="stable")
-    whole = replace(whole.select(order), arrival_s=arrival_s[order])
-    return [whole.select(slice(start, start + CHUNK_ROWS)) for start in range(0, len(whole), CHUNK_ROWS)]
 
 
 def _from_zero(chunks: Iterator[Trace], per_s: int) -> Iterator[Trace]:
