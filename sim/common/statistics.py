@@ -78,9 +78,8 @@ def estimate(values: Numbers, confidence: float = CONFIDENCE) -> Estimate:
     if not len(known):
         return Estimate(None, None, None, 0, missing)
     mean = float(known.mean())
-    return Estimate(
-        mean, _t_interval(known, confidence), _bootstrap((known,), np.mean, confidence), len(known), missing
-    )
+    around = _t_interval(known, confidence), _bootstrap((known,), np.mean, confidence)
+    return Estimate(mean, *around, len(known), missing)
 
 
 def difference(values: Numbers, baseline: Numbers, confidence: float = CONFIDENCE) -> Difference:
@@ -143,9 +142,8 @@ def _t_interval(known: Floats, confidence: float) -> Interval | None:
     mean, largest = float(known.mean()), float(np.abs(known).max())
     if _alike(known):
         return Interval(mean, mean)
-    error = (
-        largest * float((known / largest).std(ddof=1)) / math.sqrt(len(known))
-    )  # squares neither vanish nor overflow
+    share = float((known / largest).std(ddof=1))  # of the largest: squares neither vanish nor overflow
+    error = largest * share / math.sqrt(len(known))
     half = float(stats.t.ppf((1 + confidence) / 2, len(known) - 1)) * error
     return Interval(mean - half, mean + half)
 

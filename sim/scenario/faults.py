@@ -43,8 +43,8 @@ class NodeLoss(Frozen):
 
 
 class SlowLink(Frozen):
-    """Links of a GPU (h2d, d2h), or those that a node's GPUs share, its disk or its network, have only this part of
-    their rate for `for_s` (None: to the end). No `links`: all of them."""
+    """Links of a GPU (h2d, d2h) or of a node (those its GPUs share, disk, network; none given: all) have only this part
+    of their rate for `for_s` (None: to the end)."""
 
     kind: Literal["slow_link"] = "slow_link"
     at_s: Time

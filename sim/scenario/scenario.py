@@ -189,27 +189,21 @@ class Scenario(Frozen):
             raise ValueError("a scenario needs at least one model")
         if self.horizon_s is not None and self.warm_up_s >= self.horizon_s:
             raise ValueError("warm_up_s must end before horizon_s does")
-        model_names = [model.name for model in self.models]
-        for what, names in (("model", model_names), ("service class", [c.name for c in self.service_classes])):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
+        drawn = self.workload if isinstance(self.workload, GenerateWorkload) else None
+        models, classes = [model.name for model in self.models], [each.name for each in self.service_classes]
+        for what, names in (("model", models), ("service class", classes)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what} '{twice[0]}' is listed twice")
-        if isinstance(self.workload, GenerateWorkload):
-            classes = [c.name for c in self.service_classes]
-            for field, name in self.workload.models_named():
-                if name not in model_names:
-                    raise ValueError(f"{field}: unknown model '{name}'; {did_you_mean(name, model_names)}")
-            for field, name in self.workload.classes_named():
-                if name not in classes:
-                    raise ValueError(f"{field}: unknown service class '{name}'; {did_you_mean(name, classes)}")
+        named_models, named_classes = (drawn.models_named(), drawn.classes_named()) if drawn else ((), ())
+        for what, known, named in (("model", models, named_models), ("service class", classes, named_classes)):
+            for field, name in named:
+                if name not in known:
+                    raise ValueError(f"{field}: unknown {what} '{name}'; {did_you_mean(name, known)}")
         return self
 
 
 def parse_scenario(data: Any, where: str) -> Scenario:
-    """A validated scenario from plain data.
-
-    Raises ConfigError naming the field, with the closest known field when the name is unknown.
-    """
+    """A validated scenario from plain data. Raises ConfigError: the field, and a known one where its name is not."""
     try:
         return Scenario.model_validate(_long_form(data, where))
     except ValidationError as error:
@@ -256,22 +250,18 @@ def assign(data: dict[str, Any], path: str, value: Any, where: str) -> None:
     target: Any = data
     steps = path.split(".")
     for position, step in enumerate(steps):
-        last = position == len(steps) - 1
         here = ".".join(steps[:position]) or "scenario"
+        place: Any = step
         if isinstance(target, list):
             if not step.isdigit() or int(step) >= len(target):
                 raise ConfigError(f"{where}: '{here}' has items 0 to {len(target) - 1}, not '{step}'")
-            if last:
-                target[int(step)] = value
-            else:
-                target = target[int(step)]
-        elif isinstance(target, dict):
-            if last:
-                target[step] = value
-            else:
-                target = target.setdefault(step, {})
-        else:
+            place = int(step)
+        elif not isinstance(target, dict):
             raise ConfigError(f"{where}: '{here}' is a plain value, it has no '{step}'")
+        if position == len(steps) - 1:
+            target[place] = value
+        else:
+            target = target[place] if isinstance(target, list) else target.setdefault(place, {})
 
 
 def is_code(name: str) -> bool:
@@ -289,10 +279,7 @@ def refuse_code(data: dict[str, Any], where: str, said: Iterable[str] = ()) -> N
         file = value if key == "name" and isinstance(value, str) and is_code(value) else _code_within(value)
         if file is None or f"policy.{key}" in given:
             continue
-        if key != "name":
-            mend = f"--set policy.{key}=..."
-        else:
-            mend = f"--policy {file}"
+        mend = f"--policy {file}" if key == "name" else f"--set policy.{key}=..."
         raise ConfigError(
             f"{where}: field 'policy{'' if key == 'name' else f'.{key}'}': {shown(file)} is a file of code, and a "
             f"scenario cannot run code; if you trust it, give it yourself: {mend}"
@@ -308,11 +295,7 @@ def _code_within(value: Any) -> str | None:
 
 
 def load_scenario(path: Path, settings: Iterable[Setting] = ()) -> Scenario:
-    """Read, override and validate a scenario file. Relative paths in it (of a trace, of profiles) are taken from the
-    scenario's own folder.
-
-    Raises ConfigError.
-    """
+    """A scenario file with settings. Relative paths in it begin in its own folder. Raises ConfigError."""
     return scenario_of(read_yaml(path), str(path), path.parent, settings)
 
 

@@ -10,27 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+import pydantic
+from pydantic import BeforeValidator, Field, ValidationError, model_serializer, model_validator
 
 from sim.common.errors import ConfigError, did_you_mean
-from sim.scenario.distributions import (
-    Arrivals,
-    Fixed,
-    Frames,
-    Law,
-    LogNormal,
-    Popularity,
-    PopularityField,
-    RateShape,
-    Weibull,
-)
+from sim.scenario import distributions as laws
+from sim.scenario.distributions import Fixed, Frames, Law, LogNormal, Popularity, RateShape
 from sim.scenario.fields import Count, Frozen, Name, NonNegative, Positive, Share, first_problem
 from sim.scenario.presets import written_out
 
@@ -169,8 +154,8 @@ class StreamSpec(Frozen):
         None,
         description="a list from most to least popular; all (the scenario's); or a number, for model-1, model-2, ...",
     )
-    popularity: PopularityField = Field(Popularity(), description="how requests are spread over the models")
-    arrivals: Arrivals = Field(description="when requests come; with sessions, when sessions begin")
+    popularity: laws.PopularityField = Field(Popularity(), description="how requests are spread over the models")
+    arrivals: laws.Arrivals = Field(description="when requests come; with sessions, when sessions begin")
     rate_shape: RateShape = Field(RateShape(), description="factors on the rate over time")
     prompt: Law = Field(LogNormal(median=512, mean=800), description="prompt tokens; with sessions, those a turn adds")
     output: Law = Field(LogNormal(median=128, mean=200), description="output tokens")
@@ -196,10 +181,8 @@ class StreamSpec(Frozen):
             return self
         twice = sorted({name for name in self.models if self.models.count(name) > 1}) if len(self.models) < 1000 else []
         if not self.models or len(self.models) > MOST_MODELS or twice:
-            raise ValueError(
-                f"models: give each of 1 to {MOST_MODELS:,} models once"
-                + (f", not '{twice[0]}' twice" if twice else "")
-            )
+            but = f", not '{twice[0]}' twice" if twice else ""
+            raise ValueError(f"models: give each of 1 to {MOST_MODELS:,} models once{but}")
         for where, name in self._models_inside():
             if name not in self.models:
                 raise ValueError(f"{where}: the stream has no model '{name}'; {did_you_mean(name, self.models)}")
@@ -221,7 +204,7 @@ class StreamSpec(Frozen):
         if self.arrivals.per == "model" and sessions is not None and (sessions.pattern or sessions.switch_share):
             raise ValueError("sessions that change models need arrivals of per: stream")
         cv = getattr(self.arrivals, "cv", None)
-        low, high = (0.05, 50) if isinstance(self.arrivals, Weibull) else (0.01, 100)
+        low, high = (0.05, 50) if isinstance(self.arrivals, laws.Weibull) else (0.01, 100)
         if isinstance(cv, Fixed) and not low <= cv.value <= high:
             raise ValueError(f"arrivals.cv: from {low:g} to {high:g}, not {cv.value:g}")
         return self
@@ -230,10 +213,10 @@ class StreamSpec(Frozen):
     def _classes_agree(self) -> StreamSpec:
         if self.service_class is not None and not 0 < sum(self.service_class.values()) < float("inf"):
             raise ValueError("service_class: at least one class needs a weight above 0")
+        known = self.per_class if self.service_class is None else self.service_class
         for name in self.per_class:
-            if self.service_class is not None and name not in self.service_class:
-                hint = did_you_mean(name, self.service_class)
-                raise ValueError(f"per_class: the stream has no service class '{name}'; {hint}")
+            if name not in known:
+                raise ValueError(f"per_class: the stream has no service class '{name}'; {did_you_mean(name, known)}")
         return self
 
     def _models_inside(self) -> Iterator[tuple[str, str]]:
@@ -269,11 +252,9 @@ class GenerateWorkload(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _write_out(cls, data: Any) -> Any:
-        return (
-            written_out(data, tuple(cls.model_fields), tuple(StreamSpec.model_fields))
-            if isinstance(data, dict)
-            else data
-        )
+        if not isinstance(data, dict):
+            return data
+        return written_out(data, tuple(cls.model_fields), tuple(StreamSpec.model_fields))
 
     @model_validator(mode="after")
     def _whole(self) -> GenerateWorkload:
@@ -282,13 +263,12 @@ class GenerateWorkload(Frozen):
         if self.duration_s is None and (self.rows is None or self.traffic):
             raise ValueError("give duration_s" + ("; traffic needs it" if self.traffic else ", or rows"))
         names = [stream.name for stream in self.streams]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two streams are named '{twice}'; rename one")
         return self
 
     @model_serializer(mode="wrap")
-    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _brief(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A workload that says nothing new is written, and so hashed, as it was before streams existed.
         data: dict[str, Any] = write(self)
         return {name: value for name, value in data.items() if name not in ("streams", "rows") or value}

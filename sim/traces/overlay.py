@@ -97,10 +97,8 @@ def repeat(opener: Opener, times: int, period_s: float | None, apart: bool = Tru
                 yield joint.taken(replace(chunk, arrival_s=arrival_s), number)
             period = period_s or span.period_s(stream.where)
             if period < span.last_s - span.first_s:
-                raise TraceError(
-                    f"{stream.where}: repeat: period_s {period:g} is shorter than the trace; "
-                    f"give at least {span.last_s - span.first_s:g}"
-                )
+                least = f"give at least {span.last_s - span.first_s:g}"
+                raise TraceError(f"{stream.where}: repeat: period_s {period:g} is shorter than the trace; {least}")
             if number + 1 < times:
                 stream = opener()
 
@@ -150,9 +148,8 @@ class _Joint:
             schema = pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
             problem = str(error).splitlines()[0]
-            raise TraceError(
-                f"{self._where}: columns of one name and different kinds ({problem}); rename one"
-            ) from None
+            kinds_differ = f"columns of one name and different kinds ({problem})"
+            raise TraceError(f"{self._where}: {kinds_differ}; rename one") from None
         self._extras = {field.name: field.type for field in schema}
 
     def taken(self, chunk: Trace, number: int) -> Trace:

@@ -61,9 +61,8 @@ def shift(stream: TraceStream, by_s: float | None) -> TraceStream:
             arrival_s = chunk.arrival_s + offset
             if arrival_s[0] < 0:
                 first = f"the first request would arrive at {arrival_s[0]:g} s"
-                raise TraceError(
-                    f"{stream.where}: shift {offset:g}: {first}; shift by at least {0 - chunk.arrival_s[0]:g}"
-                )
+                least = f"shift by at least {0 - chunk.arrival_s[0]:g}"
+                raise TraceError(f"{stream.where}: shift {offset:g}: {first}; {least}")
             reachable(arrival_s, stream.where, f"shift {offset:g}")
             yield replace(chunk, arrival_s=arrival_s)
 
@@ -73,10 +72,8 @@ def shift(stream: TraceStream, by_s: float | None) -> TraceStream:
 def reachable(arrival_s: NDArray[np.float64], where: str, what: str) -> None:
     """Raises TraceError when the last of these arrivals is beyond FURTHEST_S."""
     if not arrival_s[-1] <= FURTHEST_S:
-        raise TraceError(
-            f"{where}: {what}: a request would arrive at {arrival_s[-1]:.3g} s, after {FURTHEST_S:g} s seconds lose "
-            "their decimals"
-        )
+        why = f"after {FURTHEST_S:g} s seconds lose their decimals"
+        raise TraceError(f"{where}: {what}: a request would arrive at {arrival_s[-1]:.3g} s, {why}")
 
 
 # --- which
@@ -159,8 +156,7 @@ def part_by_model(stream: TraceStream, groups: Sequence[Sequence[str]], part: in
 
     def chosen(chunk: Trace) -> Mask:
         for code in np.unique(chunk.model).tolist():
-            if chunk.models[code] not in owner:
-                name = chunk.models[code]
+            if (name := chunk.models[code]) not in owner:
                 hint = did_you_mean(name, owner)
                 raise TraceError(f"{stream.where}: model '{name}' is in no part of the split; add it ({hint})")
         return np.array([owner.get(name) == part for name in chunk.models], dtype=bool)[chunk.model]

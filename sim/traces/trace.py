@@ -1,8 +1,7 @@
 """The native trace: columns of requests in order of arrival, cutting and joining them, and what identifies them.
 
-A trace knows nothing of files (`traces.stream` reads, `traces.write` writes), of scenarios (`workload` fits it to one),
-of other people's formats (`formats`) or of drawing one (`generate`). One that need not all be in memory is a
-`trace_stream.TraceStream`, whose chunks are traces.
+Nothing here knows files (`traces.stream` reads, `traces.write` writes), formats, scenarios or drawing. A trace that
+need not all be in memory is a `traces.stream.TraceStream`, whose chunks are traces.
 """
 
 from __future__ import annotations

@@ -183,8 +183,6 @@ def _cv(stream: StreamSpec, streams: Streams) -> float:
     cv = float(draws.values(law, streams("cv").standard_normal(1))[0])
     low, high = (0.05, 50) if isinstance(stream.arrivals, Weibull) else (0.01, 100)
     if not low <= cv <= high:
-        raise ConfigError(
-            f"workload: stream '{stream.name}': its law gave a CV of {cv:.3g}; keep it from {low:g} to {high:g} "
-            "with min and max"
-        )
+        mend = f"keep it from {low:g} to {high:g} with min and max"
+        raise ConfigError(f"workload: stream '{stream.name}': its law gave a CV of {cv:.3g}; {mend}")
     return cv

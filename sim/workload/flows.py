@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.common.errors import ConfigError, did_you_mean
 from sim.scenario.distributions import Frames, Law, Popularity
-from sim.scenario.workload import DEFAULT_CLASS, StreamSpec
+from sim.scenario.workload import DEFAULT_CLASS, ForClass, StreamSpec
 from sim.workload import draws
 from sim.workload.arrivals import ArrivalSource, Streams, source
 from sim.workload.popularity import ShareOf, Shares
@@ -79,12 +79,8 @@ class Plain:
         parts = self._parts
         model = parts.models(arrival_s)
         prompt, output, _ = parts.lengths(model)
-        rows: Rows = {
-            "arrival_s": arrival_s,
-            "model": parts.codes[model],
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-        }
+        rows: Rows = {"arrival_s": arrival_s, "model": parts.codes[model]}
+        rows |= {"prompt_tokens": prompt, "output_tokens": output}
         rows |= parts.promised(parts.classes(len(arrival_s)), output)
         if self._prefix is not None:
             rows |= self._prefix.alone(prompt)
@@ -109,17 +105,12 @@ class Parts:
             weights = {names.service_classes[0] if only else DEFAULT_CLASS: 1.0}
         self._classes = np.array([names.class_code(name) for name in weights], dtype=np.int32)
         self._class_edges = np.cumsum(list(weights.values())) / sum(weights.values())
-        own = [stream.per_class.get(name) for name in names.service_classes]
         for name in stream.per_class:
             names.class_code(name)
-        self._priority = np.array(
-            [stream.priority if item is None or item.priority is None else item.priority for item in own],
-            dtype=np.int32,
-        )
-        self._deadline_s = np.array(
-            [stream.deadline_s if item is None or item.deadline_s is None else item.deadline_s for item in own],
-            dtype=float,
-        )
+        own = [stream.per_class.get(name, ForClass()) for name in names.service_classes]
+        urgencies = [stream.priority if item.priority is None else item.priority for item in own]
+        deadlines_s = [item.deadline_s or stream.deadline_s for item in own]
+        self._priority, self._deadline_s = np.array(urgencies, dtype=np.int32), np.array(deadlines_s, dtype=float)
 
     def models(self, times_s: Floats) -> Ints:
         """The models of requests that draw one for themselves, as positions in the stream's list."""
@@ -190,20 +181,15 @@ def flows(
     if end_s < FURTHEST_S and end_s * len(models) > MOST_STEPS * shares.typical_s:
         raise too_often("a popularity", shares.typical_s)
     cameras = stream.arrivals.sources if isinstance(stream.arrivals, Frames) else 1
-    if stream.arrivals.per == "stream":
-        named: Sequence[tuple[Any, ...]] = [()] if cameras == 1 else [(number,) for number in range(cameras)]
-        found = []
-        for extra in named:
-            streams = streams_of(*extra)
-            found.append(make(stream, source(stream, end_s, streams, None), Parts(stream, shares, names, streams)))
-        return found
     found = []
-    for position, model in enumerate(models):
-        share = None if isinstance(stream.arrivals, Frames) else ShareOf(shares, position)
-        alone = Shares(Popularity(), [model], streams_of())
+    for position, model in enumerate(models if stream.arrivals.per == "model" else [None]):
+        share, drawn = None, shares
+        if model is not None:
+            share = None if isinstance(stream.arrivals, Frames) else ShareOf(shares, position)
+            drawn = Shares(Popularity(), [model], streams_of())
         for number in range(cameras):
-            streams = streams_of(model, number) if cameras > 1 else streams_of(model)
-            found.append(make(stream, source(stream, end_s, streams, share), Parts(stream, alone, names, streams)))
+            streams = streams_of(*([] if model is None else [model]), *([number] if cameras > 1 else []))
+            found.append(make(stream, source(stream, end_s, streams, share), Parts(stream, drawn, names, streams)))
     return found
 
 

@@ -65,9 +65,8 @@ def generate_stream(
         models = tuple(dict.fromkeys(name for _, name in workload.models_named()))
         unnamed = next((stream.name for stream in workload.streams if stream.models is None), None)
         if unnamed is not None and not models:
-            raise ConfigError(
-                f"workload: stream '{unnamed}' asks for all models of a scenario; give it models: [NAME, ...]"
-            )
+            asks = "asks for all models of a scenario; give it models: [NAME, ...]"
+            raise ConfigError(f"workload: stream '{unnamed}' {asks}")
     names = Names(tuple(models), tuple(service_classes))
     end_s = workload.duration_s or FURTHEST_S
     sources: list[tuple[str, Flow]] = []

@@ -130,9 +130,9 @@ class Merge:
 
 def _cuts(rows: Rows, count: int, chunk_rows: int) -> Iterator[tuple[int, int]]:
     """Where the first `count` rows are cut into chunks: by rows, and by how many ids of blocks they have."""
-    blocks = (
-        np.cumsum(block_counts(rows)) // CHUNK_BLOCKS if "block_tokens" in rows else np.zeros(count, dtype=np.int64)
-    )
+    blocks = np.zeros(count, dtype=np.int64)
+    if "block_tokens" in rows:
+        blocks = np.cumsum(block_counts(rows)) // CHUNK_BLOCKS
     cuts = np.unique(np.concatenate([np.arange(0, count, chunk_rows), np.flatnonzero(np.diff(blocks[:count])) + 1]))
     yield from zip(cuts.tolist(), [*cuts[1:].tolist(), count], strict=True)
 

@@ -43,9 +43,7 @@ class StepFunction(ABC):
             starts, values, self.known_s = self._more(max(_MORE, len(self.starts)))
             self.starts, self.values = np.concatenate([self.starts, starts]), np.concatenate([self.values, values])
             if len(self.starts) > MOST_STEPS:
-                raise ConfigError(
-                    f"workload: a rate that changes every {self.typical_s:g} s changes too often; slow it"
-                )
+                raise too_often("a rate", self.typical_s)
 
     def at(self, times_s: Floats) -> Floats:
         """The values at times that `until` has covered."""

@@ -6,7 +6,7 @@ Called by whoever runs a scenario. The engine gets requests whose codes are posi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -24,14 +24,6 @@ from sim.traces.trace import DEFAULT_CLASS, Trace, TraceDigest
 from sim.workload.generate import generate_stream
 
 _Pass = tuple[TraceStream, Iterator[Trace]]  # the workload's own requests, and the same as the scenario has them
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What messages say of a workload's rows."""
-
-    where: str
-    hint: str  # how else a model that the scenario does not have can be mended
 
 
 class Workload:
@@ -96,7 +88,7 @@ def open_workload(scenario: Scenario) -> Workload:
     def begin() -> _Pass:
         if not isinstance(workload, TraceWorkload):
             stream = generate_stream(workload, scenario.seed, classes, models)
-            return stream, _fitted(stream.chunks, models, classes, _Kind("workload", ""))
+            return stream, _fitted(stream.chunks, models, classes, "workload")
         assignment = Assignment(workload.assign, models, scenario.seed) if workload.assign is not None else None
         stream = _file_stream(workload)
         if stream.rows is not None and workload.limit is not None:
@@ -106,7 +98,7 @@ def open_workload(scenario: Scenario) -> Workload:
             chunks = _scaled(chunks, workload.time_scale)
         if assignment is not None:
             chunks = map(assignment.apply, chunks)
-        return stream, _fitted(chunks, models, classes, _Kind(workload.file, "; or give --assign zipf:1.0"))
+        return stream, _fitted(chunks, models, classes, workload.file, "; or give --assign zipf:1.0")
 
     return Workload(models, classes, begin)
 
@@ -152,29 +144,32 @@ def _scaled(chunks: Iterator[Trace], time_scale: float) -> Iterator[Trace]:
             arrival_s = chunk.arrival_s / time_scale
             think_s = None if chunk.think_s is None else chunk.think_s / time_scale
         if not arrival_s[-1] <= FURTHEST_S:
-            raise ConfigError(
-                f"time_scale {time_scale:g}: the last arrival comes at {arrival_s[-1]:.3g} s, after "
-                f"{FURTHEST_S:g} s seconds lose their decimals; raise it"
+            late = (
+                f"the last arrival comes at {arrival_s[-1]:.3g} s, after {FURTHEST_S:g} s seconds lose their decimals"
             )
+            raise ConfigError(f"time_scale {time_scale:g}: {late}; raise it")
         if think_s is not None and np.nanmax(think_s, initial=0.0) > FURTHEST_S:
             raise ConfigError(f"time_scale {time_scale:g}: a think time is over {FURTHEST_S:g} s; raise it")
         yield replace(chunk, arrival_s=arrival_s, think_s=think_s)
 
 
-def _fitted(chunks: Iterator[Trace], models: tuple[str, ...], classes: tuple[str, ...], kind: _Kind) -> Iterator[Trace]:
-    """The chunks with codes into the scenario's models and classes. Raises TraceError at an unknown name."""
-    model_fit = _Fit(models, f"{kind.where}: row {{}}: unknown model '{{}}'; {{}}{kind.hint}")
+def _fitted(
+    chunks: Iterator[Trace], models: tuple[str, ...], classes: tuple[str, ...], where: str, hint: str = ""
+) -> Iterator[Trace]:
+    """The chunks with codes into the scenario's models and classes. Raises TraceError at an unknown name.
+
+    hint: how else a model that the scenario does not have can be mended.
+    """
+    model_fit = _Fit(models, f"{where}: row {{}}: unknown model '{{}}'; {{}}{hint}")
     class_fit = _Fit(
-        classes, f"{kind.where}: row {{}}: unknown service class '{{}}'; {{}}; or add the class to the scenario"
+        classes, f"{where}: row {{}}: unknown service class '{{}}'; {{}}; or add the class to the scenario"
     )
     only = _OnlyClass(class_fit) if len(classes) == 1 and classes != (DEFAULT_CLASS,) else None
     turns = TurnOrder()
     before = 0
     for chunk in chunks:
         rows = chunk.file_rows if chunk.file_rows is not None else np.arange(before + 1, before + 1 + len(chunk))
-        named = chunk
-        if only is not None:
-            named = only.named(chunk, rows)
+        named = chunk if only is None else only.named(chunk, rows)
         fitted = replace(
             named,
             model=model_fit.codes(named.model, named.models, rows),
@@ -182,7 +177,7 @@ def _fitted(chunks: Iterator[Trace], models: tuple[str, ...], classes: tuple[str
             service_class=class_fit.codes(named.service_class, named.service_classes, rows),
             service_classes=classes,
         )
-        turns.check(fitted, kind.where)
+        turns.check(fitted, where)
         before += len(chunk)
         yield fitted
 

@@ -22,6 +22,7 @@ from sim.traces.trace import Trace
 
 LAWS = "zipf:S (for example zipf:1.0), uniform, shares, round-robin, stripes, stripes:W, rank, table"
 REQUEST, SESSION, MODEL = "request", "session", "model"
+_Tally = tuple[dict[str, int], int]
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,12 @@ class Units:
     def _of_column(self, chunk: Trace) -> NDArray[np.int64]:
         if self.by not in chunk.extras:
             known = (REQUEST, SESSION, MODEL, *chunk.extras)
-            raise TraceError(
-                f"{self._where}: map_models: no column '{self.by}' to go by; {did_you_mean(self.by, known)}"
-            )
+            hint = did_you_mean(self.by, known)
+            raise TraceError(f"{self._where}: map_models: no column '{self.by}' to go by; {hint}")
         column = chunk.extras[self.by]
-        if pa.types.is_nested(column.type):
-            raise TraceError(f"{self._where}: map_models: column '{self.by}' holds lists, not names; choose another")
-        if column.null_count:
-            raise TraceError(f"{self._where}: map_models: column '{self.by}' is empty in some rows; choose another")
+        if (nested := pa.types.is_nested(column.type)) or column.null_count:
+            problem = "holds lists, not names" if nested else "is empty in some rows"
+            raise TraceError(f"{self._where}: map_models: column '{self.by}' {problem}; choose another")
         encoded = column.cast(pa.string()).dictionary_encode()
         own = [self._codes.setdefault(name, len(self._codes)) for name in encoded.dictionary.to_pylist()]
         self.names += list(self._codes)[len(self.names) :]
@@ -125,7 +124,7 @@ class Units:
         return codes
 
 
-def tally(stream: TraceStream, by: str) -> tuple[dict[str, int], int]:
+def tally(stream: TraceStream, by: str) -> _Tally:
     """Requests of every unit's name in the order in which they appear, and the number of units."""
     units, counts, order = Units(by, stream.where), np.zeros(0, dtype=np.int64), [np.zeros(0, dtype=np.int64)]
     total = 0
@@ -141,7 +140,7 @@ def tally(stream: TraceStream, by: str) -> tuple[dict[str, int], int]:
 
 
 def map_models(
-    stream: TraceStream, deal: Deal, generator: np.random.Generator, tallied: tuple[dict[str, int], int] | None = None
+    stream: TraceStream, deal: Deal, generator: np.random.Generator, tallied: _Tally | None = None
 ) -> TraceStream:
     """The same requests with their models replaced; arrivals, lengths and sessions stay as they are.
 
@@ -175,13 +174,7 @@ def map_models(
 class _Chooser:
     """The models of new units, in the order in which they appear."""
 
-    def __init__(
-        self,
-        deal: Deal,
-        generator: np.random.Generator,
-        tallied: tuple[dict[str, int], int] | None,
-        stream: TraceStream,
-    ) -> None:
+    def __init__(self, deal: Deal, generator: np.random.Generator, tallied: _Tally | None, stream: TraceStream) -> None:
         self.deal, self.generator, self.stream = deal, generator, stream
         self.dealt = 0
         counts, self.total = tallied or ({}, 0)
@@ -216,10 +209,8 @@ class _Chooser:
         position = {name: number for number, name in enumerate(deal.models)}
         for name in names:
             if name not in deal.table:
-                raise TraceError(
-                    f"{self.stream.where}: map_models: '{name}' of '{deal.by}' is not in the table; "
-                    f"add it ({did_you_mean(name, deal.table)})"
-                )
+                problem = f"'{name}' of '{deal.by}' is not in the table; add it ({did_you_mean(name, deal.table)})"
+                raise TraceError(f"{self.stream.where}: map_models: {problem}")
         return np.array([position[deal.table[name]] for name in names], dtype=np.int64)
 
 

@@ -131,9 +131,7 @@ class Split(Frozen):
 
     @property
     def parts(self) -> int:
-        if self.at_s is not None:
-            return len(self.at_s) + 1
-        return len(self.shares or self.models or ())
+        return len(self.shares or self.models or ()) if self.at_s is None else len(self.at_s) + 1
 
     @model_validator(mode="after")
     def _one_way(self) -> Split:
@@ -146,8 +144,7 @@ class Split(Frozen):
         if self.at_s is not None and any(b <= a for a, b in zip(self.at_s, self.at_s[1:], strict=False)):
             raise ValueError("at_s must rise")
         names = [name for group in self.models or () for name in group if self.models != "each"]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
             raise ValueError(f"model '{twice}' is in two parts")
         return self
 
@@ -225,8 +222,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _names_agree(self) -> Recipe:
         names = [source.name for source in self.sources]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
             raise ValueError(f"two sources are called '{twice}'")
         if self.mix.shares is not None:
             for name in self.mix.shares:

@@ -84,13 +84,10 @@ def _assigned(asked: Shorthand) -> list[dict[str, Any]]:
     lists = ("models", "scenario", "shares", "like", "table")
     given = [f"--{name}" for name in lists if getattr(asked, name) is not None]
     if not given:
-        for name in ("assign", "by"):
-            if getattr(asked, name) is not None:
-                raise ConfigError(
-                    f"--{name} {getattr(asked, name)}: which models? Give --models M1,M2,... or --scenario"
-                )
-        if asked.alternate:
-            raise ConfigError("--alternate: which models? Give --models M1,M2,... or --scenario")
+        alone = [f"--{name} {value}" for name in ("assign", "by") if (value := getattr(asked, name)) is not None]
+        alone += ["--alternate"] if asked.alternate else []
+        if alone:
+            raise ConfigError(f"{alone[0]}: which models? Give --models M1,M2,... or --scenario")
         return []
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)}: the models come from one of them; drop the others")
@@ -162,8 +159,7 @@ def _pairs(option: str, text: str, example: str) -> list[tuple[str, str]]:
     if not all(name.strip() and sign and value.strip() for name, sign, value in pairs):
         raise ConfigError(f"{option} {text}: write NAME=VALUE,..., for example {example}")
     names = [name.strip() for name, _, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{option} {text}: '{twice}' is there twice; drop one")
     return [(name, value.strip()) for name, (_, _, value) in zip(names, pairs, strict=True)]
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.traces.columns import grown
+
 MOST_KEPT = 1 << 20
 _DENSE = 1 << 20  # below: one counter per whole number
 _MANTISSA_CUT = 44  # bits of a float64 that a bin does not tell apart: 2^-8 of the value
@@ -43,8 +45,7 @@ class Histogram:
             if self._pending_rows > MOST_KEPT:
                 self._settle()
             most = int(numbers.max()) if len(numbers) else 0
-        if most >= len(self._dense):
-            self._dense = np.concatenate([self._dense, np.zeros(most + 1 - len(self._dense) + most // 2, np.int64)])
+        self._dense = grown(self._dense, most + 1, 0)
         counts = np.bincount(numbers)
         self._dense[: len(counts)] += counts
 
@@ -77,18 +78,16 @@ class Histogram:
 
 def _quantiles(values: Floats, counts: Ints, shares: tuple[float, ...]) -> list[float]:
     ends = np.cumsum(counts)
+    last = int(ends[-1]) - 1
     found = []
     for share in shares:
-        position = share * (int(ends[-1]) - 1)
+        position = share * last
         low = int(position)
         part = position - low
-        left, right = (float(values[np.searchsorted(ends, place, side="right")]) for place in (low, _next(low, ends)))
+        places = low, min(low + 1, last)
+        left, right = (float(values[np.searchsorted(ends, place, side="right")]) for place in places)
         found.append(left + (right - left) * part if part < 0.5 else right - (right - left) * (1 - part))
     return found
-
-
-def _next(position: int, ends: Ints) -> int:
-    return min(position + 1, int(ends[-1]) - 1)
 
 
 class Moments:
@@ -259,8 +258,7 @@ class TimeBins:
     def add(self, since_first_s: Floats) -> None:
         bins = len(self._counts)
         while since_first_s[-1] >= bins * self.width_s:
-            halved = self._counts.reshape(-1, 2).sum(axis=1)
-            self._counts = np.concatenate([halved, np.zeros(bins - len(halved), dtype=np.int64)])
+            self._counts = np.pad(self._counts.reshape(-1, 2).sum(axis=1), (0, bins - bins // 2))
             self.width_s *= 2
         self._counts += np.bincount((since_first_s / self.width_s).astype(np.int64), minlength=bins)
 

@@ -1,7 +1,7 @@
 """What can be said of a trace: rate, burstiness, lengths, popularity, sessions, tokens and concurrency, in one pass.
 
-`Description` reads a stream chunk by chunk in bounded memory; `facts` gives plain numbers, ready for JSON. Curves for
-plots come from its parts. What the load means for a cluster is `traces.load`'s business. Called by `traces.jobs`.
+`Description` reads a stream chunk by chunk in bounded memory; curves for plots come from its parts. What the load means
+for a cluster is `sim.bounds.offered_load`'s business. Called by `workload.trace_jobs`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ MOST_BLOCKS = 2_000_000  # different prefix blocks that are remembered: about 20
 class Service:
     """How long a request is assumed to be in service: its prompt and its answer at these speeds, tokens/s.
 
-    Only for concurrency. The default is one sequence of a model of medium size on one data-centre GPU, about 20 ms a
-    token; what a scenario's own GPUs do is `traces.load`'s business.
+    Only for concurrency. The default is one sequence of a model of medium size on one data-centre GPU.
     """
 
     prompt_per_s: float = 5000.0
@@ -88,10 +87,9 @@ class Description:
     def _add_models(self, chunk: Trace) -> None:
         self.models = chunk.models
         size = len(chunk.models)
-        self.uses = np.concatenate([self.uses, np.zeros(size - len(self.uses), dtype=np.int64)])
-        self.model_tokens = np.concatenate(
-            [self.model_tokens, np.zeros((size - len(self.model_tokens), 2), dtype=np.int64)]
-        )
+        fresh = size - len(self.uses)
+        self.uses = np.pad(self.uses, (0, fresh))
+        self.model_tokens = np.pad(self.model_tokens, ((0, fresh), (0, 0)))
         self.uses += np.bincount(chunk.model, minlength=size)
         for column, tokens in enumerate((chunk.prompt_tokens, chunk.output_tokens)):
             # Sums of a chunk stay below 2^53, where the float64 weights are exact.

@@ -155,9 +155,8 @@ def _session(member: Member, start_s: float, options: AgenticOptions, found: _Fo
     if scope not in ("local", "global"):
         raise top.error("hash_id_scope", "it is local or global")
     if found.scope not in (None, scope):
-        raise top.error_here(
-            f"field 'hash_id_scope' is '{scope}', of the files before '{found.scope}'; import them apart"
-        )
+        differs = f"is '{scope}', of the files before '{found.scope}'"
+        raise top.error_here(f"field 'hash_id_scope' {differs}; import them apart")
     found.scope = scope
     shift = found.next_id if scope == "local" else 0
     found.sessions += 1
@@ -290,12 +289,5 @@ def _is(sample: Sample) -> bool:
     return sample.head.lstrip()[:1] == b"{" and all(mark in sample.head for mark in marks)
 
 
-FORMATS = (
-    Format(
-        NAME,
-        "agentic coding (kv-cache-tester): sessions of coding agents, a tar, a folder or .json files",
-        _read,
-        _is,
-        AgenticOptions,
-    ),
-)
+_ABOUT = "agentic coding (kv-cache-tester): sessions of coding agents, a tar, a folder or .json files"
+FORMATS = (Format(NAME, _ABOUT, _read, _is, AgenticOptions),)

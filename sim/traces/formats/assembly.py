@@ -142,9 +142,8 @@ class _Sorter:
         if self._strict:
             index = int(np.argmax(late))
             before_s = (highest[index] - block.time[index]) / self._per_s
-            raise TraceError(
-                f"{block.where}: row {block.rows[index]}: arrives {before_s:g} s before a row above it; sort the rows"
-            )
+            row = f"{block.where}: row {block.rows[index]}"
+            raise TraceError(f"{row}: arrives {before_s:g} s before a row above it; sort the rows")
         self._late += int(late.sum())
         return block.select(np.argsort(block.time, kind="stable"))
 
@@ -170,10 +169,8 @@ class _Naming:
         arrival_s = (block.time - origin) / per_s
         if not abs(arrival_s[[0, -1]]).max() <= FURTHEST_S:
             index = 0 if abs(arrival_s[0]) > FURTHEST_S else -1
-            raise TraceError(
-                f"{block.where}: row {block.rows[index]}: arrives {arrival_s[index]:.3g} s after the first request; "
-                "mend its time"
-            )
+            row = f"{block.where}: row {block.rows[index]}"
+            raise TraceError(f"{row}: arrives {arrival_s[index]:.3g} s after the first request; mend its time")
         nothing = np.zeros(count, dtype=np.int64)
         model = self._codes(self._models, block.model)
         service_class = self._codes(self._classes, block.service_class or (nothing, (DEFAULT_CLASS,)))

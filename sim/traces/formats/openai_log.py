@@ -127,9 +127,8 @@ class _Log:
             self._low = max([bound for bound, _ in _UNITS.values() if bound < self._high], default=0.0)
         microseconds: int = round(value * self._per_unit)
         if microseconds > _FURTHEST_US:
-            raise TraceError(
-                f"{entry.where}: field '{field}' is {shown(value)} {self._unit}, which is no date; mend it"
-            )
+            what = f"{shown(value)} {self._unit}, which is no date"
+            raise TraceError(f"{entry.where}: field '{field}' is {what}; mend it")
         return microseconds
 
     def _name(self, entry: Entry, what: str, field: str, value: Any) -> str:
@@ -193,9 +192,8 @@ def _tokens(entry: Entry, field: str, value: Any) -> int:
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not 1 <= value <= MOST_TOKENS:
-        raise TraceError(
-            f"{entry.where}: field '{field}' is {shown(value)}; give a whole number from 0 to {MOST_TOKENS:,}"
-        )
+        give = f"give a whole number from 0 to {MOST_TOKENS:,}"
+        raise TraceError(f"{entry.where}: field '{field}' is {shown(value)}; {give}")
     return value
 
 

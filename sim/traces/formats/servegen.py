@@ -70,9 +70,8 @@ def _blocks(files: Sequence[Path], where: str, options: ServegenOptions, notices
     chosen = [(pool, client) for pool in pools for client in _top(pool, options, span_s)]
     published = sum(client.mean_rate(*span_s) for _, client in chosen)
     if not published:
-        raise ConfigError(
-            f"{where}: no client sends anything from {span_s[0]:g} to {span_s[1]:g} s; choose other times"
-        )
+        none = f"no client sends anything from {span_s[0]:g} to {span_s[1]:g} s"
+        raise ConfigError(f"{where}: {none}; choose other times")
     scale = options.rate / published if options.rate is not None else options.scale or 1.0
     for pool in pools:
         notices += _about(pool, [client for owner, client in chosen if owner is pool], span_s)
@@ -189,10 +188,8 @@ class _Source:
         self._gaps, self._lengths = stream(*names, "gaps"), stream(*names, "lengths")
         expected = client.rate * client.window_s * scale
         if expected.max() > MOST_PER_WINDOW:
-            raise ConfigError(
-                f"{client.where}: {expected.max():.3g} requests in one window; lower --option rate or scale "
-                f"to at most {MOST_PER_WINDOW:,}"
-            )
+            mend = f"lower --option rate or scale to at most {MOST_PER_WINDOW:,}"
+            raise ConfigError(f"{client.where}: {expected.max():.3g} requests in one window; {mend}")
         # The expected number itself: what a window holds by chance is already in the measured rates.
         chance = stream(*names, "counts").random(len(expected))
         self.counts = (np.floor(expected) + (chance < expected - np.floor(expected))).astype(np.int64)
@@ -314,30 +311,19 @@ def _joined(pieces: Sequence[tuple[Draws, Table]]) -> tuple[Draws, Table]:
     arrival_s = np.concatenate([piece for piece, _ in pieces])
     order = np.argsort(arrival_s, kind="stable")
     names = dict.fromkeys(name for _, columns in pieces for name in columns)
-    table = {
-        name: np.concatenate(
-            [columns[name] if name in columns else np.full(len(piece), -1.0) for piece, columns in pieces]
-        )[order]
-        for name in names
-    }
-    return arrival_s[order], table
+    filled = [{**{name: np.full(len(piece), -1.0) for name in names}, **columns} for piece, columns in pieces]
+    return arrival_s[order], {name: np.concatenate([columns[name] for columns in filled])[order] for name in names}
 
 
 def _block(plan: _DrawPlan, before: int, arrival_s: Draws, columns: Table, empty: EmptyTokens) -> Block:
     nothing = np.full(len(arrival_s), -1.0)
     whole = {name: columns.get(name, nothing).astype(np.int64) for name in (*plan.extras, "model")}
-    prompt_tokens, output_tokens, kept = empty.applied(
-        columns["prompt_tokens"].astype(np.int64), columns["output_tokens"].astype(np.int64)
-    )
-    block = Block(
-        where=plan.where,
-        rows=np.arange(before + 1, before + 1 + len(arrival_s), dtype=np.int64),
-        time=arrival_s - plan.span_s[0],
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        model=(whole["model"], plan.models),
-        extras={name: pa.array(whole[name], mask=whole[name] < 0) for name in plan.extras},
-    )
+    tokens = (columns[name].astype(np.int64) for name in ("prompt_tokens", "output_tokens"))
+    prompt_tokens, output_tokens, kept = empty.applied(*tokens)
+    rows, time_s = np.arange(before + 1, before + 1 + len(arrival_s), dtype=np.int64), arrival_s - plan.span_s[0]
+    extras = {name: pa.array(whole[name], mask=whole[name] < 0) for name in plan.extras}
+    model = whole["model"], plan.models
+    block = Block(plan.where, rows, time_s, prompt_tokens, output_tokens, model, extras=extras)
     return block if kept is None else block.select(kept)
 
 
@@ -345,12 +331,5 @@ def _is(sample: Sample) -> bool:
     return any(is_member(name) for name in sample.members)
 
 
-FORMATS = (
-    Format(
-        NAME,
-        "ServeGen client pools: requests drawn from rates and lengths, archives or folders",
-        _read,
-        _is,
-        ServegenOptions,
-    ),
-)
+_ABOUT = "ServeGen client pools: requests drawn from rates and lengths, archives or folders"
+FORMATS = (Format(NAME, _ABOUT, _read, _is, ServegenOptions),)

@@ -30,12 +30,8 @@ MEDIA = ("image", "audio", "video")
 
 _MEMBER = re.compile(r"chunk-([0-9]{1,9})-(trace\.csv|dataset\.json)(\.gz)?")
 _PROMPTS = ("input_tokens", "text_tokens")
-_FIELDS = (
-    *_PROMPTS,
-    "output_tokens",
-    "reason_ratio",
-    *(f"{kind}_{what}" for kind in MEDIA for what in ("tokens", "count")),
-)
+_MEDIA_FIELDS = [f"{kind}_{what}" for kind in MEDIA for what in ("tokens", "count")]
+_FIELDS = (*_PROMPTS, "output_tokens", "reason_ratio", *_MEDIA_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -174,9 +170,8 @@ def _client(member: Member, pool: str, number: int) -> Client:
     start_s, rate, cv, law = (np.array(column) for column in zip(*columns, strict=True))
     steps = np.diff(start_s)
     window_s = float(steps.min()) if len(steps) else WINDOW_S
-    return Client(
-        pool, number, member.where, start_s.astype(float), rate.astype(float), cv.astype(float), law, window_s
-    )
+    start_s, rate, cv = (column.astype(float) for column in (start_s, rate, cv))
+    return Client(pool, number, member.where, start_s, rate, cv, law, window_s)
 
 
 def _window(where: str, line: str, before_s: float) -> tuple[float, float, float, int]:
@@ -203,9 +198,8 @@ def _number(where: str, name: str, cell: str, most: float) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number <= most:
-        raise TraceError(
-            f"{where}: {name} is {shown(cell)}; give a number from 0" + (f" to {most:g}" if most < math.inf else "")
-        )
+        upto = f" to {most:g}" if most < math.inf else ""
+        raise TraceError(f"{where}: {name} is {shown(cell)}; give a number from 0{upto}")
     return number
 
 

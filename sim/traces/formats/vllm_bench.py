@@ -104,9 +104,8 @@ def _numbers(result: Entry, field: str, count: int | None, whole: bool = False) 
         missing = "; save the result with --save-detailed" if field not in result.values else ""
         raise TraceError(f"{result.where}: field '{field}' is {shown(values)}, not a list{missing}")
     if count is not None and len(values) != count:
-        raise TraceError(
-            f"{result.where}: field '{field}' has {len(values)} entries, input_lens {count}; mend the file"
-        )
+        lengths = f"has {len(values)} entries, input_lens {count}"
+        raise TraceError(f"{result.where}: field '{field}' {lengths}; mend the file")
     highest = MOST_TOKENS if whole else FURTHEST_S
     for index, value in enumerate(values):
         good = type(value) in (int, float) and 0 <= value <= highest and (not whole or value == int(value))
@@ -139,9 +138,8 @@ def _measured(result: Entry, count: int) -> dict[str, NDArray[np.float64]]:
     sums_s = np.zeros(count)
     for index, one in enumerate(gaps):
         if not isinstance(one, list) or not all(type(gap) in (int, float) and 0 <= gap <= FURTHEST_S for gap in one):
-            raise TraceError(
-                f"{result.where}: field 'itls', entry {index + 1}: is {shown(one)}; give a list of seconds"
-            )
+            entry = f"field 'itls', entry {index + 1}: is {shown(one)}"
+            raise TraceError(f"{result.where}: {entry}; give a list of seconds")
         sums_s[index] = sum(one)
     return {"measured_ttft_s": ttfts_s, "measured_latency_s": ttfts_s + sums_s}
 
