@@ -14,7 +14,7 @@ from pathlib import Path
 ROOTS = ("engine.engine", "results.summary", "results.run_folder")
 # Modules, and with `.*` all of a folder's, but not those of folders in it.
 _NAMES = """
-    common.atomic_files common.column_store common.data_files common.errors common.rng common.safe_open
+    common.atomic_files common.column_store common.data_files common.errors common.lazy common.rng common.safe_open
     common.statistics common.text common.time_limit common.yaml_files
     core.* core.record.recorder core.record.series core.state.*
     engine.*
