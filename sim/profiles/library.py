@@ -120,17 +120,9 @@ class Library:
             raise ProfileError(f"{switch[1]['_where']}: a second row for {' '.join(key)}; keep one")
         return Profile(
             weights,
+            _grid(self._model_rows(folder / "decode.csv", key, label), ("layers", "batch", "context"), "step_s", label),
             _grid(
-                self._model_rows(folder / "decode.csv", key, label),
-                ("layers", "batch", "context"),
-                "step_s",
-                label,
-            ),
-            _grid(
-                self._model_rows(folder / "prefill.csv", key, label),
-                ("layers", "prompt_tokens"),
-                "prefill_s",
-                label,
+                self._model_rows(folder / "prefill.csv", key, label), ("layers", "prompt_tokens"), "prefill_s", label
             ),
             _switch_costs(switch[0]),
             offload,
@@ -260,9 +252,7 @@ def _gpu_kind(row: dict[str, Any]) -> GpuKind:
 def _host_kind(row: dict[str, Any]) -> HostKind:
     columns = ("cpu_bandwidth_gb_s", "disk_gb_s", "network_gb_s", "h2d_cap_gb_s", "d2h_cap_gb_s")
     return HostKind(
-        row["host"],
-        round(_positive(row, "memory_gib") * 2**30),
-        *(_positive(row, column) * GIGA for column in columns),
+        row["host"], round(_positive(row, "memory_gib") * 2**30), *(_positive(row, column) * GIGA for column in columns)
     )
 
 

@@ -218,10 +218,7 @@ class Profile:
         curve = self._prefill_curves.get(layers)
         if curve is None:
             curve = self._split(
-                layers,
-                self._prefill.axes[1],
-                self._prefill.slice(layers),
-                self._prefill.slice(self.weights.layers),
+                layers, self._prefill.axes[1], self._prefill.slice(layers), self._prefill.slice(self.weights.layers)
             )
             self._prefill_curves[layers] = curve
         return curve

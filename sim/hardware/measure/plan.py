@@ -110,11 +110,7 @@ def decode_points(
         edge = layers in (0, most)
         for batch in grid.batches:
             for context in (each for each in contexts if batch * each <= _MOST_TOKENS):
-                corner = (batch, context) in (
-                    (1, contexts[0]),
-                    (1, contexts[-1]),
-                    (grid.batches[-1], contexts[0]),
-                )
+                corner = (batch, context) in ((1, contexts[0]), (1, contexts[-1]), (grid.batches[-1], contexts[0]))
                 rank = 4 if corner else 5
                 if (batch, context) == (1, contexts[0]):
                     rank = 2

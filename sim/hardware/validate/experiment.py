@@ -24,10 +24,7 @@ QUANTIZATION = "BF16"
 # One model at a time; each with its share of the memory, for good; what is best at the moment. On one GPU `lru-swap`
 # does nearly as the last does, so that no measurement of minutes tells them apart.
 POLICIES = ("exclusive-swap", "static-split", "residency-aware")
-MODELS = {
-    "cpu": ("SmolLM2-135M", "SmolLM2-360M", "Qwen2.5-0.5B"),
-    "cuda": ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B"),
-}
+MODELS = {"cpu": ("SmolLM2-135M", "SmolLM2-360M", "Qwen2.5-0.5B"), "cuda": ("Llama-3.2-1B", "Qwen2.5-3B", "Qwen3-8B")}
 # A GPU reads its memory 40 to 130 times as quickly as its link brings weights (RTX 4090: 1008 GB/s and 25; H100: 3350
 # GB/s and 25 to 50, data sheets); a core of the EPYC of the README decodes SmolLM2-135M (269 MB) in 16 ms.
 LINK_GB_S = {"cpu": 0.5, "cuda": None}

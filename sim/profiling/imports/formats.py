@@ -33,14 +33,7 @@ FORMATS = {
     each.name: each
     for each in (
         RecordFormat("llama-bench", "llama.cpp", "cpu", True, BENCH, bench_trials),
-        RecordFormat(
-            "llama-batched-bench",
-            "llama.cpp",
-            "cpu",
-            False,
-            BATCHED,
-            batched_trials,
-        ),
+        RecordFormat("llama-batched-bench", "llama.cpp", "cpu", False, BATCHED, batched_trials),
         RecordFormat("ollama", "ollama", "cpu", False, OLLAMA, ollama_trials),
         RecordFormat("vllm-bench", "vllm", "stream", False, VLLM, vllm_trials),
     )
