@@ -133,25 +133,15 @@ def _of(profile: Profile, library: Library, table: TableFacts, named: tuple[str,
     most = weights.layers
     link = min(library.gpu(table.gpu).h2d_bytes_per_s, library.host(table.host).h2d_cap_bytes_per_s)
     rate = min(switch.reload_bytes_per_s, link)
-    return [
-        BreakEven(
-            *named,
-            table.gpu,
-            table.host,
-            table.engine,
-            layers,
-            most,
-            at.batch,
-            at.context,
-            profile.step_s(layers, at.batch, at.context),
-            profile.step_s(most, at.batch, at.context),
-            restart_s=profile.load_s(most, link),
-            wake_s=switch.wake_fixed_s + weights.gpu_bytes(most) / rate,
-            grow_s=(weights.gpu_bytes(most) - weights.gpu_bytes(layers)) / rate,
-        )
-        for layers in dict.fromkeys(round(share * most) for share in at.residencies)
-        if profile.fewest_layers <= layers < most
-    ]
+    found = []
+    for layers in dict.fromkeys(round(share * most) for share in at.residencies):
+        if profile.fewest_layers <= layers < most:
+            step_s, whole_step_s = (profile.step_s(each, at.batch, at.context) for each in (layers, most))
+            wake_s = switch.wake_fixed_s + weights.gpu_bytes(most) / rate
+            grow_s = (weights.gpu_bytes(most) - weights.gpu_bytes(layers)) / rate
+            place = (*named, table.gpu, table.host, table.engine, layers, most, at.batch, at.context)
+            found.append(BreakEven(*place, step_s, whole_step_s, profile.load_s(most, link), wake_s, grow_s))
+    return found
 
 
 def as_json(points: Iterable[BreakEven]) -> str:

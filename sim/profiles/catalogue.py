@@ -5,11 +5,13 @@ It opens no run and changes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
 from sim.common.errors import ProfileError, did_you_mean
-from sim.profiles.library import Library, table_header, table_rows
+from sim.profiles.library import Library, grouped, model_of, table_header, table_rows
 from sim.profiles.profile import Profile
 
 # Contexts, in tokens, at which a preemption's cost is shown; batch sizes at which throughput is.
@@ -63,17 +65,12 @@ def table_catalogue(folder: Path | None = None) -> list[TableFacts]:
     found = []
     for path in sorted(library.folder.glob("*/*/table.yaml")):
         header = table_header(path)
-        models: dict[str, list[str]] = {}
-        for row in table_rows(path.with_name("switch.csv")):
-            models.setdefault(row["model"], []).append(row["quantization"])
-        offered = {model: tuple(quantizations) for model, quantizations in models.items()}
+        models = grouped(table_rows(path.with_name("switch.csv")), itemgetter("model"))
+        offered = {model: tuple(row["quantization"] for row in rows) for model, rows in models.items()}
         found.append(TableFacts(header["gpu"], header["host"], header["engine"], path.parent, offered))
-    assert [(t.gpu, t.host, t.engine) for t in sorted(found, key=_table_key)] == library.table_keys()
-    return sorted(found, key=_table_key)
-
-
-def _table_key(table: TableFacts) -> tuple[str, str, str]:
-    return table.gpu, table.host, table.engine
+    found.sort(key=attrgetter("gpu", "host", "engine"))
+    assert [(t.gpu, t.host, t.engine) for t in found] == library.table_keys()
+    return found
 
 
 def profile_catalogue(
@@ -109,35 +106,23 @@ def _profile_facts(library: Library, model: str, quantization: str, table: Table
     profile = library.profile(model, quantization, table.gpu, table.host, table.engine)
     contexts = tuple(context for context in CONTEXTS if context <= profile.longest_context)
     context = contexts[0] if contexts else 0
-    return ProfileFacts(
-        model,
-        quantization,
-        table,
-        profile.weights.layers,
-        context,
-        _curve(profile, context, library.gpu(table.gpu).memory_bytes),
-        contexts,
-        _preemption(profile, library, table, contexts),
-        _kinds(table, model, quantization),
-    )
+    curve = _curve(profile, context, library.gpu(table.gpu).memory_bytes)
+    costs = _preemption(profile, library, table, contexts)
+    kinds = _kinds(table, model, quantization)
+    return ProfileFacts(model, quantization, table, profile.weights.layers, context, curve, contexts, costs, kinds)
 
 
 def _curve(profile: Profile, context: int, memory_bytes: int) -> tuple[ShareFacts, ...]:
     fewest, most = profile.fewest_layers, profile.weights.layers
     steps = min(_MOST_STEPS - 1, most - fewest)
     layers_shown = [fewest + round((most - fewest) * step / steps) for step in range(steps + 1)] if steps else [most]
-    return tuple(
-        ShareFacts(
-            layers,
-            profile.weights.gpu_bytes(layers),
-            profile.weights.gpu_bytes(layers) <= memory_bytes,
-            tuple(
-                batch / profile.step_s(layers, batch, context) if batch <= profile.largest_batch else None
-                for batch in BATCHES
-            ),
-        )
-        for layers in layers_shown
-    )
+    found = []
+    for layers in layers_shown:
+        steps_s = [profile.step_s(layers, n, context) if n <= profile.largest_batch else None for n in BATCHES]
+        speeds = tuple(seconds and batch / seconds for batch, seconds in zip(BATCHES, steps_s, strict=True))
+        size = profile.weights.gpu_bytes(layers)
+        found.append(ShareFacts(layers, size, size <= memory_bytes, speeds))
+    return tuple(found)
 
 
 def _preemption(
@@ -165,10 +150,7 @@ def _kinds(table: TableFacts, model: str, quantization: str) -> dict[str, str]:
     """How the numbers are known, per file: for example decode: 12 published, 24 fitted."""
     found = {}
     for name in ("decode", "prefill", "switch"):
-        counts: dict[str, int] = {}
-        for row in table_rows(table.folder / f"{name}.csv"):
-            if (row["model"], row["quantization"]) == (model, quantization):
-                kind = row.get("kind", "measured")
-                counts[kind] = counts.get(kind, 0) + 1
+        rows = [row for row in table_rows(table.folder / f"{name}.csv") if model_of(row) == (model, quantization)]
+        counts = Counter(row.get("kind", "measured") for row in rows)
         found[name] = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
     return found

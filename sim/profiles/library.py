@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ _MOST = {"layers": 10_000, "layer_bytes": 10**15, "head_bytes": 10**15, "kv_byte
 _MOST |= dict.fromkeys(("batch", "context", "prompt_tokens", "max_context", "memory_gib", "usd_per_hour"), 10**9)
 _FARTHEST, _FINEST = 1e9, 1e-12  # of seconds and GB/s
 _Made = TypeVar("_Made")
+_Row = TypeVar("_Row")
+_Key = TypeVar("_Key")
 KINDS = ("measured", "published", "fitted", "analytic")
 # Columns of each table that are names; those that are numbers are checked where they are read.
 _KEY = ("model", "quantization")
@@ -118,23 +120,14 @@ class Library:
         switch = self._model_rows(folder / "switch.csv", key, label)
         if len(switch) > 1:
             raise ProfileError(f"{switch[1]['_where']}: a second row for {' '.join(key)}; keep one")
-        return Profile(
-            weights,
-            _grid(self._model_rows(folder / "decode.csv", key, label), ("layers", "batch", "context"), "step_s", label),
-            _grid(
-                self._model_rows(folder / "prefill.csv", key, label), ("layers", "prompt_tokens"), "prefill_s", label
-            ),
-            _switch_costs(switch[0]),
-            offload,
-            label,
-        )
+        steps, prompts = (self._model_rows(folder / f"{name}.csv", key, label) for name in ("decode", "prefill"))
+        decode = _grid(steps, ("layers", "batch", "context"), "step_s", label)
+        prefill = _grid(prompts, ("layers", "prompt_tokens"), "prefill_s", label)
+        return Profile(weights, decode, prefill, _switch_costs(switch[0]), offload, label)
 
     def _model_rows(self, path: Path, key: tuple[str, str], label: str) -> list[dict[str, Any]]:
         if path not in self._rows_of:
-            grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-            for row in table_rows(path):
-                grouped.setdefault((row["model"], row["quantization"]), []).append(row)
-            self._rows_of[path] = grouped
+            self._rows_of[path] = grouped(table_rows(path), model_of)
         if key not in self._rows_of[path]:
             have = ", ".join(f"{model} {quantization}" for model, quantization in self._rows_of[path])
             raise ProfileError(f"no profile tables for {label}; {path.name} there has: {have}")
@@ -159,9 +152,9 @@ def csv_rows(path: Path) -> list[dict[str, Any]]:
         text = io.StringIO(plain_bytes(path, MOST_BYTES).decode("utf-8-sig"), newline="")
         reader = csv.DictReader(text, strict=True)
         names = list(reader.fieldnames or ())
-        twice = _first_twice(names)
-        if twice is not None:
-            raise ProfileError(f"{path}, row 1: column {shown(twice)} is there twice; keep one")
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise ProfileError(f"{path}, row 1: column {shown(twice[0])} is there twice; keep one")
         rows: list[dict[str, Any]] = list(reader)
     except OSError as error:
         raise ProfileError(f"{path}: cannot read the table ({error.strerror}); is the folder complete?") from None
@@ -191,13 +184,17 @@ def table_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _first_twice(names: list[str]) -> str | None:
-    seen: dict[str, None] = {}
-    for name in names:
-        if name in seen:
-            return name
-        seen[name] = None
-    return None
+def model_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(model, quantization) of a row of `table_rows`."""
+    return row["model"], row["quantization"]
+
+
+def grouped(rows: Iterable[_Row], key: Callable[[_Row], _Key]) -> dict[_Key, list[_Row]]:
+    """The rows by their keys, both in order of appearance."""
+    found: dict[_Key, list[_Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
 
 
 def _one_each(
@@ -239,47 +236,29 @@ def _positive(row: dict[str, Any], column: str) -> float:
 
 
 def _gpu_kind(row: dict[str, Any]) -> GpuKind:
-    return GpuKind(
-        row["gpu"],
-        row["name"],
-        round(_positive(row, "memory_gib") * 2**30),
-        _positive(row, "h2d_gb_s") * GIGA,
-        _positive(row, "d2h_gb_s") * GIGA,
-        _number(row, "usd_per_hour") if row["usd_per_hour"] else 0.0,
-    )
+    memory_bytes = round(_positive(row, "memory_gib") * 2**30)
+    h2d, d2h = (_positive(row, column) * GIGA for column in ("h2d_gb_s", "d2h_gb_s"))
+    usd_per_hour = _number(row, "usd_per_hour") if row["usd_per_hour"] else 0.0
+    return GpuKind(row["gpu"], row["name"], memory_bytes, h2d, d2h, usd_per_hour)
 
 
 def _host_kind(row: dict[str, Any]) -> HostKind:
     columns = ("cpu_bandwidth_gb_s", "disk_gb_s", "network_gb_s", "h2d_cap_gb_s", "d2h_cap_gb_s")
-    return HostKind(
-        row["host"], round(_positive(row, "memory_gib") * 2**30), *(_positive(row, column) * GIGA for column in columns)
-    )
+    memory_bytes = round(_positive(row, "memory_gib") * 2**30)
+    return HostKind(row["host"], memory_bytes, *(_positive(row, column) * GIGA for column in columns))
 
 
 def _weights(row: dict[str, Any]) -> Weights:
-    return Weights(
-        row["model"],
-        row["quantization"],
-        layers=_whole(row, "layers"),
-        layer_bytes=_whole(row, "layer_bytes"),
-        head_bytes=_whole(row, "head_bytes", "at least 0"),
-        kv_bytes_per_token_layer=_whole(row, "kv_bytes_per_token_layer"),
-        max_context=_whole(row, "max_context"),
-    )
+    layers, layer_bytes = _whole(row, "layers"), _whole(row, "layer_bytes")
+    head_bytes, kv_bytes = _whole(row, "head_bytes", "at least 0"), _whole(row, "kv_bytes_per_token_layer")
+    return Weights(*model_of(row), layers, layer_bytes, head_bytes, kv_bytes, _whole(row, "max_context"))
 
 
 def _switch_costs(row: dict[str, Any]) -> SwitchCosts:
-    return SwitchCosts(
-        _number(row, "start_s"),
-        _number(row, "reload_fixed_s"),
-        _positive(row, "reload_gb_s") * GIGA,
-        _positive(row, "kv_save_gb_s") * GIGA,
-        _positive(row, "kv_restore_gb_s") * GIGA,
-        _number(row, "free_s"),
-        _number(row, "wake_fixed_s"),
-        row["kind"],
-        row["source"],
-    )
+    start_s, fixed_s = _number(row, "start_s"), _number(row, "reload_fixed_s")
+    rates = [_positive(row, name) * GIGA for name in ("reload_gb_s", "kv_save_gb_s", "kv_restore_gb_s")]
+    free_s, wake_s = _number(row, "free_s"), _number(row, "wake_fixed_s")
+    return SwitchCosts(start_s, fixed_s, *rates, free_s, wake_s, row["kind"], row["source"])
 
 
 def table_header(path: Path) -> dict[str, Any]:

@@ -171,11 +171,8 @@ class Profile:
         self._decode_curves: dict[tuple[int, int], Curve] = {}
         self._prefill_curves: dict[int, Curve] = {}
         self._known_steps: dict[tuple[int, int, float], float] = {}
-        self._check_reach()
-
-    def _check_reach(self) -> None:
-        if self._decode.axes[0][-1] < self.weights.layers or self._prefill.axes[0][-1] < self.weights.layers:
-            raise ProfileError(f"{self.label}: the tables end below {self.weights.layers} layers; add the full model")
+        if min(decode.axes[0][-1], prefill.axes[0][-1]) < weights.layers:
+            raise ProfileError(f"{label}: the tables end below {weights.layers} layers; add the full model")
 
     @property
     def fewest_layers(self) -> int:
@@ -204,23 +201,16 @@ class Profile:
         """Seconds of one decode iteration of `batch` sequences against their mean context."""
         curve = self._decode_curves.get((layers, batch))
         if curve is None:
-            curve = self._split(
-                layers,
-                self._decode.axes[2],
-                self._decode.slice(layers, batch),
-                self._decode.slice(self.weights.layers, batch),
-            )
-            self._decode_curves[layers, batch] = curve
+            here, full = (self._decode.slice(each, batch) for each in (layers, self.weights.layers))
+            curve = self._decode_curves[layers, batch] = self._split(layers, self._decode.axes[2], here, full)
         return curve
 
     def prefill_curve(self, layers: int) -> Curve:
         """Seconds of an iteration that computes a prompt against its tokens; at 0 the iteration's fixed cost."""
         curve = self._prefill_curves.get(layers)
         if curve is None:
-            curve = self._split(
-                layers, self._prefill.axes[1], self._prefill.slice(layers), self._prefill.slice(self.weights.layers)
-            )
-            self._prefill_curves[layers] = curve
+            here, full = (self._prefill.slice(each) for each in (layers, self.weights.layers))
+            curve = self._prefill_curves[layers] = self._split(layers, self._prefill.axes[1], here, full)
         return curve
 
     def _split(
@@ -229,24 +219,18 @@ class Profile:
         if self.offload == "cpu":
             share = layers / self.weights.layers
             gpu = tuple(share * whole for whole in full)
-        else:  # the GPU computes every layer; what is longer, it waits for weights on the link
-            gpu = self._streamed(seconds, full)
+        else:
+            # The GPU computes every layer; what is longer, it waits for weights on the link. Its share of all the
+            # curve's times is taken of each, so that both parts grow together and a prompt costs the same in chunks.
+            share = min(1.0, sum(full, 0.0) / sum(seconds, 0.0))
+            gpu = tuple([share * here for here in seconds])
         host = tuple(here - there for here, there in zip(seconds, gpu, strict=True))
         if layers == self.weights.layers:
             host = tuple(0.0 for _ in host)
         elif min(host) < 0:
-            raise ProfileError(
-                f"{self.label}: {layers} layers on the GPU are faster than their share of the full model; "
-                "mend those rows"
-            )
+            faster = f"{layers} layers on the GPU are faster than their share of the full model"
+            raise ProfileError(f"{self.label}: {faster}; mend those rows")
         return Curve(knots, gpu, host)
-
-    @staticmethod
-    def _streamed(seconds: tuple[float, ...], full: tuple[float, ...]) -> tuple[float, ...]:
-        """The GPU's part of times with streamed layers: the same share of each, so that both parts grow together and a
-        prompt costs the same in chunks. The share is that of all the curve's times."""
-        share = min(1.0, sum(full, 0.0) / sum(seconds, 0.0))
-        return tuple([share * here for here in seconds])
 
     def step_s(self, layers: int, batch: int = 1, context: float = 0.0) -> float:
         """Seconds of one decode iteration with nobody else on the GPU or the CPU."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -84,10 +84,10 @@ class Architecture:
         return shapes if self.tied else {**shapes, "embedding": (self.vocab, self.hidden)}
 
     def layer_bytes(self, itemsize: int = 2) -> int:
-        return _elements(self.layer_shapes) * itemsize
+        return sum(map(prod, self.layer_shapes.values())) * itemsize
 
     def head_bytes(self, itemsize: int = 2) -> int:
-        return _elements(self.head_shapes) * itemsize
+        return sum(map(prod, self.head_shapes.values())) * itemsize
 
     def weight_bytes(self, layers: int, itemsize: int = 2) -> int:
         """Bytes on the device with `layers` there."""
@@ -111,15 +111,9 @@ class Architecture:
         return (layer_bytes, head_bytes) if layer_bytes > 0 else None
 
 
-def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(prod(shape) for shape in shapes.values())
-
-
 def _bits(quantization: str) -> float | None:
-    for name in (quantization, quantization.rpartition("_")[0], quantization[:3]):  # Q4_K_M, Q4_K, IQ2_XXS
-        if name in _BITS:
-            return _BITS[name]
-    return None
+    names = (quantization, quantization.rpartition("_")[0], quantization[:3])  # Q4_K_M, Q4_K, IQ2_XXS
+    return next((_BITS[name] for name in names if name in _BITS), None)
 
 
 def read_architectures(path: Path | None = None) -> tuple[Architecture, ...]:
@@ -130,19 +124,18 @@ def read_architectures(path: Path | None = None) -> tuple[Architecture, ...]:
     file = path or data_folder("profiles") / "architectures.csv"
     try:
         rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
-        return tuple(_architecture(row) for row in rows)
+        return tuple(
+            Architecture(
+                row["model"],
+                **{name: int(row[name]) for name in _NUMBERS},
+                tied=row["tied"] == "yes",
+                family=row.get("family", "llama"),
+                experts=int(row.get("experts", 0)),
+            )
+            for row in rows
+        )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ProfileError(f"{file}: cannot be read as shapes of models ({error}); see the one in profiles/") from None
-
-
-def _architecture(row: dict[str, str]) -> Architecture:
-    return Architecture(
-        model=row["model"],
-        family=row.get("family", "llama"),
-        tied=row["tied"] == "yes",
-        experts=int(row.get("experts", 0)),
-        **{name: int(row[name]) for name in _NUMBERS},
-    )
 
 
 @cache
@@ -156,14 +149,9 @@ def by_parameters(family: str, parameters: int, text: str) -> Architecture | Non
 
     `family` as llama.cpp writes it ("llama", "qwen2"); empty: any, if that leaves no doubt about the shape.
     """
-    close = sorted(
-        (
-            each
-            for each in known_architectures()
-            if abs(each.parameters - parameters) <= _SAME_COUNT * parameters and family in ("", each.family)
-        ),
-        key=lambda each: abs(each.parameters - parameters),
-    )
+    alike = [each for each in known_architectures() if family in ("", each.family)]
+    near = sorted(alike, key=lambda each: abs(each.parameters - parameters))
+    close = [each for each in near if abs(each.parameters - parameters) <= _SAME_COUNT * parameters]
     name = by_name(text, [each.model for each in close])
     if name is None and len({each.family for each in close}) > 1:
         return None
@@ -176,14 +164,9 @@ def named(name: str) -> Architecture | None:
 
 def by_name(text: str, names: Iterable[str]) -> str | None:
     """Of these model names the longest that the text has in it, word by word: "Meta-Llama-3-8B.gguf", "llama3:8b"."""
-    words = _words(text)
-    best: tuple[int, str] | None = None
-    for name in names:
-        own = _words(name)
-        found = any(words[start : start + len(own)] == own for start in range(len(words) - len(own) + 1))
-        if found and (best is None or len(own) > best[0]):
-            best = (len(own), name)
-    return best[1] if best else None
+    words, parts = _words(text), {name: _words(name) for name in names}
+    found = [name for name, own in parts.items() if any(words[n : n + len(own)] == own for n in range(len(words)))]
+    return max(found, key=lambda name: len(parts[name]), default=None)
 
 
 def _words(text: str) -> list[str]:

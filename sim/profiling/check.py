@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.common.errors import ProfileError
-from sim.profiles.library import Library, csv_rows, table_rows
+from sim.profiles.library import Library, csv_rows, grouped, model_of, table_rows
 from sim.profiles.profile import Profile
 from sim.profiling.collect import Collected, Point, collect, offloads, row_seconds, spread
 from sim.profiling.fill import Fits, fit_table, gpu_memory_bytes, table_name
@@ -99,22 +99,16 @@ def _measured(path: Path, library: Library) -> CheckReport:
 def _add_sweeps(report: CheckReport, found: Collected, fits: Fits, start: Rates) -> None:
     for sweep in measured_sweeps(found):
         fit = fits.decode if sweep.what == "decode" else fits.prefill
-        key = sweep.key
-        ends = from_ends(sweep, start)
-        own = sweep.ordered()
-        guess_s = predicted(own.shape, fit.rates(key), own.at, fit.offload, fit.way)
-        left_out = _left_out(found, fit, key, sweep)
-        report.sweeps.append(
-            SweepFacts(
-                sweep.label + (", streamed" if found.offload == "stream" else ""),
-                sweep.what,
-                len(own),
-                float(np.mean(np.abs(guess_s / own.seconds - 1))),
-                left_out,
-                ends.mean,
-                ends.worst,
-            )
+        ends, own = from_ends(sweep, start), sweep.ordered()
+        guess_s = predicted(own.shape, fit.rates(sweep.key), own.at, fit.offload, fit.way)
+        errors = (
+            float(np.mean(np.abs(guess_s / own.seconds - 1))),
+            _left_out(found, fit, sweep),
+            ends.mean,
+            ends.worst,
         )
+        label = sweep.label + (", streamed" if found.offload == "stream" else "")
+        report.sweeps.append(SweepFacts(label, sweep.what, len(own), *errors))
         _judge(report, ends)
 
 
@@ -126,12 +120,12 @@ def _judge(report: CheckReport, ends: Ends) -> None:
         )
 
 
-def _left_out(found: Collected, fit: Fit, key: Key, sweep: LayerSweep) -> float | None:
+def _left_out(found: Collected, fit: Fit, sweep: LayerSweep) -> float | None:
     """Mean left-out error of the sweep's own points, which are some of its model's."""
-    residuals = fit.residuals.get(key)
+    residuals = fit.residuals.get(sweep.key)
     if residuals is None or len(residuals.values) < 3:
         return None
-    every = (found.decode() if sweep.what == "decode" else found.prefill())[key]
+    every = (found.decode() if sweep.what == "decode" else found.prefill())[sweep.key]
     chosen = [sweep.holds(every, place) for place in range(len(every))]
     return float(np.mean(np.abs(residuals.left_out()[chosen])))
 
@@ -146,26 +140,25 @@ def _breaks(found: Collected) -> Iterator[str]:
 
 
 def _breaks_along(rows: Sequence[Point], axis: str, found: Collected) -> Iterator[str]:
-    lines: dict[tuple[object, ...], list[Point]] = {}
-    for row in rows:
-        key = tuple(getattr(row, column) for column in row.key if column not in (axis, "head"))
-        head = row.head_on_gpu(found.shapes[row.model, row.quantization].layers)
-        lines.setdefault(key if axis == "layers" else (*key, head), []).append(row)
     more_is_faster = axis == "layers"
-    for line in lines.values():
-        line.sort(
-            key=lambda row: (getattr(row, axis), row.head_on_gpu(found.shapes[row.model, row.quantization].layers))
-        )
+
+    def head(row: Point) -> bool:
+        return row.head_on_gpu(found.shapes[row.model_key].layers)
+
+    def test(row: Point) -> tuple[object, ...]:
+        key = tuple(getattr(row, column) for column in row.key if column not in (axis, "head"))
+        return key if more_is_faster else (*key, head(row))
+
+    for line in grouped(rows, test).values():
+        line.sort(key=lambda row: (getattr(row, axis), head(row)))
         for less, more in pairwise(line):
             ratio = row_seconds(more) / row_seconds(less)
             off = ratio if more_is_faster else 1 / ratio
             if off > 1 + DRIFT + SPREADS * (spread(less) + spread(more)):
                 word = "slower" if more_is_faster else "faster"
                 a, b = (f"{getattr(row, axis):g}" for row in (less, more))
-                yield (
-                    f"{_at(more)} is {off - 1:.0%} {word} with "
-                    f"{axis} {b} than with {a} ({_test(more, axis)}); measure both again"
-                )
+                told = f"{off - 1:.0%} {word} with {axis} {b} than with {a} ({_test(more, axis)}); measure both again"
+                yield f"{_at(more)} is {told}"
 
 
 def _at(row: Point) -> str:
@@ -180,10 +173,8 @@ def _test(row: Point, besides: str) -> str:
 
 def _outliers(found: Collected, fits: Fits) -> Iterator[str]:
     """Points far from what all others say, by more than the others are."""
-    tables: tuple[tuple[Fit, Mapping[Key, Sequence[Point]]], ...] = (
-        (fits.decode, found.decode_rows),
-        (fits.prefill, found.prefill_rows),
-    )
+    tables: list[tuple[Fit, Mapping[Key, Sequence[Point]]]]
+    tables = [(fits.decode, found.decode_rows), (fits.prefill, found.prefill_rows)]
     for fit, rows in tables:
         errors = {key: each.left_out() for key, each in fit.residuals.items() if len(each.values) > 4}
         if not errors:
@@ -192,11 +183,9 @@ def _outliers(found: Collected, fits: Fits) -> Iterator[str]:
         for key, own in errors.items():
             for row, error in zip(rows[key], own, strict=True):
                 if abs(error) > max(OUTLIER, OUTLIER_SPREADS * usual):
-                    yield (
-                        f"{_at(row)}, {_test(row, '')}: took "
-                        f"{row_seconds(row):.4g} s, the others say {row_seconds(row) * (1 + error):.4g} s; "
-                        "measure again"
-                    )
+                    took_s, others_s = row_seconds(row), row_seconds(row) * (1 + error)
+                    told = f"took {took_s:.4g} s, the others say {others_s:.4g} s; measure again"
+                    yield f"{_at(row)}, {_test(row, '')}: {told}"
 
 
 def _holes(found: Collected) -> Iterator[str]:
@@ -222,9 +211,7 @@ def _table(path: Path) -> CheckReport:
     if key is None:
         raise ProfileError(f"{path}: not in a folder of profiles; it should be PROFILES/tables/{path.name}")
     report = CheckReport(path, "table", "--".join(key))
-    rows = _known_how(path)
-    for model in rows:
-        kinds, errors = rows[model]
+    for model, (kinds, errors) in _known_how(path).items():
         report.models.append((" ".join(model), kinds, float(np.mean(errors)) if errors else None))
         try:
             profile = library.profile(*model, *key)
@@ -244,7 +231,7 @@ def _known_how(path: Path) -> dict[Key, tuple[dict[str, int], list[float]]]:
     found: dict[Key, tuple[dict[str, int], list[float]]] = {}
     for name in ("decode.csv", "prefill.csv"):
         for row in table_rows(path / name):
-            kinds, errors = found.setdefault((row["model"], row["quantization"]), ({}, []))
+            kinds, errors = found.setdefault(model_of(row), ({}, []))
             kinds[row["kind"]] = kinds.get(row["kind"], 0) + 1
             try:
                 errors += [float(row["error"])] if row.get("error") else []

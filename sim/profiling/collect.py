@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
 
+from sim.profiles.library import grouped
 from sim.profiles.profile import Weights
 from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries
 from sim.profiling.measured import Measured
@@ -48,20 +50,17 @@ class Collected:
     def prefill(self) -> dict[Key, MeasuredSeries]:
         return {key: _series(self.shapes[key], rows) for key, rows in self.prefill_rows.items()}
 
-    def head_on_gpu(self, key: Key, layers: int) -> bool:
-        """Where the tables of this engine have the head when so many layers are on the GPU."""
-        return layers == self.shapes[key].layers or (self.head_first and layers > 0)
-
     def on_grid(self, row: Point) -> bool:
-        """Whether the row is a point of the tables: its head is where the tables have it."""
-        key = (row.model, row.quantization)
-        return row.head_on_gpu(self.shapes[key].layers) == self.head_on_gpu(key, row.layers)
+        """Whether the row is a point of the tables: its head is where the tables of this engine have it."""
+        total = self.shapes[row.model_key].layers
+        there = row.layers == total or (self.head_first and row.layers > 0)
+        return row.head_on_gpu(total) == there
 
 
 def offloads(measured: Measured, weights: Mapping[Key, Weights]) -> list[str]:
     """The ways of offloading that were measured; `cpu` where nothing was ever outside the GPU."""
     known = model_weights(measured, weights)
-    partly = [row for row in points_of(measured) if row.layers < known[_key(row)].layers]
+    partly = [row for row in points_of(measured) if row.layers < known[row.model_key].layers]
     found = [word for word in OFFLOADS if any(row.offload == word for row in partly)]
     return found or list(measured.offload[:1]) or ["cpu"]
 
@@ -73,23 +72,24 @@ def points_of(measured: Measured) -> list[Point]:
 
 def model_weights(measured: Measured, weights: Mapping[Key, Weights]) -> dict[Key, Weights]:
     """The models of a folder: its own models.csv first, then `weights`."""
-    return {**weights, **{(row.model, row.quantization): row.weights for row in measured.models}}
+    return {**weights, **{row.model_key: row.weights for row in measured.models}}
 
 
 def collect(measured: Measured, offload: str, weights: Mapping[Key, Weights], memory_bytes: float | None) -> Collected:
     """The usable points of one way of offloading. `memory_bytes`: the GPU's, if known."""
     known = model_weights(measured, weights)
     rows: list[MeasuredRow] = [*points_of(measured), *measured.switch, *measured.models]
-    chosen = {_key(row): known[_key(row)] for row in rows}
-    found = Collected(
-        offload, _head_first(measured, chosen), {k: shape_of(w, known) for k, w in chosen.items()}, chosen
+    chosen = {row.model_key: known[row.model_key] for row in rows}
+    shapes = {key: shape_of(each, known) for key, each in chosen.items()}
+
+    def usable(row: Point) -> bool:
+        return row.offload == offload or row.layers == shapes[row.model_key].layers
+
+    steps = grouped(filter(usable, measured.decode), attrgetter("model_key"))
+    prompts = grouped(
+        (row for row in measured.prefill if row.chunk_tokens is None and usable(row)), attrgetter("model_key")
     )
-    for row in measured.decode:
-        if row.offload == offload or row.layers == chosen[_key(row)].layers:
-            found.decode_rows.setdefault(_key(row), []).append(row)
-    for prompt in measured.prefill:
-        if prompt.chunk_tokens is None and (prompt.offload == offload or prompt.layers == chosen[_key(prompt)].layers):
-            found.prefill_rows.setdefault(_key(prompt), []).append(prompt)
+    found = Collected(offload, _head_first(measured, chosen), shapes, chosen, steps, prompts)
     chunked = sum(prompt.chunk_tokens is not None for prompt in measured.prefill)
     if chunked:
         found.left_out.append(f"{chunked} prompts cut into chunks (the tables hold whole prompts)")
@@ -98,14 +98,10 @@ def collect(measured: Measured, offload: str, weights: Mapping[Key, Weights], me
     return found
 
 
-def _key(row: MeasuredRow) -> Key:
-    return (row.model, row.quantization)
-
-
 def _head_first(measured: Measured, weights: Mapping[Key, Weights]) -> bool:
     """Whether the engine moves the output head to the GPU before the layers: as most of its partial points say."""
-    partly = [row for row in points_of(measured) if 0 < row.layers < weights[_key(row)].layers]
-    heads = [row.head_on_gpu(weights[_key(row)].layers) for row in partly]
+    partly = [row for row in points_of(measured) if 0 < row.layers < weights[row.model_key].layers]
+    heads = [row.head_on_gpu(weights[row.model_key].layers) for row in partly]
     if not heads:
         return measured.facts.get("head") == "first"
     return sum(heads) * 2 > len(heads)
@@ -120,7 +116,7 @@ def _drop_spilled(found: Collected, memory_bytes: float) -> None:
 
 
 def _unspilled(found: Collected, key: Key, rows: Sequence[P], memory_bytes: float) -> list[P]:
-    shape, kept = found.shapes[key], []
+    shape, kept = found.shapes[key], set[P]()
     best: dict[tuple[object, ...], float] = {}
     for row in sorted(rows, key=lambda each: used_bytes(shape, each)):
         share = used_bytes(shape, row) / memory_bytes
@@ -134,13 +130,8 @@ def _unspilled(found: Collected, key: Key, rows: Sequence[P], memory_bytes: floa
             )
             continue
         best[where] = min(seconds, best.get(where, seconds))
-        kept.append(row)
-    order = {id_of(row): place for place, row in enumerate(rows)}
-    return sorted(kept, key=lambda row: order[id_of(row)])
-
-
-def id_of(row: Point) -> tuple[object, ...]:
-    return tuple(getattr(row, column) for column in row.key)
+        kept.add(row)
+    return [row for row in rows if row in kept]
 
 
 def used_bytes(shape: Shape, row: Point) -> float:

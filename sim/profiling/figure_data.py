@@ -17,7 +17,7 @@ import numpy as np
 from sim.common.errors import ProfileError, did_you_mean
 from sim.profiles.break_even import At, break_even
 from sim.profiles.catalogue import profile_catalogue
-from sim.profiles.library import Library, table_rows
+from sim.profiles.library import Library, grouped, model_of, table_rows
 from sim.profiles.profile import Profile
 from sim.profiling.collect import collect, offloads
 from sim.profiling.fill import gpu_memory_bytes, read_folders, table_name
@@ -81,10 +81,7 @@ def portraits(choice: TableChoice) -> list[TablePortrait]:
     library = Library(choice.profiles)
     measured = _measured(choice, library)
     keys = _tables(choice, library, [key for key, _ in measured])
-    points: dict[TableKey, list[Measured]] = {}
-    for key, each in measured:
-        points.setdefault(key, []).append(each)
-    return [_portrait(library, key, points.get(key, []), choice) for key in keys]
+    return [_portrait(library, key, [each for name, each in measured if name == key], choice) for key in keys]
 
 
 def _measured(choice: TableChoice, library: Library) -> list[tuple[TableKey, Measured]]:
@@ -117,18 +114,11 @@ def _tables(choice: TableChoice, library: Library, named: Sequence[TableKey]) ->
 
 def _portrait(library: Library, key: TableKey, measured: Sequence[Measured], choice: TableChoice) -> TablePortrait:
     folder = library.table_folder(key)
-    rows = {name: _by_model(table_rows(folder / f"{name}.csv")) for name in ("decode", "prefill")}
+    rows = {name: grouped(table_rows(folder / f"{name}.csv"), model_of) for name in ("decode", "prefill")}
     models, left_out = _chosen(library, key, rows["decode"], measured, choice)
     drawn = tuple(_model(library, key, model, rows, measured) for model in models)
     gpu = library.gpu(key[0])
     return TablePortrait(f"{gpu.name}, {key[1]}, {key[2]}", drawn, left_out)
-
-
-def _by_model(rows: Sequence[dict[str, Any]]) -> dict[Key, list[dict[str, Any]]]:
-    found: dict[Key, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row["model"], row["quantization"]), []).append(row)
-    return found
 
 
 def _chosen(
@@ -145,7 +135,7 @@ def _chosen(
         raise ProfileError(
             f"no {choice.quantization} in {'--'.join(key)}; {did_you_mean(choice.quantization or '', known)}"
         )
-    own = {(row.model, row.quantization) for each in measured for row in each.decode}
+    own = {row.model_key for each in measured for row in each.decode}
     wanted = [model for model in offered if model in own]
     if not wanted:
         counts = Counter(quantization for _, quantization in offered)
@@ -166,16 +156,12 @@ def _model(
 ) -> ModelPortrait:
     profile = library.profile(*model, *key)
     context = _context(rows["decode"][model], profile)
-    facts = next(
-        each
-        for each in profile_catalogue(model[0], key[0], model[1], library.folder)
-        if (each.table.host, each.table.engine) == key[1:]
-    )
+    catalogue = profile_catalogue(model[0], key[0], model[1], library.folder)
+    facts = next(each for each in catalogue if (each.table.host, each.table.engine) == key[1:])
     last = len(facts.contexts) - 1
     parts = {part: facts.preemption_s[part][last] if facts.contexts else 0.0 for part in PARTS}
-    names = [quantization for name, quantization in rows["decode"] if name == model[0]]
     return ModelPortrait(
-        " ".join(model) if len(names) > 1 or len({q for _, q in rows["decode"]}) > 1 else model[0],
+        " ".join(model) if len({quantization for _, quantization in rows["decode"]}) > 1 else model[0],
         context,
         _throughput(library, profile, context, rows["decode"][model], measured),
         parts,
@@ -190,7 +176,7 @@ def _context(rows: Sequence[dict[str, Any]], profile: Profile) -> float:
     exact = [float(row["context"]) for row in rows if row["kind"] in EXACT and float(row["batch"]) == 1]
     if not exact:
         return min(CONTEXT, profile.longest_context)
-    return max(Counter(sorted(exact)).items(), key=lambda each: each[1])[0]
+    return Counter(sorted(exact)).most_common(1)[0][0]
 
 
 def _throughput(
@@ -206,24 +192,17 @@ def _throughput(
         for row in _decode_rows(library, each, profile)
         if row.batch == batch and round(row.context) == context
     ]
-    if not points:
-        points = [
-            (float(row["layers"]) / total, batch / float(row["step_s"]))
-            for row in line
-            if row["kind"] in EXACT and near == context
-        ]
-    return ProfileCurve(
-        tuple(n / total for n in layers),
-        tuple(batch / profile.step_s(n, batch, context) for n in layers),
-        tuple(_errors(line, "layers", layers)),
-        tuple(sorted(points)),
-    )
+    if not points and near == context:
+        exact = [row for row in line if row["kind"] in EXACT]
+        points = [(float(row["layers"]) / total, batch / float(row["step_s"])) for row in exact]
+    speeds = tuple(batch / profile.step_s(n, batch, context) for n in layers)
+    errors = tuple(_errors(line, "layers", layers))
+    return ProfileCurve(tuple(n / total for n in layers), speeds, errors, tuple(sorted(points)))
 
 
 def _decode_rows(library: Library, measured: Measured, profile: Profile) -> Sequence[Any]:
     found = collect(measured, measured.offload[0], library.weights, gpu_memory_bytes(measured, library))
-    rows = found.decode_rows.get((profile.weights.model, profile.weights.quantization), [])
-    return [row for row in rows if found.on_grid(row)]
+    return [row for row in found.decode_rows.get(profile.weights.key, []) if found.on_grid(row)]
 
 
 def _errors(line: Sequence[dict[str, Any]], axis: str, at: Sequence[float]) -> list[float]:
@@ -241,10 +220,9 @@ def _prefill(
         (float(row.prompt_tokens), row.prefill_s)
         for each in measured
         for row in each.prefill
-        if (row.model, row.quantization) == (profile.weights.model, profile.weights.quantization)
-        and row.layers == total
+        if row.model_key == profile.weights.key
+        and (row.layers, row.chunk_tokens) == (total, None)
         and row.prompt_tokens
-        and row.chunk_tokens is None
         and row.head != "host"
     ] or [
         (float(row["prompt_tokens"]), float(row["prefill_s"]))

@@ -6,7 +6,6 @@ A cell is checked here for itself, a row for whether its cells go together; what
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -30,6 +29,10 @@ class MeasuredRow:
     kind: str
     source: str
     where: str = field(default="", compare=False, kw_only=True)
+
+    @property
+    def model_key(self) -> tuple[str, str]:
+        return self.model, self.quantization
 
     def problem(self) -> str | None:
         """What is wrong with the row as a whole, and how to mend it."""
@@ -140,7 +143,6 @@ class BandwidthPoint(MeasuredRow):
 
     key = ("direction", "memory", "bytes")
     values = ("h2d_gb_s", "d2h_gb_s")
-    optional = ("model", "quantization")
 
     model: str = ""
     quantization: str = ""
@@ -206,32 +208,6 @@ class MemoryPoint(MeasuredRow):
     bytes_used: int
 
 
-# The columns of each file, in the order they are written.
-COLUMNS: dict[type[MeasuredRow], tuple[str, ...]] = {
-    ModelRow: (
-        "model", "quantization", "layers", "layer_bytes", "head_bytes", "kv_bytes_per_token_layer", "max_context",
-        "kind", "source",
-    ),
-    DecodePoint: (
-        "model", "quantization", "offload", "layers", "head", "batch", "context", "step_s", "p10_s", "p90_s",
-        "repeats", "kind", "source",
-    ),
-    PrefillPoint: (
-        "model", "quantization", "offload", "layers", "head", "prompt_tokens", "chunk_tokens", "prefill_s", "p10_s",
-        "p90_s", "repeats", "kind", "source",
-    ),
-    SwitchPoint: (
-        "model", "quantization", "part", "path", "layers", "tokens", "bytes", "seconds", "p10_s", "p90_s", "repeats",
-        "kind", "source",
-    ),
-    BandwidthPoint: ("direction", "memory", "bytes", "h2d_gb_s", "d2h_gb_s", "repeats", "kind", "source"),
-    ContentionPoint: (
-        "what", "model", "quantization", "offload", "layers", "batch", "context", "beside", "beside_model",
-        "beside_layers", "alone_s", "beside_s", "slow_down", "repeats", "kind", "source",
-    ),
-    MemoryPoint: ("model", "quantization", "layers", "batch", "context", "bytes_used", "kind", "source"),
-}  # fmt: skip
-
 FILES: dict[str, type[MeasuredRow]] = {
     "models.csv": ModelRow,
     "decode.csv": DecodePoint,
@@ -241,6 +217,17 @@ FILES: dict[str, type[MeasuredRow]] = {
     "contention.csv": ContentionPoint,
     "memory.csv": MemoryPoint,
 }
+
+
+def _columns(kind: type[MeasuredRow]) -> tuple[str, ...]:
+    first, last = (*kind.key, *kind.values), ("p10_s", "p90_s", "repeats", "kind", "source")
+    names = [each.name for each in fields(kind)]
+    besides = [name for name in names if name not in (*first, *last, "model", "quantization", "where")]
+    return (*first, *besides, *(name for name in last if name in names))
+
+
+# The columns of each file, in the order they are written.
+COLUMNS = {kind: _columns(kind) for kind in FILES.values()}
 _WORDS = {
     "offload": OFFLOADS,
     "kind": KINDS,
@@ -271,55 +258,26 @@ def parse_cell(kind: type[MeasuredRow], column: str, text: str) -> Any:
         if text not in words:
             raise ValueError(f"none of {', '.join(words)}")
         return text
-    for names, parse in _PARSERS.items():
-        if column in names:
-            return parse(text)
+    if column in (*_WHOLE_FROM_0, *_WHOLE_FROM_1):
+        plain = text.strip()
+        exact = plain.isascii() and plain.isdigit() and len(plain) < 40  # above 2**53 floats are not
+        value = int(plain) if exact else _number(text)
+        if not 0 <= value < float("inf") or value != int(value):
+            raise ValueError("not a whole number at least 0")
+        if column in _WHOLE_FROM_1 and not value:
+            raise ValueError("not a whole number at least 1")
+        return int(value)
+    if column in (*_FROM_0, *_ABOVE_0):
+        value, above = _number(text), column in _ABOVE_0
+        if not 0 <= value < float("inf") or (above and not value):
+            raise ValueError(f"not a number {'above' if above else 'at least'} 0")
+        return value
     return text
 
 
 def _number(text: str) -> float:
     plain = text.strip()
-    if "_" in plain or not plain.isascii():  # Python would read 1_000 and other scripts' digits
-        return float("nan")
-    try:
-        return float(plain)
+    try:  # Python would read 1_000 and other scripts' digits
+        return float("nan") if "_" in plain or not plain.isascii() else float(plain)
     except ValueError:
         return float("nan")
-
-
-def _from_0(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError("not a number at least 0")
-    return value
-
-
-def _above_0(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise ValueError("not a number above 0")
-    return value
-
-
-def _whole_from_0(text: str) -> int:
-    plain = text.strip()
-    exact = plain.isascii() and plain.isdigit() and len(plain) < 40  # above 2**53 floats are not
-    value = int(plain) if exact else _number(text)
-    if not 0 <= value < float("inf") or value != int(value):
-        raise ValueError("not a whole number at least 0")
-    return int(value)
-
-
-def _whole_from_1(text: str) -> int:
-    value = _whole_from_0(text)
-    if not value:
-        raise ValueError("not a whole number at least 1")
-    return value
-
-
-_PARSERS: dict[tuple[str, ...], Callable[[str], Any]] = {
-    _WHOLE_FROM_0: _whole_from_0,
-    _WHOLE_FROM_1: _whole_from_1,
-    _FROM_0: _from_0,
-    _ABOVE_0: _above_0,
-}
