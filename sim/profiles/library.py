@@ -256,9 +256,9 @@ def _weights(row: dict[str, Any]) -> Weights:
 
 def _switch_costs(row: dict[str, Any]) -> SwitchCosts:
     start_s, fixed_s = _number(row, "start_s"), _number(row, "reload_fixed_s")
-    rates = [_positive(row, name) * GIGA for name in ("reload_gb_s", "kv_save_gb_s", "kv_restore_gb_s")]
+    reload, save, restore = (_positive(row, f"{name}_gb_s") * GIGA for name in ("reload", "kv_save", "kv_restore"))
     free_s, wake_s = _number(row, "free_s"), _number(row, "wake_fixed_s")
-    return SwitchCosts(start_s, fixed_s, *rates, free_s, wake_s, row["kind"], row["source"])
+    return SwitchCosts(start_s, fixed_s, reload, save, restore, free_s, wake_s, row["kind"], row["source"])
 
 
 def table_header(path: Path) -> dict[str, Any]:

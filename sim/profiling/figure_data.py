@@ -22,6 +22,7 @@ from sim.profiles.profile import Profile
 from sim.profiling.collect import collect, offloads
 from sim.profiling.fill import gpu_memory_bytes, read_folders, table_name
 from sim.profiling.fitting import Key
+from sim.profiling.grids import evenly
 from sim.profiling.measured import Measured
 
 MOST_TABLES, MOST_MODELS = 3, 8
@@ -143,8 +144,8 @@ def _chosen(
         first = next(quantization for _, quantization in reversed(offered) if counts[quantization] == common)
         wanted = [model for model in offered if model[1] == first]
     ordered = sorted(wanted, key=lambda model: (library.weights[model].total_bytes, model))
-    places = np.linspace(0, len(ordered) - 1, min(MOST_MODELS, len(ordered))).round().astype(int)
-    return [ordered[place] for place in places], len(offered) - len(places)
+    drawn = evenly(ordered, MOST_MODELS)
+    return drawn, len(offered) - len(drawn)
 
 
 def _model(

@@ -6,15 +6,16 @@ and switch costs (switching), and writes each table at once (publish). It measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from sim.common.data_files import data_folder
 from sim.common.errors import ConfigError, ProfileError, did_you_mean
-from sim.profiles.library import Library
+from sim.profiles.library import Library, grouped
 from sim.profiles.profile import Weights
 from sim.profiling.collect import GIB, Collected, collect, model_weights, offloads
 from sim.profiling.fitting import Fit, Key, fit_rates, transfer_errors
@@ -102,10 +103,7 @@ def parse_models(text: str | None) -> list[Key]:
 
 def read_folders(folders: Sequence[Path], known: dict[Key, Weights]) -> list[Measured]:
     """The measured folders, those of one GPU, host and engine as one. Raises ProfileError."""
-    groups: dict[str, list[Measured]] = {}
-    for folder in dict.fromkeys(folders):
-        one = read_measured(folder, known)
-        groups.setdefault(one.name, []).append(one)
+    groups = grouped((read_measured(folder, known) for folder in dict.fromkeys(folders)), attrgetter("name"))
     return [parts[0] if len(parts) == 1 else merge(parts, known) for parts in groups.values()]
 
 
@@ -142,16 +140,8 @@ def fit_table(found: Collected, start: Rates) -> Fits:
     steps = fit_rates(decode, start, found.offload) if decode else Fit(start, {}, found.offload)
     bare = Fit(steps.shared, {key: steps.rates(key) for key in found.keys}, found.offload)
     prompts = fit_rates(prefill, steps.shared, found.offload) if prefill else bare
-    return Fits(
-        steps,
-        prompts,
-        _worst(transfer_errors(decode, start, found.offload)),
-        _worst(transfer_errors(prefill, steps.shared, found.offload)),
-    )
-
-
-def _worst(errors: dict[Key, float]) -> float | None:
-    return max(errors.values()) if errors else None
+    transfer = transfer_errors(decode, start, found.offload), transfer_errors(prefill, steps.shared, found.offload)
+    return Fits(steps, prompts, *(max(errors.values(), default=None) for errors in transfer))
 
 
 def left_out_error(fit: Fit) -> float | None:
@@ -168,9 +158,8 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
     name = table_name(measured, offload)
     if not found.decode_rows:
         why = f" ({found.left_out[0]})" if found.left_out else ""
-        raise ProfileError(
-            f"{measured.name}: no decode step to fill {offload} tables from{why}; measure or import some"
-        )
+        told = f"no decode step to fill {offload} tables from{why}"
+        raise ProfileError(f"{measured.name}: {told}; measure or import some")
     start, costs, alike = expected(library, name)
     fits = fit_table(found, start)
     wanted = dict.fromkeys([*found.keys, *models])
@@ -183,33 +172,24 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
     files: dict[str, list[Row]] = {"decode": [], "prefill": []}
     for key in wanted:
         shape = shape_of(weights[key], weights)
-        steps = decode_maker.grid(key, shape, weights[key], found.decode_rows.get(key, []))
-        prompts = prefill_maker.grid(key, shape, weights[key], found.prefill_rows.get(key, []))
-        files["decode"] += table_rows(key, steps)
-        files["prefill"] += table_rows(key, prompts)
+        decode = decode_maker.grid(key, shape, weights[key], found.decode_rows.get(key, []))
+        prefill = prefill_maker.grid(key, shape, weights[key], found.prefill_rows.get(key, []))
+        files["decode"] += table_rows(key, decode)
+        files["prefill"] += table_rows(key, prefill)
     kinds = [row["kind"] for rows in files.values() for row in rows]
     files["switch"] = switch_rows(list(wanted), measured.switch, measured.bandwidth, costs)
-    facts = FilledTable(
-        *name,
-        offload,
-        Path(),
-        tuple(wanted),
-        {kind: kinds.count(kind) for kind in ("measured", "published", "fitted", "analytic") if kind in kinds},
-        _count(found.decode_rows) + _count(found.prefill_rows),
-        left_out_error(fits.decode),
-        left_out_error(fits.prefill),
-        fits.decode_transfer,
-    )
+    rows: dict[str, int] = {
+        kind: kinds.count(kind) for kind in ("measured", "published", "fitted", "analytic") if kind in kinds
+    }
+    steps, prompts = (sum(map(len, each.values())) for each in (found.decode_rows, found.prefill_rows))
+    errors = left_out_error(fits.decode), left_out_error(fits.prefill), fits.decode_transfer
+    facts = FilledTable(*name, offload, Path(), tuple(wanted), rows, steps + prompts, *errors)
     notices = [f"left out {each}" for each in found.left_out]
     if alike:
         notices.append(f"{'--'.join(name)}: where nothing was measured, as in {alike}")
     text = (
         f"{measured.facts.get('gpu_name', name[0])} with {measured.facts.get('cpu', name[1])}, {name[2]}: filled from "
-        f"{_count(found.decode_rows)} decode steps and {_count(found.prefill_rows)} prompts."
+        f"{steps} decode steps and {prompts} prompts."
     )
     table = ProfileTable.of(name, found.offload, found.head_first, text, files)
     return Draft(table, {key: weights[key] for key in wanted}, facts, tuple(notices))
-
-
-def _count(rows: Mapping[Key, Sequence[object]]) -> int:
-    return sum(len(each) for each in rows.values())

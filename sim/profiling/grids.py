@@ -6,8 +6,10 @@ writes the rows; this module knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ LEAST_MORE = 1e-6
 END_POINTS_ERROR = 0.04
 ANALYTIC_SOURCE = "hybrid-model"
 Row = dict[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class FittedGrid:
     source: NDArray[np.object_]
 
 
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, from all over the list."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
+
+
 def places_of(axes: Sequence[Sequence[float]]) -> Array:
     """Every place of a grid, a row each, the last axis fastest."""
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)).astype(float)
@@ -95,11 +103,8 @@ def knots(kind: str, weights: Weights, rows: Sequence[Point]) -> tuple[tuple[flo
     limit = weights.max_context
     if kind == "decode":
         contexts = sorted({round(row.context) for row in rows if isinstance(row, DecodePoint) and row.context <= limit})
-        if len(contexts) > MOST_CONTEXTS:
-            places = np.linspace(0, len(contexts) - 1, MOST_CONTEXTS).round().astype(int)
-            contexts = [contexts[place] for place in places]
         batches = sorted({*BATCHES, *(row.batch for row in rows if isinstance(row, DecodePoint))})
-        return tuple(layers), tuple(batches), tuple(sorted({0, limit, *contexts}))
+        return tuple(layers), tuple(batches), tuple(sorted({0, limit, *evenly(contexts, MOST_CONTEXTS)}))
     tokens = [row.prompt_tokens for row in rows if not isinstance(row, DecodePoint) and row.prompt_tokens <= limit]
     return tuple(layers), tuple(sorted({*(p for p in PROMPTS if p < limit), limit, *tokens}))
 
@@ -131,7 +136,9 @@ class Maker:
         elif len({row.layers for row in rows}) < 3:
             error = np.where(partly & (places[:, 0] > 0), np.hypot(error, END_POINTS_ERROR), error)
         form = tuple(len(axis) for axis in axes)
-        sources = "+".join(list(dict.fromkeys(row.source for row in rows))[:3]) or self._sources()
+        sources = sources_of(rows) or sources_of(
+            chain(*self.found.decode_rows.values(), *self.found.prefill_rows.values())
+        )
         grid = FittedGrid(
             axes,
             seconds.reshape(form),
@@ -141,12 +148,6 @@ class Maker:
         )
         return _obeying(_with_points(grid, rows), rows)
 
-    def _sources(self) -> str:
-        rows = [
-            row for each in (self.found.decode_rows, self.found.prefill_rows) for more in each.values() for row in more
-        ]
-        return "+".join(list(dict.fromkeys(row.source for row in rows))[:3])
-
 
 def _place(grid: FittedGrid, row: Point) -> tuple[int, ...] | None:
     # A table's contexts are whole numbers; a mean context of measured sequences need not be.
@@ -154,12 +155,8 @@ def _place(grid: FittedGrid, row: Point) -> tuple[int, ...] | None:
         point: tuple[int, ...] = (row.layers, row.batch, round(row.context))
     else:
         point = (row.layers, row.prompt_tokens)
-    place = []
-    for axis, value in zip(grid.axes, point, strict=True):
-        if value not in axis:
-            return None
-        place.append(axis.index(value))
-    return tuple(place)
+    pairs = list(zip(grid.axes, point, strict=True))
+    return tuple(axis.index(value) for axis, value in pairs) if all(value in axis for axis, value in pairs) else None
 
 
 def _with_points(grid: FittedGrid, rows: Sequence[Point]) -> FittedGrid:
@@ -169,8 +166,7 @@ def _with_points(grid: FittedGrid, rows: Sequence[Point]) -> FittedGrid:
             grid.seconds[place] = row_seconds(row)
             grid.kind[place] = row.kind
             grid.source[place] = row.source
-            spread = (row.p90_s - row.p10_s) / 2 / row_seconds(row) if row.p10_s and row.p90_s else float("nan")
-            grid.error[place] = spread
+            grid.error[place] = (row.p90_s - row.p10_s) / 2 / row_seconds(row) if row.p10_s and row.p90_s else np.nan
     return grid
 
 
@@ -193,8 +189,7 @@ def _obeying(grid: FittedGrid, rows: Sequence[Point]) -> FittedGrid:
     wrong = short & exact & (seconds < floor * (1 - MENDABLE))
     if wrong.any():
         _refuse(grid, rows, tuple(int(each[0]) for each in np.nonzero(wrong)))
-    kind, source, error = grid.kind.copy(), grid.source.copy(), grid.error.copy()
-    mended = short & exact
+    kind, source, error, mended = grid.kind.copy(), grid.source.copy(), grid.error.copy(), short & exact
     kind[mended] = "fitted"
     source[mended] = [f"{text}, raised to its share of the full model" for text in source[mended]]
     error[mended] = (floor / seconds - 1)[mended]
@@ -221,11 +216,12 @@ def table_rows(key: Key, grid: FittedGrid) -> list[Row]:
         point = {name: f"{axis[at]:.10g}" for name, axis, at in zip(names, grid.axes, place, strict=True)}
         seconds, error = float(grid.seconds[place]), float(grid.error[place])
         exact = grid.kind[place] in ("measured", "published")
-        row = {"model": key[0], "quantization": key[1], **point, value: repr(seconds) if exact else _digits(seconds)}
+        row = {"model": key[0], "quantization": key[1], **point, value: repr(seconds) if exact else f"{seconds:.8g}"}
         row |= {"kind": str(grid.kind[place]), "source": str(grid.source[place])}
         rows.append(row | {"error": "" if np.isnan(error) else f"{error:.3g}"})
     return rows
 
 
-def _digits(seconds: float) -> str:
-    return f"{seconds:.8g}"
+def sources_of(rows: Iterable[Any]) -> str:
+    """The first three sources of the rows, joined as tables have them."""
+    return "+".join(list(dict.fromkeys(row.source for row in rows))[:3])

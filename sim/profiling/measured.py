@@ -21,22 +21,9 @@ from sim.common.errors import ConfigError, ProfileError, did_you_mean
 from sim.common.safe_open import plain_bytes
 from sim.common.yaml_files import read_yaml
 from sim.profiles.profile import Weights
+from sim.profiling import points
 from sim.profiling.merging import merge_rows
-from sim.profiling.points import (
-    COLUMNS,
-    FILES,
-    OFFLOADS,
-    BandwidthPoint,
-    ContentionPoint,
-    DecodePoint,
-    MeasuredRow,
-    MemoryPoint,
-    ModelRow,
-    PrefillPoint,
-    SwitchPoint,
-    may_be_empty,
-    parse_cell,
-)
+from sim.profiling.points import COLUMNS, FILES, OFFLOADS, MeasuredRow, ModelRow, may_be_empty, parse_cell
 
 PROVENANCE = "provenance.yaml"
 MOST_BYTES = 256 * 2**20
@@ -54,12 +41,12 @@ class Measured:
     offload: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[ModelRow, ...] = ()
-    decode: tuple[DecodePoint, ...] = ()
-    prefill: tuple[PrefillPoint, ...] = ()
-    switch: tuple[SwitchPoint, ...] = ()
-    bandwidth: tuple[BandwidthPoint, ...] = ()
-    contention: tuple[ContentionPoint, ...] = ()
-    memory: tuple[MemoryPoint, ...] = ()
+    decode: tuple[points.DecodePoint, ...] = ()
+    prefill: tuple[points.PrefillPoint, ...] = ()
+    switch: tuple[points.SwitchPoint, ...] = ()
+    bandwidth: tuple[points.BandwidthPoint, ...] = ()
+    contention: tuple[points.ContentionPoint, ...] = ()
+    memory: tuple[points.MemoryPoint, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,7 +55,12 @@ class Measured:
 
     def model_layers(self) -> dict[tuple[str, str], int]:
         """L of each (model, quantization) of models.csv."""
-        return {(row.model, row.quantization): row.layers for row in self.models}
+        return {row.model_key: row.layers for row in self.models}
+
+    def rows(self, file: str) -> tuple[MeasuredRow, ...]:
+        """What goes into one of FILES."""
+        found: tuple[MeasuredRow, ...] = getattr(self, file.removesuffix(".csv"))
+        return found
 
 
 # --- reading
@@ -111,13 +103,10 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     header = [column.strip() for column in lines[0]]
     _check_header(path, kind, header)
     if not text.endswith(("\n", "\r")):
-        raise ProfileError(
-            f"{path}, row {len(lines)}: does not end its line, so it may be half written; "
-            "delete the row, or end its line if it is whole"
-        )
-    return [
-        _row(kind, header, cells, f"{path}, row {number}") for number, cells in enumerate(lines[1:], start=2) if cells
-    ]
+        why = "does not end its line, so it may be half written; delete the row, or end its line if it is whole"
+        raise ProfileError(f"{path}, row {len(lines)}: {why}")
+    rows = enumerate(lines[1:], start=2)
+    return [_row(kind, header, cells, f"{path}, row {number}") for number, cells in rows if cells]
 
 
 def _check_header(path: Path, kind: type[MeasuredRow], header: Sequence[str]) -> None:
@@ -198,30 +187,26 @@ def checked(measured: Measured, weights: Mapping[tuple[str, str], Weights]) -> M
     layers = {key: each.layers for key, each in weights.items()} | measured.model_layers()
     rows: dict[str, Any] = {}
     for name, kind in FILES.items():
-        table: tuple[MeasuredRow, ...] = getattr(measured, name.removesuffix(".csv"))
         if kind is not ModelRow:
-            for row in table:
+            for row in measured.rows(name):
                 _check_layers(row, layers)
-        rows[name.removesuffix(".csv")] = tuple(merge_rows(table, layers))
+        rows[name.removesuffix(".csv")] = tuple(merge_rows(measured.rows(name), layers))
     return replace(measured, **rows)
 
 
 def _check_layers(row: MeasuredRow, layers: Mapping[tuple[str, str], int]) -> None:
-    key = (row.model, row.quantization)
     if not row.model:
         return
-    if key not in layers:
+    if row.model_key not in layers:
         models = [name for name, _ in layers]
         hint = did_you_mean(row.model, models) if row.model not in models else "its quantization is another"
         raise ProfileError(
             f"{row.where}: model '{row.model}' {row.quantization} is not described; add a row to models.csv ({hint})"
         )
-    most = layers[key]
-    if (getattr(row, "layers", 0) or 0) > most:
-        raise ProfileError(
-            f"{row.where}: column 'layers' is {row.layers}, but {row.model} has {most}"  # type: ignore[attr-defined]
-            "; all layers with the head are written as that"
-        )
+    most, given = layers[row.model_key], getattr(row, "layers", 0) or 0
+    if given > most:
+        told = f"column 'layers' is {given}, but {row.model} has {most}"
+        raise ProfileError(f"{row.where}: {told}; all layers with the head are written as that")
 
 
 def merge(parts: Sequence[Measured], weights: Mapping[tuple[str, str], Weights] | None = None) -> Measured:
@@ -241,8 +226,7 @@ def merge(parts: Sequence[Measured], weights: Mapping[tuple[str, str], Weights] 
             if isinstance(known, list) and isinstance(value, list):
                 facts[key] = known + [each for each in value if each not in known]
     rows: dict[str, Any] = {
-        name.removesuffix(".csv"): tuple(row for part in parts for row in getattr(part, name.removesuffix(".csv")))
-        for name in FILES
+        name.removesuffix(".csv"): tuple(row for part in parts for row in part.rows(name)) for name in FILES
     }
     offload = tuple(word for word in OFFLOADS if any(word in part.offload for part in parts))
     return checked(Measured(first.gpu, first.host, first.engine, offload, facts, **rows), weights or {})
@@ -251,30 +235,19 @@ def merge(parts: Sequence[Measured], weights: Mapping[tuple[str, str], Weights] 
 # --- writing
 
 
-def write_measured(measured: Measured, folder: Path, replacing: bool = False) -> None:
+def write_measured(measured: Measured, folder: Path) -> None:
     """Write the folder at once: nobody ever sees half of it. Empty tables get no file.
 
-    Raises ConfigError: the folder is there and `replacing` is off. Replacing swaps file by file, each at once.
+    Raises ConfigError: the folder is there.
     """
-    if folder.exists() and not replacing:
-        raise ConfigError(f"{folder}: is there already; name a new folder")
-    texts = {PROVENANCE: _provenance_text(measured)}
-    for name in FILES:
-        rows = getattr(measured, name.removesuffix(".csv"))
-        if rows:
-            texts[name] = rows_text(rows)
     if folder.exists():
-        for name, text in texts.items():
-            write_text(folder / name, text)
-        for name in FILES:
-            if name not in texts:
-                (folder / name).unlink(missing_ok=True)
-        return
+        raise ConfigError(f"{folder}: is there already; name a new folder")
+    texts = {name: rows_text(rows) for name in FILES if (rows := measured.rows(name))}
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = partial_of(folder.parent, folder.name)
     try:
         part.mkdir()
-        for name, text in texts.items():
+        for name, text in {PROVENANCE: _provenance_text(measured), **texts}.items():
             put(part / name, text.encode())
         sync_folder(part)
         part.rename(folder)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from sim.common.errors import ProfileError
+from sim.profiles.library import grouped
 from sim.profiling.points import COLUMNS, DecodePoint, MeasuredRow, PrefillPoint
 
 # Runs of the same test differ by a few per cent; rows further apart are not the same test.
@@ -22,27 +23,23 @@ def merge_rows(rows: Sequence[R], layers: Mapping[tuple[str, str], int]) -> list
 
     Raises ProfileError: two rows of a point are further apart, or two rows of a model differ at all.
     """
-    groups: dict[tuple[Any, ...], list[R]] = {}
-    for row in rows:
-        groups.setdefault(_point(row, layers), []).append(row)
-    return [_merged(group) for group in groups.values()]
+    return [_merged(group) for group in grouped(rows, lambda row: _point(row, layers)).values()]
 
 
 def _point(row: MeasuredRow, layers: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
     key = [getattr(row, column) for column in row.key]
     if isinstance(row, DecodePoint | PrefillPoint):  # an empty `head` and what the rule says are the same
-        key[row.key.index("head")] = row.head_on_gpu(layers.get((row.model, row.quantization), -1))
+        key[row.key.index("head")] = row.head_on_gpu(layers.get(row.model_key, -1))
     return tuple(key)
 
 
 def _merged(group: list[R]) -> R:
     first = group[0]
     different = [row for row in group if row != first]
-    if not different:
-        return first
     if not first.values:
         for other in different:
             _must_be_equal(first, other)
+    if not different or not first.values:
         return first
     for column in first.values:
         known = [row for row in group if getattr(row, column) is not None]

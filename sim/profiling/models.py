@@ -72,7 +72,12 @@ def identify(
     else:
         found = _derived(shape, quantization, trial.model_size) if shape else {}
         found |= {field: value for field, value in given.items() if value is not None}
-        _complete(trial, f"{name} {quantization}", found)
+        missing = [text for field, text in _FLAGS.items() if not found.get(field)]
+        if missing:
+            raise ProfileError(
+                f"{trial.where}: {name} {quantization} is not in profiles/models.csv and its record does not say "
+                f"enough; give {', '.join(missing)}"
+            )
     if not flags.model and by_name(trial.model_file, [name]) is None:
         told = trial.model_file or trial.model_type
         notice = f"'{told}' has the shape of {name} and is imported as that; --model names it otherwise"
@@ -87,24 +92,10 @@ def identify(
     return row, notice
 
 
-def _complete(trial: Trial, label: str, found: Mapping[str, int | None]) -> None:
-    missing = [text for field, text in _FLAGS.items() if not found.get(field)]
-    if missing:
-        raise ProfileError(
-            f"{trial.where}: {label} is not in profiles/models.csv and its record does not say enough; "
-            f"give {', '.join(missing)}"
-        )
-
-
 def _derived(shape: Architecture, quantization: str, model_size: int | None) -> dict[str, int | None]:
-    parts = shape.bytes_of(quantization, model_size) if model_size else None
-    return {
-        "layers": shape.layers,
-        "layer_bytes": parts[0] if parts else None,
-        "head_bytes": parts[1] if parts else None,
-        "kv_bytes": shape.kv_bytes_per_token_layer(),
-        "max_context": shape.max_context,
-    }
+    parts = (shape.bytes_of(quantization, model_size) if model_size else None) or (None, None)
+    values = (shape.layers, *parts, shape.kv_bytes_per_token_layer(), shape.max_context)
+    return dict(zip(_FLAGS, values, strict=True))
 
 
 def _name(trial: Trial, flags: ModelFlags, known: Sequence[str]) -> tuple[str, Architecture | None]:

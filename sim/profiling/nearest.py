@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from sim.common.errors import ProfileError
-from sim.profiles.library import Library, table_rows
+from sim.profiles.library import Library, model_of, table_rows
 from sim.profiling.fitting import Key, MeasuredSeries, fit_rates
-from sim.profiling.physics import Prompts, Rates, Steps, shape_of
+from sim.profiling.grids import evenly
+from sim.profiling.physics import Prompts, Rates, Shape, Steps, shape_of
 from sim.profiling.switching import ASSUMED, COSTS
 
 _MOST_MODELS = 3
@@ -43,11 +44,8 @@ def _nearest(library: Library | None, table: tuple[str, str, str]) -> tuple[str,
 
 
 def _rates_of(library: Library, key: tuple[str, str, str], start: Rates) -> Rates:
-    folder = library.table_folder(key)
-    decode, prefill = {}, {}
-    offload = "cpu"
-    models = _models(folder)
-    for model in _spread(models):
+    decode, prefill, offload = {}, {}, "cpu"
+    for model in evenly(_models(library.table_folder(key)), _MOST_MODELS):
         profile = library.profile(*model, *key)
         offload = profile.offload
         shape = shape_of(profile.weights, library.weights)
@@ -55,30 +53,22 @@ def _rates_of(library: Library, key: tuple[str, str, str], start: Rates) -> Rate
         batches = tuple(batch for batch in batches if batch in (1, 8, 64))
         places = [(n, b, c) for n in layers[:: max(1, len(layers) // 4)] for b in batches for c in contexts]
         places += [(layers[-1], b, c) for b in batches for c in contexts]
-        seconds = np.array([profile.step_s(int(n), int(b), c) for n, b, c in places])
-        decode[model] = MeasuredSeries(shape, Steps.of(np.array(places, float), shape.layers), seconds, _noise(seconds))
+        seconds = [profile.step_s(int(n), int(b), c) for n, b, c in places]
+        decode[model] = _series(shape, Steps.of(np.array(places, float), shape.layers), seconds)
         prompts = [(n, p) for n in (layers[0], layers[-1]) for p in (512, 2048) if p <= profile.longest_context]
         if prompts:
-            seconds = np.array([profile.prefill_s(int(n), p) for n, p in prompts])
-            prefill[model] = MeasuredSeries(
-                shape, Prompts.of(np.array(prompts, float), shape.layers), seconds, _noise(seconds)
-            )
+            seconds = [profile.prefill_s(int(n), p) for n, p in prompts]
+            prefill[model] = _series(shape, Prompts.of(np.array(prompts, float), shape.layers), seconds)
     rates = fit_rates(decode, start, offload).shared if decode else start
     return fit_rates(prefill, rates, offload).shared if prefill else rates
 
 
-def _noise(seconds: np.ndarray) -> np.ndarray:
-    return np.full(len(seconds), _NOISE)
+def _series(shape: Shape, at: Steps | Prompts, seconds: Sequence[float]) -> MeasuredSeries:
+    return MeasuredSeries(shape, at, np.array(seconds), np.full(len(seconds), _NOISE))
 
 
 def _models(folder: Path) -> list[Key]:
-    return list(dict.fromkeys((row["model"], row["quantization"]) for row in table_rows(folder / "decode.csv")))
-
-
-def _spread(models: Sequence[Key]) -> list[Key]:
-    """A few of the models, from all over the list."""
-    places = np.linspace(0, len(models) - 1, min(_MOST_MODELS, len(models))).round().astype(int)
-    return [models[place] for place in places]
+    return list(dict.fromkeys(map(model_of, table_rows(folder / "decode.csv"))))
 
 
 def _costs_of(library: Library, key: tuple[str, str, str]) -> dict[str, float]:

@@ -19,8 +19,9 @@ import yaml
 from sim.common.errors import ProfileError
 from sim.profiles.library import Library
 from sim.profiles.profile import Weights
+from sim.profiling import points
 from sim.profiling.fitting import Key
-from sim.profiling.grids import Row
+from sim.profiling.grids import Row, sources_of
 from sim.profiling.measured import Measured, csv_text, write_text
 
 COLUMNS = {
@@ -29,10 +30,7 @@ COLUMNS = {
         "host", "cpu", "memory_gib", "cpu_bandwidth_gb_s", "disk_gb_s", "network_gb_s", "h2d_cap_gb_s",
         "d2h_cap_gb_s", "kind", "source",
     ),
-    "models.csv": (
-        "model", "quantization", "layers", "layer_bytes", "head_bytes", "kv_bytes_per_token_layer", "max_context",
-        "kind", "source",
-    ),
+    "models.csv": points.COLUMNS[points.ModelRow],
 }  # fmt: skip
 GIGA, GIB = 1e9, 2**30
 SAME_BYTES = 0.02  # two files of a model differ by their metadata
@@ -83,17 +81,10 @@ def gpu_row(measured: Measured, library: Library | None, replacing: bool, notice
             notices.append(f"gpus.csv: {memory_gib:g} GiB is assumed for {measured.gpu}; write gpu_memory_gib")
     if down is None:
         notices.append(f"gpus.csv: a link of {ASSUMED_LINK_GB_S:g} GB/s is assumed for {measured.gpu}")
-    row = {
-        "gpu": measured.gpu,
-        "name": name,
-        "memory_gib": f"{memory_gib:.6g}",
-        "h2d_gb_s": f"{down or ASSUMED_LINK_GB_S:.4g}",
-        "d2h_gb_s": f"{up or down or ASSUMED_LINK_GB_S:.4g}",
-        "usd_per_hour": f"{known.usd_per_hour:g}" if known is not None and known.usd_per_hour else "",
-        "kind": "measured" if down is not None else "analytic",
-        "source": _sources(measured.bandwidth) if down is not None else "assumption",
-    }
-    return "gpus.csv", row
+    links = (f"{down or ASSUMED_LINK_GB_S:.4g}", f"{up or down or ASSUMED_LINK_GB_S:.4g}")
+    price = f"{known.usd_per_hour:g}" if known is not None and known.usd_per_hour else ""
+    cells = (measured.gpu, name, f"{memory_gib:.6g}", *links, price, *_known_how(measured, down))
+    return "gpus.csv", dict(zip(COLUMNS["gpus.csv"], cells, strict=True))
 
 
 def host_row(
@@ -110,7 +101,6 @@ def host_row(
         if not (replacing and speed):
             return None
         memory_gib = memory_gib or known.memory_bytes / GIB
-    link = _link(measured, "h2d")
     assumed = [
         *([f"{ASSUMED_HOST_GIB:g} GiB"] if memory_gib is None else []),
         *([f"{ASSUMED_CPU_GB_S:g} GB/s of its CPU"] if speed is None else []),
@@ -118,19 +108,21 @@ def host_row(
     ]
     if assumed:
         notices.append(f"nodes.csv: assumed for {measured.host}: {', '.join(assumed)}")
-    row = {
-        "host": measured.host,
-        "cpu": str(measured.facts.get("cpu") or measured.host),
-        "memory_gib": f"{memory_gib or ASSUMED_HOST_GIB:.6g}",
-        "cpu_bandwidth_gb_s": f"{speed or ASSUMED_CPU_GB_S:.4g}",
-        "disk_gb_s": f"{disk or ASSUMED_DISK_GB_S:.4g}",
-        "network_gb_s": f"{ASSUMED_NETWORK_GB_S:g}",
-        "h2d_cap_gb_s": f"{max(link or 0.0, ASSUMED_LINK_GB_S):.4g}",
-        "d2h_cap_gb_s": f"{max(_link(measured, 'd2h') or 0.0, ASSUMED_LINK_GB_S):.4g}",
-        "kind": "measured" if speed is not None else "analytic",
-        "source": _sources(measured.bandwidth) if speed is not None else "assumption",
-    }
-    return "nodes.csv", row
+    cells = (
+        measured.host,
+        str(measured.facts.get("cpu") or measured.host),
+        f"{memory_gib or ASSUMED_HOST_GIB:.6g}",
+        f"{speed or ASSUMED_CPU_GB_S:.4g}",
+        f"{disk or ASSUMED_DISK_GB_S:.4g}",
+        f"{ASSUMED_NETWORK_GB_S:g}",
+        *(f"{max(_link(measured, way) or 0.0, ASSUMED_LINK_GB_S):.4g}" for way in ("h2d", "d2h")),
+        *_known_how(measured, speed),
+    )
+    return "nodes.csv", dict(zip(COLUMNS["nodes.csv"], cells, strict=True))
+
+
+def _known_how(measured: Measured, rate: float | None) -> tuple[str, str]:
+    return ("analytic", "assumption") if rate is None else ("measured", sources_of(measured.bandwidth))
 
 
 def _must_remember_alike(row: str, known_bytes: float, memory_gib: float | None, whose: str, what: str) -> None:
@@ -146,14 +138,11 @@ def model_rows(parts: Sequence[Measured], weights: Mapping[Key, Weights], librar
     rows = {}
     for measured in parts:
         for own in measured.models:
-            key = (own.model, own.quantization)
-            if key in weights:
-                row = {name: str(getattr(own, name)) for name in COLUMNS["models.csv"]}
-                old = library.weights.get(key) if library is not None else None
-                if old is None:
-                    rows[key] = row
-                else:
-                    _must_weigh_alike(own.where or measured.name, old, weights[key])
+            old = library.weights.get(own.model_key) if library is not None else None
+            if own.model_key in weights and old is None:
+                rows[own.model_key] = {name: str(getattr(own, name)) for name in COLUMNS["models.csv"]}
+            elif old is not None and own.model_key in weights:
+                _must_weigh_alike(own.where or measured.name, old, weights[own.model_key])
     return list(rows.values())
 
 
@@ -248,13 +237,9 @@ def _memory_by_name(name: str) -> float:
 
 def _link(measured: Measured, direction: str) -> float | None:
     """The quickest pinned copy one way, else the quickest pageable one."""
-    column = f"{direction}_gb_s"
     for memory in ("pinned", "pageable"):
-        rates = [
-            getattr(row, column)
-            for row in measured.bandwidth
-            if row.direction == direction and row.memory == memory and getattr(row, column)
-        ]
+        rows = [row for row in measured.bandwidth if (row.direction, row.memory) == (direction, memory)]
+        rates = [rate for row in rows if (rate := getattr(row, f"{direction}_gb_s"))]
         if rates:
             return float(max(rates))
     return None
@@ -263,7 +248,3 @@ def _link(measured: Measured, direction: str) -> float | None:
 def _plain(measured: Measured, direction: str) -> float | None:
     rates = [row.h2d_gb_s for row in measured.bandwidth if row.direction == direction and row.h2d_gb_s]
     return float(max(rates)) if rates else None
-
-
-def _sources(rows: Sequence[Any]) -> str:
-    return "+".join(list(dict.fromkeys(row.source for row in rows))[:3])

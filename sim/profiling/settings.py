@@ -5,11 +5,14 @@ Threads, flash attention, KV type, build and the like change a time, but have no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sim.common.errors import ProfileError, did_you_mean
+from sim.profiles.library import grouped
 from sim.profiling.imports.record import Trial
 
 _TRUTHS = {"true": "1", "false": "0"}
@@ -33,10 +36,8 @@ class Chosen:
     """The records that --where asks for, and whether its fields exist at all."""
 
     where: Mapping[str, str]
-
-    def __post_init__(self) -> None:
-        self.seen: dict[str, dict[str, None]] = {}  # the values of each field that is asked for
-        self.fields: dict[str, None] = {}
+    seen: dict[str, dict[str, None]] = field(default_factory=dict)  # the values of each field that is asked for
+    fields: dict[str, None] = field(default_factory=dict)
 
     def wants(self, fields: Mapping[str, Any]) -> bool:
         self.fields |= dict.fromkeys(fields)
@@ -70,10 +71,7 @@ def refuse_mixed(label: str, trials: Sequence[Trial], free: Sequence[str]) -> No
     names = dict.fromkeys(name for trial in trials for name in trial.settings)
     differing = []
     for name in names:
-        counts: dict[str, int] = {}
-        for trial in trials:
-            value = trial.settings.get(name, "(not said)")
-            counts[value] = counts.get(value, 0) + 1
+        counts = Counter(trial.settings.get(name, "(not said)") for trial in trials)
         if len(counts) > 1 and name not in free:
             differing.append((name, counts))
     if not differing:
@@ -92,8 +90,5 @@ def refuse_mixed(label: str, trials: Sequence[Trial], free: Sequence[str]) -> No
 
 def common_settings(trials: Sequence[Trial]) -> dict[str, str]:
     """The settings that all trials which have them agree in, for the provenance."""
-    found: dict[str, dict[str, None]] = {}
-    for trial in trials:
-        for name, value in trial.settings.items():
-            found.setdefault(name, {})[value] = None
-    return {name: next(iter(values)) for name, values in sorted(found.items()) if len(values) == 1}
+    found = grouped((pair for trial in trials for pair in trial.settings.items()), itemgetter(0))
+    return {name: pairs[0][1] for name, pairs in sorted(found.items()) if len(dict.fromkeys(pairs)) == 1}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sim.common.errors import ProfileError, did_you_mean
-from sim.profiles.library import csv_rows
+from sim.profiles.library import csv_rows, grouped
 from sim.profiling.collect import Collected
 from sim.profiling.fitting import LEAST_NOISE, Key, MeasuredSeries, fit_rates
 from sim.profiling.heads import HEAD_FIRST_BUILD, placed
@@ -56,8 +56,7 @@ class LayerSweep:
 
     def ordered(self) -> MeasuredSeries:
         """The points from the fewest weights on the GPU to the most."""
-        order = np.lexsort((self.series.at.head_on_gpu, self.layers))
-        return self.series.only(order)
+        return self.series.only(np.lexsort((self.series.at.head_on_gpu, self.layers)))
 
 
 @dataclass(frozen=True)
@@ -114,18 +113,15 @@ def published_sweeps(path: Path, shapes: Mapping[Key, Shape]) -> list[LayerSweep
     Points whose note says that GPU memory was oversubscribed, or the host swapping, are left out. `shapes`: known
     models, by (name, quantization); others get an ordinary shape of their weights' size. Raises ProfileError.
     """
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    whole: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in _published_rows(path):
-        infeasible = any(word in row["note"].lower() for word in _NOT_FEASIBLE)
-        if (
-            row["exec_mode"] in _OUTSIDE_MODES
-            and row["gpu_layers"]
-            and row["n_layers"]
-            and not _only_at(row, infeasible)
-        ):
-            kind = whole if row["exec_mode"] == "full_gpu" else groups
-            kind.setdefault(_group(row), []).append(row)
+    every = csv_rows(path)
+    for column in _PUBLISHED:
+        if column not in every[0]:
+            raise ProfileError(f"{path}: column '{column}' is missing; {did_you_mean(column, every[0])}")
+    placed_rows = [row for row in every if row["exec_mode"] in _OUTSIDE_MODES and row["gpu_layers"] and row["n_layers"]]
+    usable = [row for row in placed_rows if not _infeasible(row)]
+    groups, whole = (
+        grouped((row for row in usable if (row["exec_mode"] == "full_gpu") == full), _group) for full in (False, True)
+    )
     sweeps = []
     for name, rows in groups.items():
         # A full model is the same test however the layers of the others ran, unless two tests are told apart by notes.
@@ -138,18 +134,12 @@ def published_sweeps(path: Path, shapes: Mapping[Key, Shape]) -> list[LayerSweep
     return sweeps
 
 
-def _only_at(row: Mapping[str, str], infeasible: bool) -> bool:
-    """Whether the row is infeasible: a note may name the layers that it is about ("swapping at ngl 30")."""
-    named = re.search(r"(?:ngl )?(\d+)(?::|$)", row["note"]) if infeasible else None
-    return infeasible and (named is None or named[1] == row["gpu_layers"])
-
-
-def _published_rows(path: Path) -> list[dict[str, str]]:
-    rows = csv_rows(path)
-    for column in _PUBLISHED:
-        if column not in rows[0]:
-            raise ProfileError(f"{path}: column '{column}' is missing; {did_you_mean(column, rows[0])}")
-    return rows
+def _infeasible(row: Mapping[str, str]) -> bool:
+    """Whether the note says so of this row: it may name the layers that it is about ("swapping at ngl 30")."""
+    if not any(word in row["note"].lower() for word in _NOT_FEASIBLE):
+        return False
+    named = re.search(r"(?:ngl )?(\d+)(?::|$)", row["note"])
+    return named is None or named[1] == row["gpu_layers"]
 
 
 def _number(row: Mapping[str, str], column: str, default: float | None = None) -> float:
@@ -191,12 +181,11 @@ def _published_sweep(name: Sequence[str], rows: Sequence[Mapping[str, str]], sha
         at: Steps | Prompts = Steps(placed, on_gpu, np.ones(len(rows)), np.full(len(rows), context))
     else:
         at = Prompts(placed, on_gpu, np.full(len(rows), tokens))
-    label = f"{name[1]}, {name[2]}, {first['model']} {first['quant']}"
-    label += "".join(f", {each}" for each in name[-2:] if each)
+    model = (first["model"], first["quant"])
+    words = [name[1], name[2], " ".join(model), *filter(None, name[-2:])]
+    words += [] if decode else [f"{tokens:,.0f} tokens"]
     series = MeasuredSeries(shape, at, seconds, np.full(len(rows), LEAST_NOISE))
-    test = "decode" if decode else "prefill"
-    label = label if decode else f"{label}, {tokens:,.0f} tokens"
-    return LayerSweep(label, (first["model"], first["quant"]), test, "cpu", series, known)
+    return LayerSweep(", ".join(words), model, "decode" if decode else "prefill", "cpu", series, known)
 
 
 def _placed(row: Mapping[str, str], total: int, head_first: bool) -> tuple[int, bool]:

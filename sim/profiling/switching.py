@@ -6,6 +6,7 @@ comes from the nearest table that the profiles have, or from an assumption, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -32,8 +33,8 @@ class Cost:
     """One number, how far off its measurements are, and whether it was measured for this hardware."""
 
     value: float
-    error: float | None
-    measured: bool
+    error: float | None = None
+    measured: bool = False
     sources: tuple[str, ...] = ()
 
 
@@ -61,8 +62,7 @@ def _row(
         "kv_restore_gb_s": _copy(key, points, bandwidth, "kv_restore", nearest["kv_restore_gb_s"]),
         "free_s": _seconds(key, points, "free", nearest["free_s"]),
         # Waking a process that kept its host copy is a reload without what a start adds; nobody times it apart.
-        "wake_fixed_s": Cost(min(fixed.value, nearest["wake_fixed_s"]) if fixed.measured else nearest["wake_fixed_s"],
-                             None, False),
+        "wake_fixed_s": Cost(min(fixed.value if fixed.measured else math.inf, nearest["wake_fixed_s"])),
     }  # fmt: skip
     timed = [cost for cost in costs.values() if cost.measured]
     # The reload is nearly all of a switch, so the row is known as well as its reload is.
@@ -89,25 +89,28 @@ def _room(key: Key, points: Sequence[SwitchPoint]) -> float:
 
 def _best_path(points: Sequence[SwitchPoint]) -> str:
     timed = [path for path in _PATHS if any(each.path == path for each in points)]
-    rates = {path: max(_rate(each) for each in points if each.path == path) for path in timed}
-    return max(timed, key=lambda path: rates[path]) if timed else ""
+    return max(timed, key=lambda path: max(_rate(each) for each in points if each.path == path), default="")
 
 
 def _rate(point: SwitchPoint) -> float:
     return (point.bytes or 0) / max(point.seconds, 1e-9) / GIGA
 
 
+def _sources(points: Sequence[SwitchPoint]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each.source for each in points))
+
+
 def _own(key: Key, points: Sequence[SwitchPoint]) -> list[SwitchPoint]:
     """The model's own points, or those of all models where it has none."""
-    return [each for each in points if (each.model, each.quantization) == key] or list(points)
+    return [each for each in points if each.model_key == key] or list(points)
 
 
 def _reload(key: Key, points: Sequence[SwitchPoint], nearest: Mapping[str, float]) -> tuple[Cost, Cost]:
     """The line through the model's own reloads when they differ enough in bytes, else through those of all models."""
     usable = [each for each in points if each.bytes and each.seconds > 0]
     if not usable:
-        return Cost(nearest["reload_fixed_s"], None, False), Cost(nearest["reload_gb_s"], None, False)
-    sources = tuple(dict.fromkeys(each.source for each in usable))
+        return Cost(nearest["reload_fixed_s"]), Cost(nearest["reload_gb_s"])
+    sources = _sources(usable)
     for chosen in (_own(key, usable), usable):
         sizes = [float(each.bytes or 0) / GIGA for each in chosen]
         seconds = [each.seconds for each in chosen]
@@ -125,9 +128,8 @@ def _reload(key: Key, points: Sequence[SwitchPoint], nearest: Mapping[str, float
 def _seconds(key: Key, points: Sequence[SwitchPoint], part: str, otherwise: float) -> Cost:
     chosen = _own(key, [each for each in points if each.part == part])
     if not chosen:
-        return Cost(otherwise, None, False)
-    middle = median(each.seconds for each in chosen)
-    return Cost(middle, None, True, tuple(dict.fromkeys(each.source for each in chosen)))
+        return Cost(otherwise)
+    return Cost(median(each.seconds for each in chosen), None, True, _sources(chosen))
 
 
 def _copy(
@@ -139,7 +141,7 @@ def _copy(
     if chosen:
         total = sum(each.bytes or 0 for each in chosen) / sum(each.seconds for each in chosen) / GIGA
         error = max(abs(_rate(each) / total - 1) for each in chosen)
-        return Cost(total, min(error, 1.0), True, tuple(dict.fromkeys(each.source for each in chosen)))
+        return Cost(total, min(error, 1.0), True, _sources(chosen))
     direction, column = ("d2h", "d2h_gb_s") if part == "kv_save" else ("h2d", "h2d_gb_s")
     rates = [getattr(each, column) for each in bandwidth if each.direction == direction and getattr(each, column)]
-    return Cost(0.8 * max(rates), None, False) if rates else Cost(otherwise, None, False)
+    return Cost(0.8 * max(rates)) if rates else Cost(otherwise)

@@ -109,8 +109,8 @@ def test_what_is_written_is_read_back(
     write_measured(measured, folder)
     assert read_measured(folder) == measured
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    write_measured(read_measured(folder), folder, replacing=True)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    write_measured(read_measured(folder), folder.with_name("again"))
+    assert {path.name: path.read_bytes() for path in folder.with_name("again").iterdir()} == first
     assert not list(folder.parent.glob(".*"))
 
 
@@ -188,8 +188,8 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is there already; name a new folder$"):
         write_measured(part, tmp_path / "a")
     memory = MemoryPoint(**NAMES, layers=1, batch=1, context=9.0, bytes_used=7)
-    write_measured(replace(part, decode=(), memory=(memory,)), tmp_path / "a", replacing=True)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["memory.csv", "models.csv", "provenance.yaml"]
+    write_measured(replace(part, decode=(), memory=(memory,)), tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["memory.csv", "models.csv", "provenance.yaml"]
 
 
 HEAD = "model,quantization,offload,layers,batch,context,step_s,p10_s,p90_s,repeats,kind,source\n"

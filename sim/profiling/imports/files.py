@@ -106,9 +106,7 @@ def _array(path: Path, text: str, bad: Bad) -> Iterable[Raw]:
 
 def _next(text: str, place: int) -> int:
     """Past white space."""
-    while place < len(text) and text[place] in " \t\r\n":
-        place += 1
-    return place
+    return next((at for at in range(place, len(text)) if text[at] not in " \t\r\n"), len(text))
 
 
 def _one_object(text: str) -> dict[str, Any] | None:

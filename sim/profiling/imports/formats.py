@@ -6,15 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sim.common.errors import ProfileError, did_you_mean
-from sim.profiling.imports.llama_batched_bench import UNDERSTOOD as BATCHED
-from sim.profiling.imports.llama_batched_bench import trials as batched_trials
-from sim.profiling.imports.llama_bench import UNDERSTOOD as BENCH
-from sim.profiling.imports.llama_bench import trials as bench_trials
-from sim.profiling.imports.ollama import UNDERSTOOD as OLLAMA
-from sim.profiling.imports.ollama import trials as ollama_trials
+from sim.profiling.imports import llama_batched_bench as batched
+from sim.profiling.imports import llama_bench, ollama, vllm_bench
 from sim.profiling.imports.record import Record, Trial, Unused
-from sim.profiling.imports.vllm_bench import UNDERSTOOD as VLLM
-from sim.profiling.imports.vllm_bench import trials as vllm_trials
 
 
 @dataclass(frozen=True)
@@ -29,15 +23,13 @@ class RecordFormat:
     trials: Callable[[Record], list[Trial | Unused]]
 
 
-FORMATS = {
-    each.name: each
-    for each in (
-        RecordFormat("llama-bench", "llama.cpp", "cpu", True, BENCH, bench_trials),
-        RecordFormat("llama-batched-bench", "llama.cpp", "cpu", False, BATCHED, batched_trials),
-        RecordFormat("ollama", "ollama", "cpu", False, OLLAMA, ollama_trials),
-        RecordFormat("vllm-bench", "vllm", "stream", False, VLLM, vllm_trials),
-    )
-}
+_FORMATS = (
+    RecordFormat("llama-bench", "llama.cpp", "cpu", True, llama_bench.UNDERSTOOD, llama_bench.trials),
+    RecordFormat("llama-batched-bench", "llama.cpp", "cpu", False, batched.UNDERSTOOD, batched.trials),
+    RecordFormat("ollama", "ollama", "cpu", False, ollama.UNDERSTOOD, ollama.trials),
+    RecordFormat("vllm-bench", "vllm", "stream", False, vllm_bench.UNDERSTOOD, vllm_bench.trials),
+)
+FORMATS = {each.name: each for each in _FORMATS}
 
 
 def format_named(name: str | None) -> RecordFormat:

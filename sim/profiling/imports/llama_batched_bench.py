@@ -7,7 +7,9 @@ one prompt; they are left out.
 
 from __future__ import annotations
 
-from sim.profiling.imports.record import ALL_LAYERS, BadRecord, Record, Timing, Trial, Unused
+from typing import Any
+
+from sim.profiling.imports.record import BadRecord, Record, Timing, Trial, Unused
 
 UNDERSTOOD = "llama-batched-bench --output-format jsonl, builds b3300 (2024) to b10400 (2026)"
 _ALWAYS = ("n_threads", "flash_attn")
@@ -21,38 +23,18 @@ def trials(record: Record) -> list[Trial | Unused]:
     shared = record.flag("is_pp_shared")
     if not prompt and not generated:
         raise BadRecord("incomplete: pp and tg are both 0, so nothing was timed")
-    layers = record.whole("n_gpu_layers", least=None)
-    layers = ALL_LAYERS if layers < 0 else layers
+    common: dict[str, Any] = {"where": record.where, "head_first": None, "single": True}
+    common["gpu_layers"] = record.layers("n_gpu_layers")
     found: list[Trial | Unused] = []
     if generated:
-        seconds = _seconds(record, "t_tg", "speed_tg", sequences * generated)
-        found.append(
-            Trial(
-                where=record.where,
-                decode=True,
-                timing=Timing(seconds / generated),
-                gpu_layers=layers,
-                head_first=None,
-                batch=sequences,
-                context=prompt + generated / 2,
-                settings={name: record.text(name) for name in _ALWAYS if record.has(name)},
-                single=True,
-            )
-        )
+        timing = Timing(_seconds(record, "t_tg", "speed_tg", sequences * generated) / generated)
+        settings = record.texts(_ALWAYS)
+        context = prompt + generated / 2
+        found.append(Trial(**common, decode=True, timing=timing, batch=sequences, context=context, settings=settings))
     if prompt and (sequences == 1 or shared):
-        seconds = _seconds(record, "t_pp", "speed_pp", prompt)
-        found.append(
-            Trial(
-                where=record.where,
-                decode=False,
-                timing=Timing(seconds),
-                gpu_layers=layers,
-                head_first=None,
-                prompt_tokens=prompt,
-                settings={name: record.text(name) for name in _ALWAYS + _FOR_PROMPTS if record.has(name)},
-                single=True,
-            )
-        )
+        timing = Timing(_seconds(record, "t_pp", "speed_pp", prompt))
+        settings = record.texts(_ALWAYS + _FOR_PROMPTS)
+        found.append(Trial(**common, decode=False, timing=timing, prompt_tokens=prompt, settings=settings))
     elif prompt:
         found.append(Unused("the prompts of several sequences in one time: tables know single prompts"))
     return found

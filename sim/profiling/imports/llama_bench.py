@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from sim.profiling.heads import HEAD_FIRST_BUILD
-from sim.profiling.imports.record import ALL_LAYERS, BadRecord, Record, Timing, Trial, Unused, timing_of
+from sim.profiling.imports.record import BadRecord, Record, Timing, Trial, Unused, timing_of
 
 UNDERSTOOD = "llama-bench of llama.cpp, builds b1300 (2023) to b10400 (2026)"
 # HEAD_FIRST_BUILD's change is of 2025-12-17. b7394 is of 2025-12-14 and b7571 of 2025-12-29; which build of the days
@@ -21,6 +21,7 @@ _ALWAYS = (
     "backends", "n_threads", "cpu_mask", "cpu_strict", "poll", "type_k", "type_v", "flash_attn", "load_mode",
     "use_mmap", "no_host", "repack", "lazy_mode", "mul_mat_q", "f16_kv", "low_vram", "build_commit",
 )  # fmt: skip
+_PLAIN = {"True": "1", "true": "1", "False": "0", "false": "0"}  # JSON and CSV write them apart
 _FOR_PROMPTS = ("n_batch", "n_ubatch", "no_op_offload")
 _AGREE = 1.5  # avg_ts and avg_ns of one record: means of speeds and of times, which differ, but not by so much
 
@@ -50,20 +51,15 @@ def trials(record: Record) -> list[Trial | Unused]:
             model_parameters=record.whole("model_n_params", 0) or None,
             gpu_name=gpu or "",
             cpu_name=record.text("cpu_info", "").split(", ")[0],
-            gpu_layers=_gpu_layers(record) if gpu else 0,
+            gpu_layers=record.layers("n_gpu_layers") if gpu else 0,
             head_first=_head_first(record),
             context=depth + generated / 2,
             prompt_tokens=prompt,
-            settings={name: _setting(record, name) for name in names if record.has(name)},
+            settings={name: _PLAIN.get(value, value) for name, value in record.texts(names).items()},
             build=record.text("build_number", "") or record.text("build_commit", ""),
             date=record.text("test_time", "")[:10],
         )
     ]
-
-
-def _setting(record: Record, name: str) -> str:
-    value = record.text(name)
-    return {"True": "1", "true": "1", "False": "0", "false": "0"}.get(value, value)  # JSON and CSV write them apart
 
 
 def _timing(record: Record, tokens: int) -> Timing:
@@ -84,11 +80,6 @@ def _timing(record: Record, tokens: int) -> Timing:
     if not 1 / _AGREE < mean / seconds < _AGREE:
         raise BadRecord(f"samples_ns has a mean of {mean:.4g} s, but the record says {seconds:.4g} s; it was edited")
     return timing
-
-
-def _gpu_layers(record: Record) -> int:
-    layers = record.whole("n_gpu_layers", least=None)
-    return ALL_LAYERS if layers < 0 else layers
 
 
 def _head_first(record: Record) -> bool | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.profiling.imports.record import ALL_LAYERS, BadRecord, Record, Timing, Trial, Unused
+from sim.profiling.imports.record import BadRecord, Record, Timing, Trial, Unused
 
 UNDERSTOOD = "answers of Ollama's /api/generate and /api/chat, 0.1 to 0.21"
 _SETTINGS = ("num_thread", "num_batch", "use_mmap", "low_vram", "main_gpu", "f16_kv")
@@ -30,13 +30,12 @@ def trials(record: Record) -> list[Trial | Unused]:
         raise BadRecord("incomplete: prompt_eval_count is missing (the prompt was cached), so its context is not known")
     if generated < _FEWEST:
         raise BadRecord(f"incomplete: only {generated} generated tokens; a time per token needs at least {_FEWEST}")
-    layers = options.whole("num_gpu", least=None) if options.has("num_gpu") else None
     common: dict[str, Any] = {
         "where": record.where,
         "model_file": record.text("model"),
-        "gpu_layers": ALL_LAYERS if layers is not None and layers < 0 else layers,
+        "gpu_layers": options.layers("num_gpu") if options.has("num_gpu") else None,
         "head_first": None,  # it depends on the llama.cpp inside, which no answer names
-        "settings": {name: options.text(name) for name in _SETTINGS if options.has(name)},
+        "settings": options.texts(_SETTINGS),
         "date": record.text("created_at", "")[:10],
         "single": True,
     }

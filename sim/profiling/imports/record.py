@@ -32,8 +32,7 @@ class Timing:
 
     def per(self, number: int) -> Timing:
         """The same for one of `number` equal parts."""
-        low = None if self.p10_s is None else self.p10_s / number
-        high = None if self.p90_s is None else self.p90_s / number
+        low, high = (None if each is None else each / number for each in (self.p10_s, self.p90_s))
         return Timing(self.median_s / number, low, high, self.repeats)
 
 
@@ -132,6 +131,15 @@ class Record:
             raise BadRecord(f"field '{name}' is {_shown(self.fields[name])}, not a whole number{from_least}")
         return int(number)
 
+    def layers(self, name: str) -> int:
+        """Layers on the GPU; below 0 are all."""
+        count = self.whole(name, least=None)
+        return ALL_LAYERS if count < 0 else count
+
+    def texts(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of these fields that are there."""
+        return {name: self.text(name) for name in names if self.has(name)}
+
     def flag(self, name: str, default: bool = False) -> bool:
         """true and false, as 1 and 0 too."""
         if not self.has(name):
@@ -148,8 +156,7 @@ class Record:
             return []
         if not isinstance(values, list):
             raise BadRecord(f"field '{name}' is {_shown(values)}, not a list of numbers")
-        each = [Record(self.where, {name: value}, self.understood).number(name, above=0) for value in values]
-        return each
+        return [Record(self.where, {name: value}, self.understood).number(name, above=0) for value in values]
 
 
 def timing_of(samples_s: Sequence[float]) -> Timing:

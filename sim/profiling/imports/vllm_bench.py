@@ -37,39 +37,22 @@ def trials(record: Record) -> list[Trial | Unused]:
     generated = record.number("total_output_tokens", above=0) / completed
     batch = _batch(record, sequences)
     spread = record.first_of("median_itl_ms", "median_tpot_ms")
-    settings = {name: record.text(name) for name in _SETTINGS if record.has(name)}
     date = record.text("date", "")
-    named = record.text("model_id")
     known: dict[str, Any] = {
         "where": record.where,
-        "model_file": named,
+        "model_file": record.text("model_id"),
         "date": f"{date[:4]}-{date[4:6]}-{date[6:8]}" if date else "",
+        "gpu_layers": ALL_LAYERS,
+        "settings": record.texts(_SETTINGS),
+        "single": True,
     }
+    timing = Timing(record.number(spread, above=0) / 1e3)
     found: list[Trial | Unused] = [
-        Trial(
-            **known,
-            decode=True,
-            timing=Timing(record.number(spread, above=0) / 1e3),
-            gpu_layers=ALL_LAYERS,
-            batch=batch,
-            context=prompt + generated / 2,
-            settings=settings,
-            single=True,
-        )
+        Trial(**known, decode=True, timing=timing, batch=batch, context=prompt + generated / 2)
     ]
     if sequences == 1:
-        first = record.number("median_ttft_ms", above=0) / 1e3
-        found.append(
-            Trial(
-                **known,
-                decode=False,
-                timing=Timing(first),
-                gpu_layers=ALL_LAYERS,
-                prompt_tokens=round(prompt),
-                settings=settings,
-                single=True,
-            )
-        )
+        first = Timing(record.number("median_ttft_ms", above=0) / 1e3)
+        found.append(Trial(**known, decode=False, timing=first, prompt_tokens=round(prompt)))
     else:
         found.append(Unused("times to the first token of several requests at once: they wait for each other"))
     return found
