@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -18,6 +20,7 @@ from sim.hardware.measure.timing import RepeatedTiming, repeated, timed
 from sim.hardware.model.device import Device
 from sim.hardware.model.transformer import Item, Transformer
 from sim.hardware.model.weights import HostWeights
+from sim.profiles.library import grouped
 from sim.profiling.points import ContentionPoint
 
 LAWS = ("proportional", "processor_sharing", "time_slice")
@@ -28,7 +31,6 @@ _CONTEXT = 64
 def _busy(device: Device, action: Callable[[], object], to_host: bool) -> Iterator[None]:
     """Repeat the action in a thread and stream of its own meanwhile."""
     stop, begun = threading.Event(), threading.Event()
-    errors: list[BaseException] = []
 
     def work() -> None:
         try:
@@ -37,20 +39,17 @@ def _busy(device: Device, action: Callable[[], object], to_host: bool) -> Iterat
                 while not stop.is_set():
                     action()
                     begun.set()
-        except BaseException as error:  # raised again below, in the thread that waits
-            errors.append(error)
+        finally:
             begun.set()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        begun.wait()
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            begun.wait()
+            yield
+        finally:
+            stop.set()
+    working.result()
 
 
 class ContentionPairs:
@@ -74,35 +73,35 @@ class ContentionPairs:
 
         return load
 
-    def has(self, what: str, layers: int, beside: str, beside_layers: int) -> bool:
+    def _place(self, what: str, layers: int, beside: str, beside_layers: int) -> dict[str, Any]:
+        """The key columns of a row."""
         name = self.weights.shape.model
         batch, context = (None, None) if what == "load" else (1, float(_CONTEXT))
-        return self.bench.store.has(
-            ContentionPoint, model=name, **self.bench.model, what=what, offload=self.offload, layers=layers,
-            batch=batch, context=context, beside=beside, beside_model=name, beside_layers=beside_layers,
-        )  # fmt: skip
+        return {
+            "what": what, "model": name, **self.bench.model, "offload": self.offload, "layers": layers, "batch": batch,
+            "context": context, "beside": beside, "beside_model": name, "beside_layers": beside_layers,
+        }  # fmt: skip
+
+    def has(self, what: str, layers: int, beside: str, beside_layers: int) -> bool:
+        return self.bench.store.has(ContentionPoint, **self._place(what, layers, beside, beside_layers))
 
     def measure(self, what: str, layers: int, beside: str, beside_layers: int) -> None:
         """One row: `what` with so many layers, alone and then beside another."""
         bench, device = self.bench, self.bench.device
-        pool = _CONTEXT
-        with bench.loaded(self.weights, layers, pool, self.offload) as mine:
+        with bench.loaded(self.weights, layers, _CONTEXT, self.offload) as mine:
             action = self._load(layers) if what == "load" else self._step(mine)
             if what == "load":
                 mine.free()
             with device.stream():
                 alone = self._timing(action)
-            with bench.loaded(self.weights, beside_layers, pool, self.offload) as theirs:
+            with bench.loaded(self.weights, beside_layers, _CONTEXT, self.offload) as theirs:
                 if beside == "load":
                     theirs.free()
                 other = self._load(beside_layers) if beside == "load" else self._step(theirs)
                 with _busy(device, other, beside == "load"), device.stream():
                     together = self._timing(action)
-        batch, context = (None, None) if what == "load" else (1, float(_CONTEXT))
         row = ContentionPoint(
-            what=what, model=self.weights.shape.model, **bench.model, offload=self.offload, layers=layers,
-            batch=batch, context=context,
-            beside=beside, beside_model=self.weights.shape.model, beside_layers=beside_layers,
+            **self._place(what, layers, beside, beside_layers),
             alone_s=alone.median_s, beside_s=together.median_s, slow_down=together.median_s / alone.median_s,
             repeats=together.repeats, **bench.words,
         )  # fmt: skip
@@ -142,8 +141,8 @@ def closest_law(rows: Sequence[ContentionPoint]) -> dict[str, Any] | None:
     others are streamed, as in the simulator.
     """
     found: dict[str, list[float]] = {law: [] for law in LAWS}
-    for key in dict.fromkeys((row.model, row.quantization, row.offload) for row in rows):
-        steps = [r for r in rows if (r.model, r.quantization, r.offload) == key and r.what != "load"]
+    for same in grouped(rows, attrgetter("model_key", "offload")).values():
+        steps = [row for row in same if row.what != "load"]
         layers = dict.fromkeys(r.layers or 0 for r in steps)
         alone = {k: median(r.alone_s for r in steps if (r.layers or 0) == k) for k in layers}
         full = max(alone, default=0)

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from sim.hardware.measure.measurement_folder import MeasurementFolder
+from sim.profiles.library import grouped
 from sim.profiling.points import DecodePoint, MeasuredRow, PrefillPoint
 
 _SLACK = 0.95  # what a law may be broken by before it is measured again
@@ -33,12 +34,9 @@ def contradictions(folder: MeasurementFolder, layers: Mapping[str, int], quantiz
 
 def _less_for_more(rows: Sequence[Any], kind: type[MeasuredRow], axis: str) -> list[MeasuredRow]:
     """Neighbours along an axis of which the one with more took clearly less."""
-    lines: dict[tuple[Any, ...], list[Any]] = {}
-    for row in rows:
-        lines.setdefault(tuple(getattr(row, name) for name in kind.key if name != axis), []).append(row)
     found: list[MeasuredRow] = []
-    for line in lines.values():
-        line.sort(key=lambda row: getattr(row, axis))
+    for line in grouped(rows, attrgetter(*(name for name in kind.key if name != axis))).values():
+        line.sort(key=attrgetter(axis))
         for less, more in pairwise(line):
             if getattr(more, kind.values[0]) < _QUIRK * getattr(less, kind.values[0]):
                 found += [less, more]

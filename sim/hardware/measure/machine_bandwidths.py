@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from sim.hardware.measure.model_measurements import Bench
-from sim.hardware.measure.timing import RepeatedTiming, forget, repeated, timed
+from sim.hardware.measure.timing import forget, repeated, timed
 from sim.hardware.model.device import Device
 from sim.profiling.points import BandwidthPoint, SwitchPoint
 
@@ -73,17 +75,13 @@ def _copies(
             device.copy(target, source, way)
             device.synchronize()
 
-        def alone(way: str) -> RepeatedTiming:
-            return repeated(lambda: timed(lambda: copy(way)), 1.5 * bench.grid.limit_s, 15)
-
         for way in ways:
             if way == "both":
-                seconds = _together(device, [lambda: copy("h2d"), lambda: copy("d2h")])
-                rates = {"h2d_gb_s": size / seconds[0] / 1e9, "d2h_gb_s": size / seconds[1] / 1e9}
-                yield way, rates, None
+                in_s, out_s = _together(device, [lambda: copy("h2d"), lambda: copy("d2h")])
+                yield way, {"h2d_gb_s": size / in_s / 1e9, "d2h_gb_s": size / out_s / 1e9}, None
                 continue
             device.bind(to_host=True)
-            timing = alone(way)
+            timing = repeated(partial(timed, partial(copy, way)), 1.5 * bench.grid.limit_s, 15)
             device.bind()
             yield way, {f"{way}_gb_s": size / timing.median_s / 1e9}, timing.repeats
     finally:
@@ -95,31 +93,27 @@ def _copies(
 def _together(device: Device, actions: Sequence[Callable[[], None]]) -> list[float]:
     """Median seconds of each action while all are repeated at the same time, in threads and streams of their own."""
     barrier = threading.Barrier(len(actions))
-    seconds: list[float] = [0.0] * len(actions)
-    errors: list[BaseException] = []
 
-    def work(place: int) -> None:
+    def work(action: Callable[[], None]) -> float:
         try:
             device.bind(to_host=True)
             with device.stream():
-                actions[place]()
+                action()
                 barrier.wait(timeout=60)
                 end_s, samples = perf_counter() + _WINDOW_S, list[float]()
                 while perf_counter() < end_s or not samples:
-                    samples.append(timed(actions[place]))
-            seconds[place] = median(samples)
-        except BaseException as error:  # raised again below, in the thread that waits
-            errors.append(error)
+                    samples.append(timed(action))
+            return median(samples)
+        except BaseException:
             barrier.abort()
+            raise
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(actions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return seconds
+    with ThreadPoolExecutor(len(actions)) as pool:
+        done = [pool.submit(work, action) for action in actions]
+    for each in done:  # what went wrong first, not that others waited for it in vain
+        if not isinstance(each.exception(), threading.BrokenBarrierError):
+            each.result()
+    return [each.result() for each in done]
 
 
 def _host_read(bench: Bench) -> tuple[float, int]:
@@ -172,9 +166,5 @@ def engine_start(bench: Bench, models: Sequence[str], repeats: int) -> None:
     bench.device.bind(to_host=True)
     timing = repeated(start, 30 * bench.grid.limit_s, repeats, warm=0)
     bench.device.bind()
-    bench.store.add(
-        [
-            SwitchPoint(model=name, **bench.model, part="start", **timing.columns("seconds"), **bench.words)
-            for name in missing
-        ]
-    )
+    row = {**bench.model, "part": "start", **timing.columns("seconds"), **bench.words}
+    bench.store.add([SwitchPoint(model=name, **row) for name in missing])

@@ -70,17 +70,20 @@ def query(device: Device, fields: tuple[str, ...]) -> dict[str, str]:
     which = getattr(torch.cuda.get_device_properties(device.torch), "uuid", None)
     place = ["-i", f"GPU-{str(which).removeprefix('GPU-')}"] if which is not None else []
     command = [program, *place, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    lines = done.stdout.strip().splitlines()
-    cells = [cell.strip() for cell in lines[0].split(",")] if done.returncode == 0 and len(lines) == 1 else []
+    lines = _said(command).splitlines()
+    cells = [cell.strip() for cell in lines[0].split(",")] if len(lines) == 1 else []
     if len(cells) != len(fields):
         return {}
-    return {
-        name: cell for name, cell in zip(fields, cells, strict=True) if cell not in ("", "[N/A]", "[Not Supported]")
-    }
+    return {k: cell for k, cell in zip(fields, cells, strict=True) if cell not in ("", "[N/A]", "[Not Supported]")}
+
+
+def _said(command: list[str], folder: Path | None = None) -> str:
+    """What the program prints; nothing where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def clocks(device: Device) -> dict[str, str]:
@@ -90,14 +93,8 @@ def clocks(device: Device) -> dict[str, str]:
 
 def _commit() -> str:
     """Of the source tree; a package that is installed has none."""
-    if not is_source_tree():
-        return ""
-    command, root = ["git", "describe", "--always", "--dirty"], data_folder("profiles").parent
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+    root = data_folder("profiles").parent
+    return _said(["git", "describe", "--always", "--dirty"], root) if is_source_tree() else ""
 
 
 def memory_gib(device: Device) -> float:

@@ -20,27 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sim.common.errors import ConfigError, did_you_mean
+from sim.hardware.measure import plan
 from sim.hardware.measure.contention import ContentionPairs, closest_law, pairs_to_measure
 from sim.hardware.measure.contradictions import contradictions
 from sim.hardware.measure.machine_bandwidths import bandwidths, engine_start, rate
 from sim.hardware.measure.machine_facts import clocks, facts, names, open_device
 from sim.hardware.measure.measurement_folder import MeasurementFolder, default_folder
 from sim.hardware.measure.model_measurements import QUANTIZATIONS, Bench, save
-from sim.hardware.measure.plan import (
-    GRIDS,
-    Group,
-    MeasurementGrid,
-    ModelPace,
-    PlannedPoint,
-    affordable,
-    decode_points,
-    device_bytes,
-    host_bytes,
-    most_layers,
-    pace,
-    prefill_points,
-    switch_points,
-)
+from sim.hardware.measure.plan import GRIDS, Group, MeasurementGrid, ModelPace, PlannedPoint, device_bytes
 from sim.hardware.measure.progress_lines import clock, progress_bar
 from sim.hardware.model.device import DeviceMemoryError, free_host_bytes
 from sim.hardware.model.weights import HostWeights, architectures
@@ -132,7 +119,7 @@ class MeasurementRun:
     def _most(self, shape: Architecture) -> int:
         """The most layers that fit beside the KV of one long context."""
         pool = min(self.grid.contexts[-1], shape.max_context)
-        most = most_layers(shape, self.device.budget_bytes, pool)
+        most = plan.most_layers(shape, self.device.budget_bytes, pool)
         if not most:
             needs = device_bytes(shape, 1, "cpu", pool)
             raise ConfigError(
@@ -151,17 +138,17 @@ class MeasurementRun:
                 raise ConfigError(f"{name}: measuring it {lacks}; {how}")
 
     def _host_bytes(self, point: PlannedPoint) -> int:
-        return host_bytes(self.shapes[point.model], point, self.device.budget_bytes, self.device.is_cuda)
+        return plan.host_bytes(self.shapes[point.model], point, self.device.budget_bytes, self.device.is_cuda)
 
     def _candidates(self, shape: Architecture) -> list[PlannedPoint]:
         """All points of a model that fit."""
         most = self.most[shape.model]
         smallest = min(self.shapes.values(), key=lambda each: each.weight_bytes(each.layers)) is shape
-        points = [*switch_points(shape, self.grid, most, smallest)]
+        points = [*plan.switch_points(shape, self.grid, most, smallest)]
         for offload in self.options.offload:
             whole = offload == self.options.offload[0]
-            points += decode_points(shape, self.grid, offload, most, whole)
-            points += prefill_points(shape, self.grid, offload, most, whole)
+            points += plan.decode_points(shape, self.grid, offload, most, whole)
+            points += plan.prefill_points(shape, self.grid, offload, most, whole)
         return [
             point
             for point in points
@@ -180,16 +167,14 @@ class MeasurementRun:
         bandwidths(self.bench, self.store.folder)
         rates = (rate(self.bench, "h2d"), rate(self.bench, "disk"))
         for name, shape in self.shapes.items():
-            model = self.paces[name] = pace(shape, self.device, self.dtype, self.grid, rates)
+            model = self.paces[name] = plan.pace(shape, self.device, self.dtype, self.grid, rates)
             self.points[name] = [replace(p, seconds=model.seconds(p, self.grid)) for p in self._candidates(shape)]
             self.left += [point for point in self.points[name] if not self.bench.done(point)]
             self.done_before |= {point for point in self.points[name] if self.bench.done(point)}
-        table = Table(
-            "model", "layers", "decode", "prompts", "switching", "about", title="to measure", title_justify="left"
-        )
-        todo = (
-            [p for points in self.points.values() for p in points if p in self.done_before] if self.first else self.left
-        )
+        columns = ("model", "layers", "decode", "prompts", "switching", "about")
+        table = Table(*columns, title="to measure", title_justify="left")
+        every = [point for points in self.points.values() for point in points]
+        todo = [point for point in every if point in self.done_before] if self.first else self.left
         planned = self._affordable(todo)
         for name in self.shapes:
             mine = [p for p in planned if p.model == name]
@@ -221,7 +206,7 @@ class MeasurementRun:
 
     def _affordable(self, points: Sequence[PlannedPoint]) -> list[PlannedPoint]:
         left_s = (self.pass_end_s - monotonic() - self.kept_s) / self._ratio
-        return affordable(points, lambda group, pool: self.paces[group[0]].setup_s(group, pool), left_s)
+        return plan.affordable(points, lambda group, pool: self.paces[group[0]].setup_s(group, pool), left_s)
 
     # --- the run
 
@@ -287,11 +272,11 @@ class MeasurementRun:
             if not points:
                 continue
             begin_s = monotonic()
-            self._show(
-                f"{name} " + (f"{group[2]} {group[3]}/{self.shapes[name].layers}" if group[3] >= 0 else "switching")
-            )
+            where = f"{group[2]} {group[3]}/{self.shapes[name].layers}" if group[3] >= 0 else "switching"
+            self._show(f"{name} {where}")
             try:
-                for point in self._cycles(weights, points) if group[3] < 0 else self._instance(weights, points):
+                run = self.bench.run(weights, points, self.bench.free_bytes())
+                for point in self._cycles(weights, points) if group[3] < 0 else run:
                     self.left.remove(point)
                     self._show(None)
             except (DeviceMemoryError, torch.OutOfMemoryError) as error:
@@ -318,9 +303,6 @@ class MeasurementRun:
         if contradictions(self.store, layers, QUANTIZATIONS[self.dtype]):
             self.note(f"{name}: some points still contradict each other; run this again when nothing else runs here")
 
-    def _instance(self, weights: HostWeights, points: list[PlannedPoint]) -> Iterator[PlannedPoint]:
-        yield from self.bench.run(weights, points, self.bench.free_bytes())
-
     def _cycles(self, weights: HostWeights, points: list[PlannedPoint]) -> Iterator[PlannedPoint]:
         scratch = self.store.folder / ".weights"
         size = weights.shape.weight_bytes(weights.shape.layers)
@@ -332,9 +314,8 @@ class MeasurementRun:
                     scratch.mkdir()
                     free = shutil.disk_usage(scratch).free
                     if free < 1.1 * size:
-                        self.note(
-                            f"{point.model}: no reload from disk; {size / 1e9:.1f} GB do not fit in {free / 1e9:.1f} GB"
-                        )
+                        lacks = f"{size / 1e9:.1f} GB do not fit in {free / 1e9:.1f} GB"
+                        self.note(f"{point.model}: no reload from disk; {lacks}")
                         self.left = [p for p in self.left if p.model != point.model or p.path != "disk"]
                         return
                     save(weights, file)

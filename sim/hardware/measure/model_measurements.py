@@ -92,14 +92,8 @@ class Bench:
                 yield point
             used = self.used_bytes(free_before)
             if first.offload == "cpu" and used > 0:
-                self.store.add(
-                    [
-                        MemoryPoint(
-                            **self.of(first), layers=first.layers, batch=1, context=float(pool), **self.words,
-                            bytes_used=used,
-                        )
-                    ]
-                )  # fmt: skip
+                taken = {**self.of(first), "layers": first.layers, "batch": 1, "context": float(pool), **self.words}
+                self.store.add([MemoryPoint(**taken, bytes_used=used)])
 
     def used_bytes(self, free_before: int) -> int:
         """Device memory taken since so much was free: weights, KV and what computing needed."""
@@ -152,19 +146,10 @@ class Bench:
         save = self._repeated(lambda: timed(lambda: instance.save_kv(0, point.tokens, buffer)))
         restore = self._repeated(lambda: timed(lambda: instance.restore_kv(0, point.tokens, buffer)))
         self.device.bind()
-        moved: dict[str, Any] = {
-            "layers": point.layers,
-            "tokens": point.tokens,
-            "bytes": buffer.numel() * buffer.element_size(),
-        }
-        self.store.blend(
-            [
-                SwitchPoint(
-                    **self.of(point), part=part, path=point.path, **moved, **self.words, **each.columns("seconds")
-                )
-                for part, each in (("kv_save", save), ("kv_restore", restore))
-            ]
-        )
+        moved = {"layers": point.layers, "tokens": point.tokens, "bytes": buffer.numel() * buffer.element_size()}
+        words: dict[str, Any] = {**self.of(point), "path": point.path, **moved, **self.words}
+        parts = (("kv_save", save), ("kv_restore", restore))
+        self.store.blend([SwitchPoint(**words, part=part, **each.columns("seconds")) for part, each in parts])
 
     def cycle(self, weights: HostWeights, point: PlannedPoint, file: Path | None) -> None:
         """Reserve memory, reload (from a file if there is one) and free, again and again; each part by itself."""
@@ -191,13 +176,12 @@ class Bench:
         taken = device_bytes(weights.shape, point.layers, "cpu", point.tokens, item)
         timing = {name: RepeatedTiming.of(samples[1:]) for name, samples in parts.items()}  # one is the warm-up
         words = {**self.of(point), "layers": point.layers, "tokens": point.tokens, **self.words}
-        rows: list[MeasuredRow] = []
-        if point.path == "pinned":
-            for part in ("reserve", "free"):
-                rows.append(SwitchPoint(**words, part=part, bytes=taken, **timing[part].columns("seconds")))
-        rows.append(
-            SwitchPoint(**words, part="reload", path=point.path, bytes=size, **timing["reload"].columns("seconds"))
-        )
+        said = {"reserve": ("", taken), "free": ("", taken), "reload": (point.path, size)}
+        rows = [
+            SwitchPoint(**words, part=part, path=path, bytes=moved, **timing[part].columns("seconds"))
+            for part, (path, moved) in said.items()
+            if part == "reload" or point.path == "pinned"
+        ]
         self.store.blend(rows)
 
 

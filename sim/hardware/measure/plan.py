@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from time import perf_counter
 
 import torch
@@ -16,6 +18,7 @@ import torch
 from sim.hardware.model.device import Device
 from sim.hardware.model.transformer import Item, Transformer, random_tokens
 from sim.hardware.model.weights import HostWeights
+from sim.profiles.library import grouped
 from sim.profiling.architectures import Architecture
 
 _MOST_TOKENS = 1 << 16  # of a batch: more KV tells nothing new
@@ -91,11 +94,11 @@ class PlannedPoint:
         return self.batch * self.tokens
 
 
-def knots(layers: int, shares: Sequence[float], most: int) -> list[int]:
+def knots(shape: Architecture, grid: MeasurementGrid, most: int, whole: bool) -> list[int]:
     """Layers on the device, of at most `most` that fit; with more than a few shares the neighbours of the ends too."""
-    found = [round(share * layers) for share in shares]
-    found += [1, layers - 1] if len(shares) > len(PAPER) + 3 else []
-    return sorted({min(each, most) for each in found if each >= 0})
+    found = [round(share * shape.layers) for share in grid.shares]
+    found += [1, shape.layers - 1] if len(grid.shares) > len(PAPER) + 3 else []
+    return sorted({min(n, most) for n in found if n >= 0 and (whole or min(n, most) < shape.layers)})
 
 
 def decode_points(
@@ -104,9 +107,7 @@ def decode_points(
     """`whole`: with all layers on the device too, where it is the same however the others would run."""
     contexts = [each for each in grid.contexts if each <= shape.max_context]
     middle = min(round(shape.layers / 2), most)
-    for layers in knots(shape.layers, grid.shares, most):
-        if layers == shape.layers and not whole:
-            continue
+    for layers in knots(shape, grid, most, whole):
         edge = layers in (0, most)
         for batch in grid.batches:
             for context in (each for each in contexts if batch * each <= _MOST_TOKENS):
@@ -126,12 +127,10 @@ def decode_points(
 def prefill_points(
     shape: Architecture, grid: MeasurementGrid, offload: str, most: int, whole: bool = True
 ) -> Iterator[PlannedPoint]:
-    """`whole`: with all layers on the device too, where it is the same however the others would run."""
+    """`whole` as in `decode_points`."""
     prompts = [each for each in grid.prompts if each <= shape.max_context]
     middle = min(round(shape.layers / 2), most)
-    for layers in knots(shape.layers, grid.shares, most):
-        if layers == shape.layers and not whole:
-            continue
+    for layers in knots(shape, grid, most, whole):
         for place, tokens in enumerate(prompts):
             central = place == len(prompts) // 2
             rank = {0: 1, most: 1, middle: 2}.get(layers, 5) - (1 if central and layers in (0, most) else 0)
@@ -144,21 +143,20 @@ def prefill_points(
 
 def switch_points(shape: Architecture, grid: MeasurementGrid, most: int, smallest: bool) -> Iterator[PlannedPoint]:
     places = {most: 0, round(most / 2): 0, round(most / 4): 2, round(most * 3 / 4): 3}
+    cycle = partial(PlannedPoint, "cycle", shape.model, "cpu")
     for layers, rank in places.items():
         if layers:
-            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="pinned")
-            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank + 1, tokens=grid.pools[0], path="pageable")
+            yield cycle(layers, rank, tokens=grid.pools[0], path="pinned")
+            yield cycle(layers, rank + 1, tokens=grid.pools[0], path="pageable")
     for pool in grid.pools[1:]:
-        yield PlannedPoint("cycle", shape.model, "cpu", most, 2, tokens=pool, path="pinned")
+        yield cycle(most, 2, tokens=pool, path="pinned")
     for layers in (most, round(most / 2)):
         if layers:
-            rank = 1 if smallest else 3
-            yield PlannedPoint("cycle", shape.model, "cpu", layers, rank, tokens=grid.pools[0], path="disk")
+            yield cycle(layers, 1 if smallest else 3, tokens=grid.pools[0], path="disk")
     for tokens in grid.kv_tokens:
         if tokens <= shape.max_context:
-            yield PlannedPoint(
-                "kv", shape.model, "cpu", most, 0 if tokens > grid.kv_tokens[0] else 1, 1, tokens, None, "pinned"
-            )
+            rank = 0 if tokens > grid.kv_tokens[0] else 1
+            yield PlannedPoint("kv", shape.model, "cpu", most, rank, tokens=tokens, path="pinned")
             yield PlannedPoint("kv", shape.model, "cpu", most, 2, tokens=tokens, path="pageable")
 
 
@@ -218,15 +216,15 @@ class ModelPace:
     def seconds(self, point: PlannedPoint, grid: MeasurementGrid) -> float:
         """About how long it takes to measure a point, warm-up and repeats included."""
         shape, layers = self.shape, point.layers
+        if point.part == "kv":
+            return 5 * (2 * point.pool * layers * shape.kv_bytes_per_token_layer() / self.link_bytes_per_s + 0.005)
         if point.part == "cycle":
             size = shape.weight_bytes(layers) + point.pool * layers * shape.kv_bytes_per_token_layer()
             once_s = size / self.load_bytes_per_s + 0.02
             if point.path == "disk":
                 once_s += size / self.disk_bytes_per_s
-            return once_s * (1.3 + min(max(grid.limit_s / once_s, 2.5), grid.most / 2))
-        if point.part == "kv":
-            return 5 * (2 * point.pool * layers * shape.kv_bytes_per_token_layer() / self.link_bytes_per_s + 0.005)
-        once_s = self._once_s(point)
+        else:
+            once_s = self._once_s(point)
         return once_s * (1.3 + min(max(grid.limit_s / once_s, 2.5), grid.most / 2))
 
     def _once_s(self, point: PlannedPoint) -> float:
@@ -301,12 +299,10 @@ def affordable(
 
     `setup_s`(group, KV tokens): what an instance costs beside its points.
     """
-    buckets: dict[tuple[int, Group], list[PlannedPoint]] = {}
-    for point in points:
-        buckets.setdefault((point.rank, point.group), []).append(point)
     pools: dict[Group, int] = {}
     chosen: list[PlannedPoint] = []
-    for (rank, group), members in sorted(buckets.items(), key=lambda each: each[0][0]):
+    in_order = sorted(points, key=attrgetter("rank"))
+    for (rank, group), members in grouped(in_order, attrgetter("rank", "group")).items():
         before_s = setup_s(group, pools[group]) if group in pools else 0.0
         pool = max(pools.get(group, 0), *(point.pool for point in members))
         more_s = sum(point.seconds for point in members) + setup_s(group, pool) - before_s

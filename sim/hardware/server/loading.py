@@ -8,18 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.core.state.instance import (
-    DRAINING,
-    FREEING,
-    GONE,
-    LOADING,
-    PENDING,
-    READY,
-    STARTING,
-    STOPPING,
-    Instance,
-    Model,
-)
+from sim.core.state import instance as phase
+from sim.core.state.instance import Instance, Model
 from sim.core.state.machines import Gpu, Placement
 from sim.core.state.request import KV_TRANSFER, LOAD_WAIT, PREEMPTED, QUEUED, Request
 from sim.core.state.residency import Residency
@@ -87,7 +77,7 @@ class LiveLoading:
         self.world.touch(instance)
 
     def _wait_for_memory(self, instance: Instance) -> None:
-        instance.status = PENDING
+        instance.status = phase.PENDING
         instance.changed()
         instance.model.loading[instance.number] = instance
         instance.placement.wait(instance)
@@ -102,13 +92,13 @@ class LiveLoading:
             instance.claim(0)
             instance.placement.take(instance.gpu_bytes, self._now_s)
             instance.placement.count_loads(1, self._now_s)
-            instance.status = STARTING
+            instance.status = phase.STARTING
             begun_s = self._now_s
             side = self.live.side(instance)
 
             def reserved(_: Any, seconds: float, instance: Instance = instance) -> None:
-                if instance.status == STARTING:
-                    instance.status = LOADING
+                if instance.status == phase.STARTING:
+                    instance.status = phase.LOADING
 
             def loaded(_: Any, seconds: float, instance: Instance = instance, begun_s: float = begun_s) -> None:
                 self._on_loaded(instance, begun_s)
@@ -125,18 +115,12 @@ class LiveLoading:
             return
         del instance.model.loading[instance.number]
         placement.count_loads(-1, now_s)
-        instance.status = READY
+        instance.status = phase.READY
         instance.ready_s = instance.last_used_s = now_s
         instance.changed()
         self.recorder.counts["loads"] += 1
-        self.recorder.switch(
-            now_s,
-            "load",
-            instance,
-            wait_s=begun_s - self._asked_s.pop(instance.number),
-            reload_s=now_s - begun_s,
-            bytes=float(instance.residency.gpu_weight_bytes),
-        )
+        size, wait_s = float(instance.residency.gpu_weight_bytes), begun_s - self._asked_s.pop(instance.number)
+        self.recorder.switch(now_s, "load", instance, wait_s=wait_s, reload_s=now_s - begun_s, bytes=size)
         for request in instance.waiting.in_order():
             if request.phase == LOAD_WAIT:
                 request.enter(QUEUED, now_s)
@@ -148,21 +132,21 @@ class LiveLoading:
     def stop(self, instance: Instance, mode: str) -> None:
         """drain, preempt or abort; whoever only waits there goes back to the cluster's queue at once."""
         self._send_back_waiting(instance)
-        if instance.status == PENDING:
+        if instance.status == phase.PENDING:
             instance.placement.stop_waiting(instance)
             instance.claim(0)
             del instance.model.loading[instance.number]
             self._vanish(instance)
             return
         instance.placement.release_later(instance.gpu_bytes)
-        if instance.status in (STARTING, LOADING):
+        if instance.status in (phase.STARTING, phase.LOADING):
             # A copy under way cannot be called back: its memory is free when it has ended.
-            instance.status = STOPPING
+            instance.status = phase.STOPPING
             del instance.model.loading[instance.number]
             self._cancelled[instance.number] = instance
             instance.changed()
             return
-        instance.status = DRAINING if mode == "drain" else STOPPING
+        instance.status = phase.DRAINING if mode == "drain" else phase.STOPPING
         instance.stop_mode = None if mode == "drain" else mode
         instance.changed()
         self.world.touch(instance)
@@ -181,7 +165,7 @@ class LiveLoading:
         if instance.stop_mode is not None:
             self._evacuate(instance, instance.stop_mode)
             return True
-        if instance.status == DRAINING and not instance.sequences:
+        if instance.status == phase.DRAINING and not instance.sequences:
             self._free(instance)
             return True
         return False
@@ -189,7 +173,7 @@ class LiveLoading:
     def _evacuate(self, instance: Instance, mode: str) -> None:
         """Take every sequence out, saving KV unless it aborts; then free."""
         now_s, serving = self._now_s, self.serving
-        instance.status = STOPPING
+        instance.status = phase.STOPPING
         if instance.sequences:
             self.recorder.counts["model_preemptions"] += 1
         side = self.live.side(instance)
@@ -237,7 +221,7 @@ class LiveLoading:
 
     def _free(self, instance: Instance, mode: str = "stop") -> None:
         """Give the device memory back; what waits for it starts when it is really free."""
-        instance.status = FREEING
+        instance.status = phase.FREEING
         if mode != "restart":
             self.recorder.counts["evictions"] += 1
         self.serving._rest(instance)
@@ -266,7 +250,7 @@ class LiveLoading:
 
     def _vanish(self, instance: Instance) -> None:
         self._drop_host_memory(instance)
-        instance.status = GONE
+        instance.status = phase.GONE
         instance.model.ranking.drop(instance.number)
         instance.placement.remove(instance)
         del instance.model.instances[instance.number]

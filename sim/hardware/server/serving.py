@@ -141,12 +141,8 @@ class LiveServing:
         instance.last_used_s = self.clock.now_s
         self._compute(instance, len(decoding))
         alone = not chunks and len(instance.placement.first.active) == 1
-        step = (
-            instance.model.spec.model,
-            instance.residency.layers,
-            len(decoding),
-            instance.context_sum / max(1, len(decoding)),
-        )
+        context = instance.context_sum / max(1, len(decoding))
+        step = (instance.model.spec.model, instance.residency.layers, len(decoding), context)
 
         def done(tokens: list[int], seconds: float) -> None:
             if alone and len(instance.placement.first.active) == 1:
