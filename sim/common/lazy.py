@@ -3,23 +3,61 @@
 `--help` never needs them, nor do most runs. Called by all that read or write tables, and by the statistics.
 """
 
+# ruff: noqa: PLC0415
+
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any
 
 
 class _Lazy:
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self._name), name)
+        return getattr(self._load(), name)
 
 
-pa: Any = _Lazy("pyarrow")
-pc: Any = _Lazy("pyarrow.compute")
-arrow_csv: Any = _Lazy("pyarrow.csv")
-parquet: Any = _Lazy("pyarrow.parquet")
-special: Any = _Lazy("scipy.special")
-stats: Any = _Lazy("scipy.stats")
+def _pyarrow() -> Any:
+    import pyarrow as pa
+
+    return pa
+
+
+def _compute() -> Any:
+    from pyarrow import compute
+
+    return compute
+
+
+def _csv() -> Any:
+    from pyarrow import csv
+
+    return csv
+
+
+def _parquet() -> Any:
+    from pyarrow import parquet
+
+    return parquet
+
+
+def _special() -> Any:
+    from scipy import special
+
+    return special
+
+
+def _stats() -> Any:
+    from scipy import stats
+
+    return stats
+
+
+pa: Any = _Lazy(_pyarrow)
+pc: Any = _Lazy(_compute)
+arrow_csv: Any = _Lazy(_csv)
+parquet: Any = _Lazy(_parquet)
+special: Any = _Lazy(_special)
+stats: Any = _Lazy(_stats)

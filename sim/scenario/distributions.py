@@ -1,7 +1,6 @@
 """How a generated workload is described, number by number: laws of lengths and times, arrivals, rates, popularity.
 
-Frozen descriptions only, nothing is drawn here: `draws`, `rates`, `arrivals` and `popularity` do that. `workloads.spec`
-puts them together into streams.
+Nothing is drawn here: `draws`, `rates`, `arrivals` and `popularity` do that. `workload.py` makes streams of them.
 """
 
 from __future__ import annotations
@@ -269,9 +268,8 @@ class RateShape(Frozen):
                 raise ValueError(f"{name} needs {count} factors, at least one above 0")
         starts = [start for start, _ in self.steps]
         if len(starts) > MOST_STEPS or any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(
-                f"steps must come in order of time, each later than the one before, at most {MOST_STEPS:,}"
-            )
+            order = "in order of time, each later than the one before"
+            raise ValueError(f"steps must come {order}, at most {MOST_STEPS:,}")
         return self
 
 

@@ -1,7 +1,7 @@
 """What a user may say about faults: events at given times, and random ones; frozen, checked, plain data again.
 
-GPUs and nodes are named as in every table of results, for example `box-1/rtx-a6000-0`; whether they exist is seen when
-the cluster is built. Part of a scenario (spec.py); faults.py lets them happen. Nothing is drawn here.
+GPUs and nodes are named as in every table of results, for example `box-1/rtx-a6000-0`; `check_names` sees whether they
+exist. `engine.faults` lets faults happen. Nothing is drawn here.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ class LoadFailure(Frozen):
 
 
 class Cancellation(Frozen):
-    """The client of a request (its place in the order of arrival, from 0) leaves; nothing happens if it has not come by
-    then or has its answer."""
+    """The client of a request (its place by arrival, from 0) leaves, unless it is yet to come or has its answer."""
 
     kind: Literal["cancellation"] = "cancellation"
     at_s: Time

@@ -40,9 +40,8 @@ def written_out(data: dict[str, Any], whole: Sequence[str], stream: Sequence[str
             raise ValueError("give preset or streams; a stream may itself be {preset: NAME, ...}")
         unknown = next((key for key in data if key not in (*stream, *whole, "preset", "rate_per_s")), None)
         if unknown is not None:
-            raise ValueError(
-                f"unknown field '{unknown}'; {did_you_mean(str(unknown), [*stream, *whole, 'rate_per_s'])}"
-            )
+            hint = did_you_mean(str(unknown), [*stream, *whole, "rate_per_s"])
+            raise ValueError(f"unknown field '{unknown}'; {hint}")
         beside = [key for key in data if key in stream or key in ("preset", "rate_per_s")]
         entry = {key: data.pop(key) for key in beside}
         if "rows" not in data:

@@ -61,9 +61,8 @@ class Blocks:
         ragged = (prompt % size > 0).astype(np.int64)
         begins, which = np.flatnonzero(fresh), np.cumsum(fresh) - 1
         room = np.maximum.reduceat(own, begins)  # ids that a text needs beyond the shared ones
-        used = room + np.add.reduceat(
-            ragged, begins
-        )  # text after text, so that nothing depends on how many come at once
+        # Text after text, so that nothing depends on how many come at once.
+        used = room + np.add.reduceat(ragged, begins)
         text_at = self._next + np.cumsum(used) - used
         before = np.cumsum(ragged) - ragged
         last_at = (text_at + room - before[begins])[which] + before

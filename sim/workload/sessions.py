@@ -65,9 +65,8 @@ class Conversations:
         count = len(starts_s)
         drawn = np.maximum(np.rint(draws.values(law.turns, self._draw["turns"].standard_normal(count))), 1)
         if drawn.max() > MOST_TURNS:
-            raise ConfigError(
-                f"{self._where()}: sessions.turns: {drawn.max():.3g} turns were drawn; give the law a max"
-            )
+            most = f"{drawn.max():.3g} turns were drawn"
+            raise ConfigError(f"{self._where()}: sessions.turns: {most}; give the law a max")
         turns = drawn.astype(np.int64)
         session = np.repeat(np.arange(count), turns)
         first = np.concatenate([[0], np.cumsum(turns)[:-1]])
@@ -144,9 +143,8 @@ class Conversations:
         law = self._law
         think_s = draws.values(law.think_s, self._draw["think"].standard_normal(len(turn)))
         if not think_s.max() <= MOST_THINK_S:
-            raise ConfigError(
-                f"{self._where()}: sessions.think_s: {think_s.max():.3g} s were drawn; give the law a max"
-            )
+            most = f"{think_s.max():.3g} s were drawn"
+            raise ConfigError(f"{self._where()}: sessions.think_s: {most}; give the law a max")
         # Whole microseconds: sums are exact, whatever else is summed with them.
         think_us = np.where(turn == 0, 0, np.rint(think_s * 1e6)).astype(np.int64)
         waits_us = think_us.copy()
