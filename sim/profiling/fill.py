@@ -15,7 +15,7 @@ import numpy as np
 
 from sim.common.data_files import data_folder
 from sim.common.errors import ConfigError, ProfileError, did_you_mean
-from sim.profiles.library import Library, grouped
+from sim.profiles.library import KINDS, Library, grouped
 from sim.profiles.profile import Weights
 from sim.profiling.collect import GIB, Collected, collect, model_weights, offloads
 from sim.profiling.fitting import Fit, Key, fit_rates, transfer_errors
@@ -178,12 +178,10 @@ def draft(measured: Measured, offload: str, library: Library | None, models: Seq
         files["prefill"] += table_rows(key, prefill)
     kinds = [row["kind"] for rows in files.values() for row in rows]
     files["switch"] = switch_rows(list(wanted), measured.switch, measured.bandwidth, costs)
-    rows: dict[str, int] = {
-        kind: kinds.count(kind) for kind in ("measured", "published", "fitted", "analytic") if kind in kinds
-    }
+    counts = {str(kind): kinds.count(kind) for kind in KINDS if kind in kinds}
     steps, prompts = (sum(map(len, each.values())) for each in (found.decode_rows, found.prefill_rows))
     errors = left_out_error(fits.decode), left_out_error(fits.prefill), fits.decode_transfer
-    facts = FilledTable(*name, offload, Path(), tuple(wanted), rows, steps + prompts, *errors)
+    facts = FilledTable(*name, offload, Path(), tuple(wanted), counts, steps + prompts, *errors)
     notices = [f"left out {each}" for each in found.left_out]
     if alike:
         notices.append(f"{'--'.join(name)}: where nothing was measured, as in {alike}")

@@ -77,10 +77,9 @@ class ContentionPairs:
         """The key columns of a row."""
         name = self.weights.shape.model
         batch, context = (None, None) if what == "load" else (1, float(_CONTEXT))
-        return {
-            "what": what, "model": name, **self.bench.model, "offload": self.offload, "layers": layers, "batch": batch,
-            "context": context, "beside": beside, "beside_model": name, "beside_layers": beside_layers,
-        }  # fmt: skip
+        columns = {"what": what, "model": name, **self.bench.model, "offload": self.offload, "layers": layers}
+        theirs = {"beside": beside, "beside_model": name, "beside_layers": beside_layers}
+        return {**columns, "batch": batch, "context": context, **theirs}
 
     def has(self, what: str, layers: int, beside: str, beside_layers: int) -> bool:
         return self.bench.store.has(ContentionPoint, **self._place(what, layers, beside, beside_layers))
@@ -100,12 +99,9 @@ class ContentionPairs:
                 other = self._load(beside_layers) if beside == "load" else self._step(theirs)
                 with _busy(device, other, beside == "load"), device.stream():
                     together = self._timing(action)
-        row = ContentionPoint(
-            **self._place(what, layers, beside, beside_layers),
-            alone_s=alone.median_s, beside_s=together.median_s, slow_down=together.median_s / alone.median_s,
-            repeats=together.repeats, **bench.words,
-        )  # fmt: skip
-        bench.store.add([row])
+        row = {**self._place(what, layers, beside, beside_layers), "repeats": together.repeats, **bench.words}
+        times: dict[str, Any] = {"alone_s": alone.median_s, "beside_s": together.median_s}
+        bench.store.add([ContentionPoint(**row, **times, slow_down=together.median_s / alone.median_s)])
 
     def _timing(self, action: Callable[[], object]) -> RepeatedTiming:
         return repeated(lambda: timed(action), 2 * self.bench.grid.limit_s, 3 * self.bench.grid.most, warm=2)
