@@ -100,12 +100,7 @@ class Run:
         return folder
 
     def timeline(
-        self,
-        file: str | Path,
-        *,
-        max_mb: float = DEFAULT_MB,
-        from_s: float = 0.0,
-        until_s: float = math.inf,
+        self, file: str | Path, *, max_mb: float = DEFAULT_MB, from_s: float = 0.0, until_s: float = math.inf
     ) -> str:
         """Write a trace for ui.perfetto.dev (.json or .json.gz); what is to be known about it, in words.
 

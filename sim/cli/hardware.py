@@ -27,8 +27,7 @@ _Device = Annotated[
     str, typer.Option("--device", metavar="cuda|cpu", help="What runs the models; cpu: one core is the accelerator.")
 ]
 _Models = Annotated[
-    _Names,
-    typer.Option(metavar="M,M,...", help="Of profiles/architectures.csv; default: what suits the device."),
+    _Names, typer.Option(metavar="M,M,...", help="Of profiles/architectures.csv; default: what suits the device.")
 ]
 _Architectures = Annotated[Path | None, typer.Option(hidden=True)]
 _LinkSpeed = Annotated[
@@ -37,33 +36,10 @@ _LinkSpeed = Annotated[
 ]
 
 
-_Dtype = Annotated[str, typer.Option(metavar="bfloat16|float16", help="Type of the weights and KV.")]
-_MeasuredInto = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Default: PROFILES/measured/GPU-HOST-torch-DATE.")
-]
 _Quick = Annotated[bool, typer.Option("--quick", help="Three models, few knots: under 8 minutes on a server's GPU.")]
-_Budget = Annotated[
-    float | None, typer.Option("--budget-gib", metavar="GIB", help="Device memory to use; default: what is free.")
-]
-_Passes = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="How often, at different times, all is measured; default: 1, cpu: 3."),
-]
 _Again = Annotated[bool, typer.Option("--again", help="Measure once more what is in the folder, and keep the means.")]
 _Minutes = Annotated[float | None, typer.Option(metavar="MIN", help="Leave out what matters less to end in time.")]
-_Batches = Annotated[_Counts, typer.Option(metavar="N,N,...", help="Sequences in a decode step.")]
-_Contexts = Annotated[_Counts, typer.Option(metavar="N,N,...", help="Tokens of context of a decode step.")]
-_Prompts = Annotated[_Counts, typer.Option(metavar="N,N,...", help="Tokens of a prompt.")]
 _Pools = Annotated[_Counts, typer.Option(metavar="N,N,...", help="Tokens of KV that an instance takes when it loads.")]
-_Offloads = Annotated[
-    str, typer.Option(metavar="cpu,stream", help="How layers outside the device run: either or both.")
-]
-_Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; the folder that is there is renamed.")]
-_NoFill = Annotated[bool, typer.Option("--no-fill", help="Measure only; make no tables and no scenario.")]
-_TablesInto = Annotated[
-    Path | None,
-    typer.Option(metavar="PROFILES", help="Profiles to put the tables in; default: the project's, or ./profiles."),
-]
 
 
 @profile_app.command("measure")
@@ -71,24 +47,36 @@ def profile_measure(
     quick: _Quick = False,
     models: _Models = None,
     device: _Device = "cuda",
-    dtype: _Dtype = "bfloat16",
-    out: _MeasuredInto = None,
-    budget_gib: _Budget = None,
+    dtype: Annotated[str, typer.Option(metavar="bfloat16|float16", help="Type of the weights and KV.")] = "bfloat16",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: PROFILES/measured/GPU-HOST-torch-DATE.")
+    ] = None,
+    budget_gib: Annotated[
+        float | None, typer.Option("--budget-gib", metavar="GIB", help="Device memory to use; default: what is free.")
+    ] = None,
     link_gb_s: _LinkSpeed = None,
-    passes: _Passes = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How often, at different times, all is measured; default: 1, cpu: 3."),
+    ] = None,
     again: _Again = False,
     max_minutes: _Minutes = None,
-    batches: _Batches = None,
-    contexts: _Contexts = None,
-    prompts: _Prompts = None,
+    batches: Annotated[_Counts, typer.Option(metavar="N,N,...", help="Sequences in a decode step.")] = None,
+    contexts: Annotated[_Counts, typer.Option(metavar="N,N,...", help="Tokens of context of a decode step.")] = None,
+    prompts: Annotated[_Counts, typer.Option(metavar="N,N,...", help="Tokens of a prompt.")] = None,
     pools: _Pools = None,
-    offload: _Offloads = "cpu,stream",
+    offload: Annotated[
+        str, typer.Option(metavar="cpu,stream", help="How layers outside the device run: either or both.")
+    ] = "cpu,stream",
     seed: Annotated[int, typer.Option(help="Of random tokens and KV.")] = 1,
-    fresh: _Fresh = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the folder that is there is renamed.")] = False,
     gpu: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the GPU in the tables.")] = None,
     host: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the host in the tables.")] = None,
-    no_fill: _NoFill = False,
-    into: _TablesInto = None,
+    no_fill: Annotated[bool, typer.Option("--no-fill", help="Measure only; make no tables and no scenario.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="PROFILES", help="Profiles to put the tables in; default: the project's, or ./profiles."),
+    ] = None,
     limit_s: Annotated[float | None, typer.Option("--limit-s", hidden=True)] = None,
     architectures: _Architectures = None,
 ) -> None:

@@ -47,24 +47,11 @@ app.add_typer(sweep_app)
 app.add_typer(validate_app)
 
 
-DecisionLimit = Annotated[
-    float | None,
-    typer.Option(metavar="S", help="Break off a policy that computes for longer over one decision; default: 120."),
-]
-TimelineFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev: .json or .json.gz.")
-]
-TimelineSize = Annotated[
-    float | None, typer.Option(metavar="MB", help="Keep the timeline's JSON below this by merging; default: 64.")
-]
 TimelineFrom = Annotated[float | None, typer.Option(metavar="S", help="Leave out of the timeline what was before.")]
-TimelineUntil = Annotated[float | None, typer.Option(metavar="S", help="Leave out of it what was after.")]
 
 
 @app.callback(invoke_without_command=True)
-def _program(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
+def _program(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
         import sim  # noqa: PLC0415
 
@@ -89,11 +76,18 @@ def run(
         bool, typer.Option("--check", help="Assert the laws of the model at every instant (slow).")
     ] = False,
     strict: Strict = False,
-    decision_limit: DecisionLimit = None,
-    timeline: TimelineFile = None,
-    timeline_max_mb: TimelineSize = None,
+    decision_limit: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Break off a policy that computes for longer over one decision; default: 120."),
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev: .json or .json.gz.")
+    ] = None,
+    timeline_max_mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="Keep the timeline's JSON below this by merging; default: 64.")
+    ] = None,
     timeline_from: TimelineFrom = None,
-    timeline_until: TimelineUntil = None,
+    timeline_until: Annotated[float | None, typer.Option(metavar="S", help="Leave out of it what was after.")] = None,
 ) -> None:
     """Run a scenario under a policy and print what came of it."""
     with mistakes_in_one_line(lambda: _kept(out), "play fewer requests at once"):

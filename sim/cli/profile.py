@@ -68,51 +68,45 @@ def profile_break_even(
 
 
 _Number = int | None
-_ImportFormat = Annotated[
-    str | None,
-    typer.Option("--format", metavar="TOOL", help="llama-bench, llama-batched-bench, ollama or vllm-bench."),
-]
-_Where = Annotated[
-    list[str] | None,
-    typer.Option("--where", metavar="FIELD=VALUE", help="Only records with this value; may be repeated."),
-]
-_Any = Annotated[
-    list[str] | None,
-    typer.Option("--any", metavar="SETTING", help="Let records of a curve differ in this setting; may be repeated."),
-]
-_Model = Annotated[str | None, typer.Option(metavar="NAME", help="The model of all records.")]
 _Layers = Annotated[_Number, typer.Option(min=1, metavar="L", help="Its transformer layers, without the head.")]
-_LayerBytes = Annotated[_Number, typer.Option(min=1, metavar="N", help="Weight bytes of one layer.")]
-_HeadBytes = Annotated[_Number, typer.Option(min=1, metavar="N", help="Weight bytes of the output head.")]
 _KvBytes = Annotated[_Number, typer.Option(min=1, metavar="N", help="KV bytes of one token in one layer, FP16.")]
-_MaxContext = Annotated[_Number, typer.Option(min=1, metavar="N", help="Longest context, in tokens.")]
 _GpuLayers = Annotated[_Number, typer.Option(metavar="N", help="Layers on the GPU where records do not say; -1: all.")]
 _Head = Annotated[
     str | None,
     typer.Option(metavar="WHEN", help="The output head goes to the GPU first (llama.cpp since December 2025) or last."),
+]
+_Any = Annotated[
+    list[str] | None,
+    typer.Option("--any", metavar="SETTING", help="Let records of a curve differ in this setting; may be repeated."),
 ]
 
 
 @profile_app.command("import")
 def profile_import(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of one tool; folders are searched.")],
-    tool: _ImportFormat = None,
+    tool: Annotated[
+        str | None,
+        typer.Option("--format", metavar="TOOL", help="llama-bench, llama-batched-bench, ollama or vllm-bench."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The new folder; default: measured/GPU--HOST--ENGINE.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(metavar="G", help="The GPU's name in profiles.")] = None,
     host: Annotated[str | None, typer.Option(metavar="H", help="The host's name in profiles.")] = None,
     engine: Annotated[str | None, typer.Option(metavar="E", help="The engine; default: the tool's.")] = None,
-    model: _Model = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="The model of all records.")] = None,
     quantization: Annotated[str | None, typer.Option(metavar="Q", help="Its quantization: Q4_K_M, FP16, ...")] = None,
     layers: _Layers = None,
-    layer_bytes: _LayerBytes = None,
-    head_bytes: _HeadBytes = None,
+    layer_bytes: Annotated[_Number, typer.Option(min=1, metavar="N", help="Weight bytes of one layer.")] = None,
+    head_bytes: Annotated[_Number, typer.Option(min=1, metavar="N", help="Weight bytes of the output head.")] = None,
     kv_bytes: _KvBytes = None,
-    max_context: _MaxContext = None,
+    max_context: Annotated[_Number, typer.Option(min=1, metavar="N", help="Longest context, in tokens.")] = None,
     gpu_layers: _GpuLayers = None,
     head: _Head = None,
-    where: _Where = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="FIELD=VALUE", help="Only records with this value; may be repeated."),
+    ] = None,
     free: _Any = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say so.")
@@ -159,12 +153,9 @@ def _points(part: Measured) -> str:
     return f"{len(part.decode)} decode and {len(part.prefill)} prefill points of {names}"
 
 
-_Folders = Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of measurements.")]
-
-
 @profile_app.command("fill")
 def profile_fill(
-    folders: _Folders,
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of measurements.")],
     into: Annotated[
         Path | None, typer.Option(metavar="PROFILES", help="The profiles to add tables to; default: the project's.")
     ] = None,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 trace_app = typer.Typer(help="Make, look at, convert and compose request traces.", no_args_is_help=True)
 
 TraceFile = Annotated[Path, typer.Argument(metavar="FILE", help="A trace: .csv, .jsonl (also .gz) or .parquet.")]
-TraceFiles = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces, each on its own.")]
 FormatOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,7 +72,7 @@ def check(
 
 @trace_app.command("describe")
 def describe(
-    files: TraceFiles,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces, each on its own.")],
     trace_format: TraceFormat = None,
     option: FormatOption = None,
     scenario: Annotated[
@@ -145,68 +144,51 @@ def import_(
 
 
 _Files = Annotated[list[Path], typer.Argument(metavar="RECIPE.yaml | FILE...", help="A recipe, or traces to overlay.")]
-_Out = Annotated[Path | None, typer.Option(metavar="FILE", help="The new trace; .parquet keeps its recipe.")]
-_Show = Annotated[bool, typer.Option("--show", help="Only print the recipe that these options make.")]
-_Mix = Annotated[str | None, typer.Option(metavar="0.7,0.3", help="Thin the traces to these shares.")]
+_Window = Annotated[str | None, typer.Option(metavar="START:END", help="Keep only these seconds; START becomes 0.")]
+_Shift = Annotated[str | None, typer.Option(metavar="S", help="Move by S seconds; start: first request at 0.")]
+_TimeScale = Annotated[float | None, typer.Option(metavar="X", help="Run X times as fast; all requests stay.")]
+_WholeSessions = Annotated[bool, typer.Option("--whole-sessions", help="Thin, split and mix sessions, not requests.")]
+_SplitModels = Annotated[str | None, typer.Option(metavar="A,B:C", help="Parts by model; each: one for every model.")]
 _Assign = Annotated[
     str | None,
     typer.Option(metavar="LAW", help="Deal models: zipf:S, uniform, shares, round-robin, stripes[:W], rank or table."),
 ]
-_Models = Annotated[str | None, typer.Option(metavar="M1,M2,...", help="The models to deal.")]
-_Scenario = Annotated[Path | None, typer.Option(metavar="FILE", help="Deal the models of this scenario.")]
-_Shares = Annotated[str | None, typer.Option(metavar="M1=0.7,...", help="Models with their popularity.")]
-_Like = Annotated[Path | None, typer.Option(metavar="FILE", help="Models as popular as in this trace.")]
-_Table = Annotated[str | None, typer.Option(metavar="OLD=NEW,...", help="Rename models (or clients, --by).")]
-_By = Annotated[
-    str | None, typer.Option(metavar="WHAT", help="One model per request, session, model, or column, e.g. client.")
-]
-_Alternate = Annotated[
-    bool, typer.Option("--alternate", help="With --by: each next request of a session gets the next model.")
-]
-_Window = Annotated[str | None, typer.Option(metavar="START:END", help="Keep only these seconds; START becomes 0.")]
-_Shift = Annotated[str | None, typer.Option(metavar="S", help="Move by S seconds; start: first request at 0.")]
-_TimeScale = Annotated[float | None, typer.Option(metavar="X", help="Run X times as fast; all requests stay.")]
-_Thin = Annotated[float | None, typer.Option(metavar="P", help="Keep this share, drawn; times stay.")]
-_WholeSessions = Annotated[bool, typer.Option("--whole-sessions", help="Thin, split and mix sessions, not requests.")]
-_SharedSessions = Annotated[
-    bool, typer.Option("--shared-sessions", help="Equal names in two files are the same session.")
-]
-_Repeat = Annotated[int | None, typer.Option(metavar="N", help="Play it N times.")]
-_Limit = Annotated[int | None, typer.Option(metavar="N", help="The first N requests.")]
-_Split = Annotated[str | None, typer.Option(metavar="0.8,0.2", help="Random parts, a file each.")]
-_SplitAt = Annotated[str | None, typer.Option(metavar="S1,S2", help="Parts between these seconds.")]
-_SplitModels = Annotated[str | None, typer.Option(metavar="A,B:C", help="Parts by model; each: one for every model.")]
-_Seed = Annotated[int | None, typer.Option(help="The seed of everything that is drawn; default 1.")]
 
 
 @trace_app.command("compose")
 def compose(
     files: _Files,
-    out: _Out = None,
-    show: _Show = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The new trace; .parquet keeps its recipe.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print the recipe that these options make.")] = False,
     trace_format: TraceFormat = None,
     option: FormatOption = None,
-    mix: _Mix = None,
+    mix: Annotated[str | None, typer.Option(metavar="0.7,0.3", help="Thin the traces to these shares.")] = None,
     assign: _Assign = None,
-    models: _Models = None,
-    scenario: _Scenario = None,
-    shares: _Shares = None,
-    like: _Like = None,
-    table: _Table = None,
-    by: _By = None,
-    alternate: _Alternate = False,
+    models: Annotated[str | None, typer.Option(metavar="M1,M2,...", help="The models to deal.")] = None,
+    scenario: Annotated[Path | None, typer.Option(metavar="FILE", help="Deal the models of this scenario.")] = None,
+    shares: Annotated[str | None, typer.Option(metavar="M1=0.7,...", help="Models with their popularity.")] = None,
+    like: Annotated[Path | None, typer.Option(metavar="FILE", help="Models as popular as in this trace.")] = None,
+    table: Annotated[str | None, typer.Option(metavar="OLD=NEW,...", help="Rename models (or clients, --by).")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="One model per request, session, model, or column, e.g. client.")
+    ] = None,
+    alternate: Annotated[
+        bool, typer.Option("--alternate", help="With --by: each next request of a session gets the next model.")
+    ] = False,
     window: _Window = None,
     shift: _Shift = None,
     time_scale: _TimeScale = None,
-    thin: _Thin = None,
+    thin: Annotated[float | None, typer.Option(metavar="P", help="Keep this share, drawn; times stay.")] = None,
     whole_sessions: _WholeSessions = False,
-    shared_sessions: _SharedSessions = False,
-    repeat: _Repeat = None,
-    limit: _Limit = None,
-    split: _Split = None,
-    split_at: _SplitAt = None,
+    shared_sessions: Annotated[
+        bool, typer.Option("--shared-sessions", help="Equal names in two files are the same session.")
+    ] = False,
+    repeat: Annotated[int | None, typer.Option(metavar="N", help="Play it N times.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="The first N requests.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="0.8,0.2", help="Random parts, a file each.")] = None,
+    split_at: Annotated[str | None, typer.Option(metavar="S1,S2", help="Parts between these seconds.")] = None,
     split_models: _SplitModels = None,
-    seed: _Seed = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of everything that is drawn; default 1.")] = None,
     strict: Strict = False,
 ) -> None:
     """Make a trace of others: overlay, deal models, scale the rate, cut, split. The recipe is kept in the file.

@@ -13,16 +13,7 @@ import numpy as np
 from sim.common.text import counted, number, seconds, share
 from sim.report import latency, sections, sentences
 from sim.report.break_even import break_even_section
-from sim.report.content import (
-    Report,
-    Section,
-    Table,
-    Tile,
-    bytes_cell,
-    number_cell,
-    seconds_cell,
-    text_cell,
-)
+from sim.report.content import Report, Section, Table, Tile, bytes_cell, number_cell, seconds_cell, text_cell
 from sim.report.groups import Cast, RunGroup
 from sim.report.over_time import over_time
 from sim.report.result_folder import Kept, Material, plain

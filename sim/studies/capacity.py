@@ -230,10 +230,7 @@ def _policy(player: _Player, choice: PolicyChoice, found: Found | None, error: s
     )
 
 
-_ANSWERS = {
-    "rate": Measure("load", "load", "rate", "more"),
-    "cost": USD,
-}
+_ANSWERS = {"rate": Measure("load", "load", "rate", "more"), "cost": USD}
 
 
 def _ranked(player: _Player, policies: tuple[PolicyCapacity, ...]) -> Capacity:

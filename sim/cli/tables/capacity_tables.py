@@ -105,9 +105,7 @@ def _nodes(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     for policy in rows:
         found = policy.found
         cells = ["-" if found is None or end is None else f"{end:.0f}" for end in _ends(policy)]
-        cells += [
-            *_there(made, policy),
-        ]
+        cells += [*_there(made, policy)]
         table.add_row(_name(policy), *cells, _why(policy))
     return table
 

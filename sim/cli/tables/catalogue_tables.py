@@ -88,7 +88,7 @@ def print_profiles(profiles: Sequence[ProfileFacts], console: Console) -> None:
     show(console, table)
     console.print(
         f"preempt {context:,}: time to take the model off and to bring it back, with {context:,} tokens of KV."
-        " --gpu and --quantization narrow this down to the curves.",
+        " --gpu and --quantization narrow this down to the curves."
     )
 
 
@@ -97,10 +97,7 @@ def _print_profile(profile: ProfileFacts, console: Console) -> None:
     console.print(
         Text(f"{profile.model} {profile.quantization} on {place.gpu} in {place.host} with {place.engine}", style="bold")
     )
-    console.print(
-        "; ".join(f"{name}: {kinds}" for name, kinds in profile.kinds.items()) + " rows",
-        soft_wrap=True,
-    )
+    console.print("; ".join(f"{name}: {kinds}" for name, kinds in profile.kinds.items()) + " rows", soft_wrap=True)
     console.print()
     batches = (f"batch {batch}" for batch in BATCHES)
     curve = grid(f"Output tokens/s at a context of {profile.context:,} tokens", "layers", "residency", "GiB", *batches)

@@ -19,11 +19,7 @@ from sim.results.metrics import LATENCIES, PHASES
 MOST_ROWS = 16  # GPUs or models in a table; the rest is in the files of --out
 _WIDE = 100  # columns from which on tables show more
 _BAR = 24
-_PLAIN: dict[str, Any] = {
-    "box": None,
-    "pad_edge": False,
-    "padding": (0, 2, 0, 0),
-}
+_PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)}
 
 
 def grid(title: str, *headers: str, left: int = 1) -> Table:
