@@ -96,18 +96,9 @@ def run(
         from sim.results.timeline_file import timeline_options  # noqa: PLC0415
         from sim.runs.run_one import RunOptions  # noqa: PLC0415
 
+        shown = timeline_options(timeline, timeline_max_mb, timeline_from, timeline_until)
         options = RunOptions(
-            scenario,
-            policy,
-            trace,
-            trace_format,
-            assign,
-            tuple(settings or ()),
-            seed,
-            out,
-            check,
-            strict,
-            timeline_options(timeline, timeline_max_mb, timeline_from, timeline_until),
+            scenario, policy, trace, trace_format, assign, tuple(settings or ()), seed, out, check, strict, shown
         )
         summary = _played(options)
         if as_json:

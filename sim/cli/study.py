@@ -13,24 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import (
-    Address,
-    AsJson,
-    Assign,
-    EngineOf,
-    Jobs,
-    ScenarioFile,
-    Settings,
-    Strict,
-    TraceFormat,
-    TraceToPlay,
-    machines_of,
-    one_of,
-)
+from sim.cli import options
 from sim.cli.terminal import following_runs, mistakes_in_one_line, wide_console
 from sim.runs.progress import RunsProgress, say
 
 if TYPE_CHECKING:
+    from sim.studies.capacity_result import Capacity
+    from sim.studies.comparison import Comparison
     from sim.studies.study import StudyOptions
 
 study_app = typer.Typer()
@@ -61,8 +50,25 @@ def _study(
     from sim.studies.study import StudyOptions  # noqa: PLC0415
 
     scenario, trace, trace_format, assign, settings, strict = run
-    options = RunOptions(scenario, None, trace, trace_format, assign, tuple(settings or ()), strict=strict)
-    return StudyOptions(options, policies, seeds, first_seed, machines_of(*machines))
+    asked = RunOptions(scenario, None, trace, trace_format, assign, tuple(settings or ()), strict=strict)
+    return StudyOptions(asked, policies, seeds, first_seed, options.machines_of(*machines))
+
+
+def _show(made: Comparison | Capacity, text: str | None, out: Path | None) -> None:
+    """The text alone, if that was asked for; else tables."""
+    from sim.cli.tables.capacity_tables import print_capacity  # noqa: PLC0415
+    from sim.cli.tables.compare_tables import print_comparison  # noqa: PLC0415
+    from sim.studies.capacity_result import Capacity  # noqa: PLC0415
+
+    if text is not None:
+        sys.stdout.write(text)
+        return
+    if isinstance(made, Capacity):
+        print_capacity(made, wide_console())
+    else:
+        print_comparison(made, wide_console())
+    if out is not None:
+        print(f"kept in {out}: {made.kind}.json, {made.kind}.csv and every run")
 
 
 def _tell_failures(errors: Iterable[str]) -> None:
@@ -76,7 +82,7 @@ def _tell_failures(errors: Iterable[str]) -> None:
 
 @study_app.command()
 def compare(
-    scenario: ScenarioFile = None,
+    scenario: options.ScenarioFile = None,
     policies: Policies = "all",
     seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds; each is played by every policy.")] = 10,
     first_seed: FirstSeed = 1,
@@ -92,16 +98,16 @@ def compare(
         typer.Option(metavar="auto|SECONDS", help="Leave out requests that arrive before; auto: found by MSER-5."),
     ] = None,
     bounds: Annotated[bool, typer.Option("--bounds/--no-bounds", help="Also say how far all are from optimal.")] = True,
-    trace: TraceToPlay = None,
-    trace_format: TraceFormat = None,
-    assign: Assign = None,
-    settings: Settings = None,
-    strict: Strict = False,
-    jobs: Jobs = None,
-    engine: EngineOf = "local",
-    address: Address = None,
+    trace: options.TraceToPlay = None,
+    trace_format: options.TraceFormat = None,
+    assign: options.Assign = None,
+    settings: options.Settings = None,
+    strict: options.Strict = False,
+    jobs: options.Jobs = None,
+    engine: options.EngineOf = "local",
+    address: options.Address = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row for each policy and metric.")] = False,
 ) -> None:
     """Play several policies on the same requests, seed by seed, and say which is best, by how much, how sure."""
@@ -116,14 +122,7 @@ def compare(
         progress = RunsProgress()
         with following_runs(progress, out):
             made = compared(CompareOptions(study, baseline, names, warm_up, bounds, out), progress)
-        if as_json or as_csv:
-            sys.stdout.write(made.as_json() if as_json else comparison_csv(made))
-        else:
-            from sim.cli.tables.compare_tables import print_comparison  # noqa: PLC0415
-
-            print_comparison(made, wide_console())
-            if out is not None:
-                print(f"kept in {out}: comparison.json, comparison.csv and every run")
+        _show(made, made.as_json() if as_json else comparison_csv(made) if as_csv else None, out)
         count = len(made.seeds)
         _tell_failures(
             f"{policy.label} failed on {len(policy.errors)} of {count} seeds: {policy.errors[0].error}"
@@ -134,7 +133,7 @@ def compare(
 
 @study_app.command()
 def capacity(
-    scenario: ScenarioFile = None,
+    scenario: options.ScenarioFile = None,
     policies: Policies = "all",
     find: Annotated[
         str,
@@ -159,16 +158,16 @@ def capacity(
     ] = 64.0,
     seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds each load is played with.")] = 5,
     first_seed: FirstSeed = 1,
-    trace: TraceToPlay = None,
-    trace_format: TraceFormat = None,
-    assign: Assign = None,
-    settings: Settings = None,
-    strict: Strict = False,
-    jobs: Jobs = None,
-    engine: EngineOf = "local",
-    address: Address = None,
+    trace: options.TraceToPlay = None,
+    trace_format: options.TraceFormat = None,
+    assign: options.Assign = None,
+    settings: options.Settings = None,
+    strict: options.Strict = False,
+    jobs: options.Jobs = None,
+    engine: options.EngineOf = "local",
+    address: options.Address = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV row for each load that was played.")] = False,
 ) -> None:
     """Find how much load each policy carries within its SLOs, how few nodes it needs, or what its tokens cost."""
@@ -176,20 +175,13 @@ def capacity(
         from sim.studies.capacity import CapacityOptions, capacity_csv  # noqa: PLC0415
         from sim.studies.capacity import capacity as searched  # noqa: PLC0415
 
-        one_of("--find", find, ("rate", "cluster", "cost"))
+        options.one_of("--find", find, ("rate", "cluster", "cost"))
         run = (scenario, trace, trace_format, assign, settings, strict)
         study = _study(run, policies, seeds, first_seed, (jobs, engine, address))
         goal = (metric, attainment, limit)
-        options = CapacityOptions(study, find, *goal, load, grow, tolerance, most, out)  # type: ignore[arg-type]
+        asked = CapacityOptions(study, find, *goal, load, grow, tolerance, most, out)  # type: ignore[arg-type]
         progress = RunsProgress()
         with following_runs(progress, out):
-            made = searched(options, progress)
-        if as_json or as_csv:
-            sys.stdout.write(made.as_json() if as_json else capacity_csv(made))
-        else:
-            from sim.cli.tables.capacity_tables import print_capacity  # noqa: PLC0415
-
-            print_capacity(made, wide_console())
-            if out is not None:
-                print(f"kept in {out}: capacity.json, capacity.csv and every run")
+            made = searched(asked, progress)
+        _show(made, made.as_json() if as_json else capacity_csv(made) if as_csv else None, out)
         _tell_failures(f"{policy.label} failed {policy.error}" for policy in made.policies if policy.error)
