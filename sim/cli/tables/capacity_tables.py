@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -32,11 +32,10 @@ def print_capacity(made: Capacity, console: Console) -> None:
         console.print(f"changed: the number of {made.group.name} nodes, {made.group.count} in the scenario{at}")
     console.print()
     rows = sorted(made.policies, key=lambda policy: (bool(policy.oracle), *_place(made, policy)))
-    tables = {"rate": _loads, "cluster": _nodes, "cost": _costs}
-    build: Callable[[Capacity, Sequence[PolicyCapacity]], Table] = tables[made.find]
-    show(console, build(made, rows))
-    if made.find != "cost":
-        show(console, *_points(made, rows, console.width))
+    if made.find == "cost":
+        show(console, _costs(made, rows))
+    else:
+        show(console, _answers(made, rows), _points(made, rows, console.width))
     if made.notices:
         show(console, facts("Notices", [("-", notice) for notice in made.notices]))
     show(console, facts("Verdict", [("-", line) for line in made.verdict]))
@@ -70,43 +69,22 @@ def _why(policy: PolicyCapacity) -> str:
     return "failed" if policy.error else (policy.found.why if policy.found is not None else "")
 
 
-def _loads(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
-    heads = ["load", "of the bound"] if made.bound.value is not None else ["load"]
-    heads += [
-        "by seed (t)",
-        "surely carried",
-        "surely not",
-        f"{made.goal.metric.title} there",
-        "$/Mtoken",
-        "unfin. / lost",
-    ]
-    table = grid("Largest load that keeps the goal", "", *heads, "")
-    _last_may_fold(table)
+def _answers(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
+    """The largest load, or the fewest nodes, of each policy."""
+    rate, bound = made.find == "rate", made.bound.value if made.find == "rate" else None
+    heads = ["load", *(["of the bound"] if bound is not None else []), "by seed (t)", "surely carried"]
+    heads = [*(heads if rate else ["nodes", "surely enough"]), "surely not"]
+    heads += [f"{made.goal.metric.title} there", "$/Mtoken", "unfin. / lost"]
+    table = _table("Largest load that keeps the goal" if rate else "Fewest nodes that keep the goal", heads)
     for policy in rows:
         found = policy.found
-        value = None if found is None else found.value
-        cells = ["-" if value is None else f"{value:.3g}"]
-        if made.bound.value is not None:
-            cells.append("-" if value is None else amount("share", value / made.bound.value))
-        cells += [
-            "-" if policy.seen.t is None else with_half("rate", policy.seen),
-            "-" if found is None or found.sure_at is None else f"{found.sure_at:.3g}",
-            "-" if found is None or found.sure_not_at is None else f"{found.sure_not_at:.3g}",
-            *_there(made, policy),
-        ]
-        table.add_row(_name(policy), *cells, _why(policy))
-    return table
-
-
-def _nodes(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
-    heads = ("nodes", "surely enough", "surely not", f"{made.goal.metric.title} there", "$/Mtoken", "unfin. / lost")
-    table = grid("Fewest nodes that keep the goal", "", *heads, "")
-    _last_may_fold(table)
-    for policy in rows:
-        found = policy.found
-        cells = ["-" if found is None or end is None else f"{end:.0f}" for end in _ends(policy)]
-        cells += [*_there(made, policy)]
-        table.add_row(_name(policy), *cells, _why(policy))
+        ends = (None, None, None) if found is None else (found.value, found.sure_at, found.sure_not_at)
+        cells = ["-" if end is None else f"{end:.3g}" if rate else f"{end:.0f}" for end in ends]
+        if rate:
+            cells.insert(1, "-" if policy.seen.t is None else with_half("rate", policy.seen))
+        if bound is not None:
+            cells.insert(1, "-" if ends[0] is None else amount("share", ends[0] / bound))
+        table.add_row(_name(policy), *cells, *_there(made, policy), _why(policy))
     return table
 
 
@@ -117,22 +95,18 @@ def _there(made: Capacity, policy: PolicyCapacity) -> tuple[str, str, str]:
     return metric, "-" if usd is None else with_half("usd", usd), _not_done(at)
 
 
-def _last_may_fold(table: Table) -> None:
-    """The last column holds a sentence, the names before it stay whole."""
+def _table(title: str, heads: Sequence[str]) -> Table:
+    """Names, which stay whole, cells, and a last column that holds a sentence."""
+    table = grid(title, "", *heads, "")
     table.columns[0].no_wrap = True
     table.columns[-1].justify = "left"
     table.columns[-1].no_wrap = False
-
-
-def _ends(policy: PolicyCapacity) -> tuple[float | None, float | None, float | None]:
-    found = policy.found
-    return (None, None, None) if found is None else (found.value, found.sure_at, found.sure_not_at)
+    return table
 
 
 def _costs(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     heads = ("$/Mtoken", "bootstrap", "goal", made.goal.metric.title, "unfin. / lost")
-    table = grid(f"Cost at {made.load:g} times the load", "", *heads, "")
-    _last_may_fold(table)
+    table = _table(f"Cost at {made.load:g} times the load", heads)
     for policy in rows:
         point = _at_answer(policy)
         if point is None:
@@ -150,7 +124,7 @@ def _costs(made: Capacity, rows: Sequence[PolicyCapacity]) -> Table:
     return table
 
 
-def _points(made: Capacity, rows: Sequence[PolicyCapacity], width: int) -> list[Table]:
+def _points(made: Capacity, rows: Sequence[PolicyCapacity], width: int) -> Table:
     """The goal's metric at each load, one line a policy: how it falls."""
     label = max(len(_name(policy)) for policy in rows)
     most = min(_MOST_POINTS, max(1, (width - label) // 14))
@@ -168,7 +142,7 @@ def _points(made: Capacity, rows: Sequence[PolicyCapacity], width: int) -> list[
             mark = {True: "!", False: "x", None: ""}[point.sure]
             cells.append(f"{point.at:.3g}: {amount(made.goal.metric.unit, point.seen.mean)}{mark}")
         table.add_row(_name(policy), *cells, *[""] * (most - len(cells)))
-    return [table]
+    return table
 
 
 def _name(policy: PolicyCapacity) -> str:

@@ -69,7 +69,9 @@ def print_run(summary: dict[str, Any], console: Console) -> None:
     show(console, _outcomes(summary), _latencies(summary), _service(summary), _switches(summary), _budget(summary))
     show(console, *_faults(summary))
     wide = console.width >= _WIDE
-    show(console, _gpus(summary), _models(summary, wide), *_classes(summary, wide))
+    show(console, _gpus(summary), _by_name("Models", summary["models"], wide, loads=True))
+    if len(summary["classes"]) > 1:
+        show(console, _by_name("Service classes", summary["classes"], wide, loads=False))
     factors = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in summary["factors"].items())
     show(console, facts("Assumptions in force", [("-", factors)]))
     if summary.get("problems"):  # diagnosis.py
@@ -103,13 +105,11 @@ def _service(summary: dict[str, Any]) -> Table:
     limits = [row["limits"] for row in summary["classes"].values()]
     promised = any(row[name] is not None for row in limits for name in ("ttft_s", "tpot_s", "e2e_s"))
     attained = f"{share(slo['attainment'])} of all that arrived" + ("" if promised else " (no limits are set)")
+    done = f"{number(rates['requests_per_s'])} requests/s, {number(rates['output_tokens_per_s'])} output tokens/s"
     pairs = [
         ("SLO attainment", attained),
         ("goodput", f"{number(slo['goodput_rps'])} requests/s within their SLO"),
-        (
-            "throughput",
-            f"{number(rates['requests_per_s'])} requests/s, {number(rates['output_tokens_per_s'])} output tokens/s",
-        ),
+        ("throughput", done),
         ("longest wait", f"{seconds(summary['longest_wait_s'])} for a first token; {switching['starved']:,} starved"),
         ("fairness", f"{number(summary['fairness_jain'])} (Jain over models; 1 is even)"),
     ]
@@ -120,33 +120,17 @@ def _service(summary: dict[str, Any]) -> Table:
 
 def _switches(summary: dict[str, Any]) -> Table:
     row = summary["switching"]
-    moved = {cause.replace("_", " "): size for cause, size in row["bytes_by_cause"].items() if size}
-    return facts(
-        "Switching",
-        [
-            (
-                "models",
-                f"{row['loads']:,} loads ({number(row['reloads_per_request'])} per request), "
-                f"{row['evictions']:,} evictions, {row['resizes']:,} resizes",
-            ),
-            (
-                "preempted",
-                f"{row['model_preemptions']:,} times a model, {row['sequence_preemptions']:,} times a single sequence",
-            ),
-            (
-                "time spent",
-                f"reload {seconds(row['reload_s'])}, engine start {seconds(row['start_s'])}, "
-                f"free {seconds(row['free_s'])}, KV save {seconds(row['kv_save_s'])}, "
-                f"KV restore {seconds(row['kv_restore_s'])}",
-            ),
-            ("moved", ", ".join(f"{cause} {gigabytes(size)}" for cause, size in moved.items()) or "nothing"),
-            (
-                "tokens",
-                f"{number(row['tokens_below_full_residency'])} came from partly resident models "
-                f"({share(row['share_below_full_residency'])} of all)",
-            ),
-        ],
-    )
+    moved = [f"{cause.replace('_', ' ')} {gigabytes(size)}" for cause, size in row["bytes_by_cause"].items() if size]
+    models = f"{row['loads']:,} loads ({number(row['reloads_per_request'])} per request), "
+    models += f"{row['evictions']:,} evictions, {row['resizes']:,} resizes"
+    preempted = f"{row['model_preemptions']:,} times a model, {row['sequence_preemptions']:,} times a single sequence"
+    steps = {"reload": "reload_s", "engine start": "start_s", "free": "free_s"}
+    steps |= {"KV save": "kv_save_s", "KV restore": "kv_restore_s"}
+    spent = ", ".join(f"{name} {seconds(row[key])}" for name, key in steps.items())
+    tokens = f"{number(row['tokens_below_full_residency'])} came from partly resident models "
+    tokens += f"({share(row['share_below_full_residency'])} of all)"
+    pairs = [("models", models), ("preempted", preempted), ("time spent", spent)]
+    return facts("Switching", [*pairs, ("moved", ", ".join(moved) or "nothing"), ("tokens", tokens)])
 
 
 def _budget(summary: dict[str, Any]) -> Table:
@@ -155,10 +139,8 @@ def _budget(summary: dict[str, Any]) -> Table:
     table = grid("Where the requests' time went", "", "share", "per request", "")
     table.columns[-1].justify = "left"
     for name, label in PHASES.items():
-        part = budget[name] / total if total else 0.0
-        table.add_row(
-            label, share(part), seconds(budget[name] / arrived if arrived else None), "#" * round(_BAR * part)
-        )
+        part, each_s = budget[name] / total if total else 0.0, budget[name] / arrived if arrived else None
+        table.add_row(label, share(part), seconds(each_s), "#" * round(_BAR * part))
     return table
 
 
@@ -193,50 +175,29 @@ def _faults(summary: dict[str, Any]) -> list[Table]:
 
 def _gpus(summary: dict[str, Any]) -> Table:
     rows = summary["gpus"]
-    down = [("down", "down_fraction")] if "faults" in summary else []
-    titles = ("busy", "loading", "moving KV", "idle", *(title for title, _ in down), "GiB: mean", "peak", "of")
-    table = grid(shown("GPUs", rows), "", *titles)
+    parts = {"busy_fraction": "busy", "loading_fraction": "loading", "transferring_fraction": "moving KV"}
+    parts |= {"idle_fraction": "idle", **({"down_fraction": "down"} if "faults" in summary else {})}
+    sizes = {"mean_memory_bytes": "GiB: mean", "peak_memory_bytes": "peak", "usable_memory_bytes": "of"}
+    table = grid(shown("GPUs", rows), "", *parts.values(), *sizes.values())
     for row in rows[:MOST_ROWS]:
-        parts = ["busy_fraction", "loading_fraction", "transferring_fraction", "idle_fraction"]
-        parts += [name for _, name in down]
-        sizes = ("mean_memory_bytes", "peak_memory_bytes", "usable_memory_bytes")
         table.add_row(row["name"], *(share(row[name]) for name in parts), *(gib(row[name]) for name in sizes))
     return table
 
 
-def _models(summary: dict[str, Any], wide: bool) -> Table:
-    table = _by_name("Models", summary["models"], wide, "loads", "on GPU")
-    for name, row in list(summary["models"].items())[:MOST_ROWS]:
-        table.add_row(*_row_by_name(name, row, wide), number(row["loads"]), share(row["mean_residency"]))
+def _by_name(what: str, rows: dict[str, Any], wide: bool, loads: bool) -> Table:
+    """A row for each model or class; with `loads` what only models have."""
+    headers = ["arrived", "done", "TTFT\np50", "TTFT\np99", "TPOT\nmean", *(["E2E\nmean", "E2E\np99"] if wide else [])]
+    spots = [("ttft_s", "p50"), ("ttft_s", "p99"), ("tpot_s", "mean"), ("e2e_s", "mean"), ("e2e_s", "p99")]
+    table = grid(shown(what, rows), "", *headers, "SLO", *(["loads", "on GPU"] if loads else []))
+    for name, row in list(rows.items())[:MOST_ROWS]:
+        counts = [number(row["requests"][key]) for key in ("arrived", "completed")]
+        times = [seconds(row[latency][stat]) for latency, stat in (spots if wide else spots[:3])]
+        more = [number(row["loads"]), share(row["mean_residency"])] if loads else []
+        table.add_row(name, *counts, *times, share(row["slo"]["attainment"]), *more)
     return table
-
-
-def _classes(summary: dict[str, Any], wide: bool) -> list[Table]:
-    if len(summary["classes"]) < 2:
-        return []
-    table = _by_name("Service classes", summary["classes"], wide)
-    for name, row in list(summary["classes"].items())[:MOST_ROWS]:
-        table.add_row(*_row_by_name(name, row, wide))
-    return [table]
 
 
 def shown(what: str, rows: Sequence[Any] | dict[str, Any], rest: str = "--json and --out have all") -> str:
     """A title that says when only the first rows are shown."""
     more = f" (the first {MOST_ROWS} of {len(rows)}; {rest})" if len(rows) > MOST_ROWS else ""
     return what + more
-
-
-def _by_name(what: str, rows: dict[str, Any], wide: bool, *more: str) -> Table:
-    headers = ["arrived", "done", "TTFT\np50", "TTFT\np99", "TPOT\nmean"]
-    if wide:
-        headers += ["E2E\nmean", "E2E\np99"]
-    return grid(shown(what, rows), "", *headers, "SLO", *more)
-
-
-def _row_by_name(name: str, row: dict[str, Any], wide: bool) -> tuple[str, ...]:
-    counts = row["requests"]
-    times = [row["ttft_s"]["p50"], row["ttft_s"]["p99"], row["tpot_s"]["mean"]]
-    if wide:
-        times += [row["e2e_s"]["mean"], row["e2e_s"]["p99"]]
-    numbers = (number(counts["arrived"]), number(counts["completed"]))
-    return (name, *numbers, *map(seconds, times), share(row["slo"]["attainment"]))
