@@ -15,8 +15,9 @@ from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report import sentences
 from sim.report.content import Cell, Report, Section, Table, Tile, share_cell, text_cell
-from sim.report.groups import Cast, measure_of
-from sim.report.latency import ticks
+from sim.report.groups import Cast
+from sim.report.latency import axis_text
+from sim.report.measures import measure_of
 from sim.report.result_folder import Material, plain
 from sim.report.store_report import failed_section, runs_section
 from sim.results.format_estimate import amount, with_half
@@ -115,17 +116,14 @@ def _answers(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: 
     for policy in order:
         found = policy["found"] or dict.fromkeys(("value", "missed", "sure_at", "sure_not_at", "odd", "why"))
         seen, usd = _estimate(policy["seen"]), _estimate(policy["usd_per_million_tokens"])
-        ends = [
-            Cell("-" if found[name] is None else f"{found[name]:.3g}", found[name])
-            for name in ("missed", "sure_at", "sure_not_at")
-        ]
+        ends = [found[name] for name in ("missed", "sure_at", "sure_not_at")]
+        loads = [Cell("-" if end is None else f"{end:.3g}", end) for end in ends]
         value = _value(policy, find)
         said = policy["error"] or found["why"] or found["odd"] or ""
         rows.append(
             (
                 text_cell(_name(policy)), Cell(_shown(find, value), value), Cell(with_half(unit, seen), seen.mean),
-                *ends,
-                Cell(with_half("usd", usd), usd.mean), text_cell(plain(said)),
+                *loads, Cell(with_half("usd", usd), usd.mean), text_cell(plain(said)),
             )
         )  # fmt: skip
     headers = (
@@ -171,9 +169,8 @@ def _curves(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: C
             low, high = ([float(end[name]) for end in ends] for name in ("low", "high"))
             if unit == "share":
                 low, high = [max(value, 0.0) for value in low], [min(value, 1.0) for value in high]
-            drawn.append(
-                LineSeries(_name(policy), [p["at"] for p in points], [p["seen"]["mean"] for p in points], low, high)
-            )
+            means = [p["seen"]["mean"] for p in points]
+            drawn.append(LineSeries(_name(policy), [p["at"] for p in points], means, low, high))
     heading = f"{plain(metric['title'])} against {'nodes' if data['find'] == 'cluster' else 'load'}"
     if not any(len(curve.x) > 1 for curve in drawn):
         return Section("load", heading, ("One point was played for each policy, so there are no curves.",))
@@ -182,23 +179,14 @@ def _curves(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: C
     log_x = min(xs) > 0 and max(xs) / min(xs) > 12
     log_y = unit == "s" and min(ys) > 0 and max(ys) / min(ys) > 12
     x = Axis("nodes" if data["find"] == "cluster" else "load (1: the scenario's own)", log_x, lambda v: f"{v:,.4g}")
-    text = _axis_text(unit)
     target = float(data["goal"]["target"])
     top = 1.02 if unit == "share" else None if log_y else 1.15 * max(*ys, target)
-    y = Axis(plain(metric["title"]), log_y, text, None if log_y else 0, top, line=target)
-    about = (
-        f"{heading}, mean and 95% interval, for {listed(curve.name for curve in drawn)}; the dashed line is the goal."
-    )
+    y = Axis(plain(metric["title"]), log_y, axis_text(unit), None if log_y else 0, top, line=target)
+    names = listed(curve.name for curve in drawn)
+    about = f"{heading}, mean and 95% interval, for {names}; the dashed line is the goal."
     finding = f"Where the curves cross the dashed line ({amount(unit, target)}), the goal is lost"
-    return Section(
-        "load", heading, (), (Chart("load-0", finding, about, curves(drawn, cast.pens, x, y, True), cast.names),)
-    )
-
-
-def _axis_text(unit: Unit) -> Any:
-    if unit == "share":
-        return lambda value: f"{value * 100:.0f}%"
-    return ticks if unit == "s" else lambda value: f"{value:,.4g}"
+    chart = Chart("load-0", finding, about, curves(drawn, cast.pens, x, y, True), cast.names)
+    return Section("load", heading, (), (chart,))
 
 
 def _points(data: Mapping[str, Any], order: Sequence[Mapping[str, Any]], cast: Cast) -> Section:

@@ -5,14 +5,15 @@ Where several labels vary, each combination of the others is a figure of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sim.common.text import listed, share
 from sim.plots.charts import Axis, LineSeries, curves
 from sim.plots.style import Chart
 from sim.report.content import Cell, Section, Table, text_cell
-from sim.report.groups import E2E, GOODPUT, SLO, Cast, Setting, ranked, shown
-from sim.report.latency import ticks
+from sim.report.groups import Cast, Setting, ranked, shown
+from sim.report.latency import axis_text
+from sim.report.measures import E2E, GOODPUT, SLO
 from sim.results.format_estimate import amount
 from sim.results.metrics import Measure
 
@@ -42,15 +43,12 @@ def against(found: Sequence[Setting], cast: Cast, measure: Measure) -> list[Sect
 
 def _main_label(found: Sequence[Setting]) -> str | None:
     """The label with the most different numbers; of equals, the one that changes the number of requests most."""
-    numeric = [
-        name
-        for name in found[0].labels
-        if all(isinstance(each.labels.get(name), int | float) for each in found)
-        and not any(isinstance(each.labels.get(name), bool) for each in found)
-    ]
-    counts = {name: len({each.labels[name] for each in found}) for name in numeric}
-    counts = {name: count for name, count in counts.items() if count > 1}
-    return max(counts, key=lambda name: counts[name]) if counts else None
+    counts = {}
+    for name in found[0].labels:
+        values = [each.labels.get(name) for each in found]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            counts[name] = len(dict.fromkeys(values))
+    return max(counts, key=lambda name: counts[name]) if max(counts.values(), default=1) > 1 else None
 
 
 def _panels(found: Sequence[Setting], label: str) -> dict[str, list[Setting]]:
@@ -74,27 +72,18 @@ def _chart(key: str, chosen: Sequence[Setting], label: str, rest: str, cast: Cas
                 points.setdefault(group.name, []).append((float(each.labels[label]), seen.mean, low, high))
     if not points or len(chosen) < 2:
         return None
-    drawn = [
-        LineSeries(name, *(list(column) for column in zip(*points[name], strict=True)))
-        for name in cast.names
-        if name in points
-    ]
+    columns = {name: zip(*points[name], strict=True) for name in cast.names if name in points}
+    drawn = [LineSeries(name, *map(list, parts)) for name, parts in columns.items()]
     xs = [float(each.labels[label]) for each in chosen]
     ys = [value for curve in drawn for value in curve.y]
     log_y = measure.unit == "s" and min(ys) > 0 and max(ys) / min(ys) > 12
     log_x = min(xs) > 0 and max(xs) / min(xs) > 30
     x = Axis(label, log_x, lambda value: f"{value:,.4g}", ticks=xs if len(xs) <= 8 and not log_x else None)
     top = 1.02 if measure.unit == "share" else None if log_y else 1.2 * max(ys)
-    y = Axis(_UNITS.get(measure.key, measure.name), log_y, _text(measure), None if log_y else 0, top or None)
+    y = Axis(_UNITS.get(measure.key, measure.name), log_y, axis_text(measure.unit), None if log_y else 0, top or None)
     draw = curves(drawn, cast.pens, x, y, dots=True)
     about = f"{measure.name} against {label}, mean and 95% interval, for {listed(curve.name for curve in drawn)}."
     return Chart(key, _finding(chosen, label, rest, measure), about, draw, cast.names)
-
-
-def _text(measure: Measure) -> Callable[[float], str]:
-    if measure.unit == "share":
-        return lambda value: f"{value * 100:.0f}%"
-    return ticks if measure.unit == "s" else lambda value: f"{value:,.4g}"
 
 
 def _finding(chosen: Sequence[Setting], label: str, rest: str, measure: Measure) -> str:

@@ -13,19 +13,7 @@ from typing import Any
 from sim.common.statistics import Difference, Estimate, difference, estimate
 from sim.plots.style import Pen, pens
 from sim.report.result_folder import Kept, plain
-from sim.results.metrics import Measure, known_measures
-
-MEASURES = known_measures()
-E2E, E2E_P99, TTFT_P50, TTFT_P99 = (
-    MEASURES[key] for key in ("e2e_all_s.mean", "e2e_all_s.p99", "ttft_s.p50", "ttft_s.p99")
-)
-SLO, GOODPUT, COST = (MEASURES[key] for key in ("slo.attainment", "slo.goodput_rps", "cost.usd_per_million_tokens"))
-
-
-def measure_of(data: Mapping[str, Any]) -> Measure:
-    """A measure as a comparison or a search for capacity has kept it."""
-    return Measure(data["key"], plain(data["title"]), data["unit"], data["better"])
-
+from sim.results.metrics import Measure
 
 ORACLE = "(oracle)"  # ends the name of what no real scheduler could be
 
@@ -113,9 +101,7 @@ def settings(runs: Sequence[Kept]) -> list[Setting]:
         for key, value in run.labels.items():
             if key not in ("policy", "seed"):
                 labels.setdefault(key, []).append(value)
-    varied = [
-        key for key, values in labels.items() if len(values) < len(runs) or any(value != values[0] for value in values)
-    ]
+    varied = [key for key, values in labels.items() if len(values) < len(runs) or values.count(values[0]) < len(runs)]
     found: dict[str, tuple[dict[str, Any], dict[str, list[Kept]]]] = {}
     for run in runs:
         own = {plain(key): run.labels[key] for key in varied if key in run.labels}

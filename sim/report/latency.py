@@ -6,7 +6,7 @@ so that a report of millions of requests is as small as one of hundreds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from sim.common.text import listed, seconds, share
 from sim.plots.charts import Axis, LineSeries, curves, ranges, rows_in
 from sim.plots.style import Chart
 from sim.report.groups import ORACLE, Cast, RunGroup
+from sim.results.metrics import Unit
 
 Floats = NDArray[np.float64]
 NAMES = {"ttft_s": "Time to first token (TTFT)", "e2e_s": "End-to-end time (E2E)"}
@@ -85,7 +86,7 @@ def cdf(key: str, latency: str, found: Mapping[str, LatencyDistribution], cast: 
     x = Axis(
         f"{NAMES[latency]}, {'logarithmic' if log else 'seconds'}", log, ticks, low if log else 0, max(high, low * 2)
     )
-    y = Axis("share of all that arrived", text=lambda value: f"{value * 100:.0f}%", low=0, high=1.02)
+    y = Axis("share of all that arrived", text=axis_text("share"), low=0, high=1.02)
     draw = curves([each.curve(name) for name, each in found.items()], cast.pens, x, y)
     about = f"Cumulative distribution of {NAMES[latency]} for {listed(found)}; higher and further left is better."
     return Chart(key, title or _fastest(latency, found), about, draw, cast.names)
@@ -143,6 +144,13 @@ def ticks(value: float) -> str:
     if value < 0.9995:
         return f"{value * 1000:.3g} ms"
     return f"{value:,.4g} s"
+
+
+def axis_text(unit: Unit) -> Callable[[float], str]:
+    """How numbers of a unit are written on an axis."""
+    if unit == "share":
+        return lambda value: f"{value * 100:.0f}%"
+    return ticks if unit == "s" else lambda value: f"{value:,.4g}"
 
 
 def missing(found: Mapping[str, LatencyDistribution]) -> str:

@@ -14,21 +14,9 @@ from sim.common.text import listed
 from sim.plots.charts import Axis, Spot, differences, front, rows_in, shortened
 from sim.plots.style import Chart
 from sim.report.content import Cell, Section, Table, share_cell, text_cell
-from sim.report.groups import (
-    COST,
-    E2E,
-    E2E_P99,
-    GOODPUT,
-    MEASURES,
-    SLO,
-    TTFT_P50,
-    TTFT_P99,
-    Cast,
-    RunGroup,
-    Setting,
-    ranked,
-)
+from sim.report.groups import Cast, RunGroup, Setting, ranked
 from sim.report.latency import ticks
+from sim.report.measures import COST, E2E, E2E_P99, GOODPUT, KNOWN, SLO, TTFT_P50, TTFT_P99
 from sim.report.result_folder import Material, plain
 from sim.results.format_estimate import amount, gap, with_half
 from sim.results.metrics import Measure
@@ -173,33 +161,26 @@ def trade_offs(groups: Sequence[RunGroup], cast: Cast) -> Section:
     points = [[(-1 if axis.better == "more" else 1) * (group.mean(axis) or 0.0) for axis in axes] for group in runners]
     kept = pareto_front(points)
     on = [group.name for group, keep in zip(runners, kept, strict=True) if keep]
-    if len(on) == 1:
-        finding = f"{on[0]} is at least as good as every other policy in all of these"
-    else:
-        finding = f"No policy is better than {listed(on, 4)} in all of these"
+    alone = f"{on[0]} is at least as good as every other policy in all of these"
+    finding = alone if len(on) == 1 else f"No policy is better than {listed(on, 4)} in all of these"
     charts = []
     for key, x in (("front", E2E), ("front-cost", COST)):
         if x not in axes or GOODPUT not in axes:
             continue
         spots = [Spot(g.name, g.mean(x) or 0.0, g.mean(GOODPUT) or 0.0, g.name in on) for g in runners]
-        text = ticks if x.unit == "s" else _dollars
+        text = ticks if x.unit == "s" else "${:,.4g}".format
         label = f"{x.name}{', $' if x is COST else ''} (better to the left)"
         values = [spot.x for spot in spots]
         log = min(values) > 0 and max(values) / min(values) > 8
         draw = front(spots, cast.pens, Axis(label, log, text), Axis("goodput, requests/s (better up)"))
-        about = (
-            f"Points: {label} against goodput for {listed(spot.name for spot in spots)}; filled ones are on the front."
-        )
+        named = listed(spot.name for spot in spots)
+        about = f"Points: {label} against goodput for {named}; filled ones are on the front."
         charts.append(Chart(key, finding, about, draw, cast.names, height_in=3.4))
     said = (
         f"On the Pareto front of {listed(axis.name for axis in axes)}: {listed(on, 12)}. "
         "Filled marks are on the front; each hollow one is beaten by another policy in every respect.",
     )
     return Section("trade-offs", "Latency, goodput and cost", said, tuple(charts))
-
-
-def _dollars(value: float) -> str:
-    return f"${value:,.4g}"
 
 
 # --- bounds
@@ -211,7 +192,7 @@ def bounds(extra: Mapping[str, Any]) -> list[Section]:
     if not found:
         return []
     names = list(dict.fromkeys(plain(label) for bound in found for label in bound["gaps"]))
-    measures = [MEASURES.get(bound["key"]) for bound in found]
+    measures = [KNOWN.get(bound["key"]) for bound in found]
     rows = []
     for name in names:
         factors = [bound["gaps"].get(name) for bound in found]
@@ -222,11 +203,6 @@ def bounds(extra: Mapping[str, Any]) -> list[Section]:
         f"{amount(measure.unit if measure else 'number', bound['value'])}."
         for bound, measure in zip(found, measures, strict=True)
     )
-    table = Table(
-        "bounds-table",
-        "Distance to bounds",
-        headers,
-        tuple(rows),
-        note="1 x is as good as the bound, 2 x twice as bad.",
-    )
+    note = "1 x is as good as the bound, 2 x twice as bad."
+    table = Table("bounds-table", "Distance to bounds", headers, tuple(rows), note=note)
     return [Section("bounds", "How far from the best possible", said, (), (table,))]

@@ -6,6 +6,7 @@ One run is one seed: nothing here can be called sure, and the summary says so. C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ ALL = "all requests"
 _MOST_MODELS = 7  # with a curve of their own
 _MOST_ROWS = 24  # of a figure
 _STATS = ("mean", "p50", "p90", "p95", "p99", "max")
+_HOW_SURE = (
+    "This is one run with one seed, so nothing says how much of it is chance: "
+    "`python -m sim compare` plays several seeds and gives intervals."
+)
 _LATENCIES = {**LATENCIES, "e2e_all_s": "E2E of all, the unanswered to the end"}
 _LATENCIES["queue_s"] = _LATENCIES.pop("queue_s")  # last
 
@@ -33,23 +38,15 @@ def run_report(material: Material) -> Report:
     summary = run.summary
     models = [plain(name) for name in summary["models"]]
     cast = Cast.of([ALL, *models], [ALL, *(plain(name) for name in by_demand(summary)[:_MOST_MODELS])])
-    parts = [
-        _latency(run, cast),
-        _promises(summary, cast),
-        _budget(run, cast),
-        _gpus(summary),
-        _switching(run, cast),
-        over_time(run, cast),
-        break_even_section(run, cast),
-        _about(run),
-    ]
+    parts = [_latency(run, cast), _promises(summary, cast), _budget(run, cast), _gpus(summary), _switching(run, cast)]
+    parts += [over_time(run, cast), break_even_section(run, cast), _about(run)]
     found = tuple(part for part in parts if part is not None)
     charts = [chart for part in found for chart in part.charts[:1]]
     return Report(
         f"{plain(str(summary['scenario']))}: {run.policy}",
         f"one run, seed {summary['seed']}, run id {summary['run_id']}",
         _headline(run),
-        (sentences.scene([run]), sentences.left_over(summary["requests"]), _time(summary), _how_sure()),
+        (sentences.scene([run]), sentences.left_over(summary["requests"]), _time(summary), _HOW_SURE),
         _tiles(summary),
         (*sentences.problems(run), *sentences.notices([run])),
         found,
@@ -96,15 +93,10 @@ def _time(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _how_sure() -> str:
-    return (
-        "This is one run with one seed, so nothing says how much of it is chance: "
-        "`python -m sim compare` plays several seeds and gives intervals."
-    )
-
-
 def _tiles(summary: Mapping[str, Any]) -> tuple[Tile, ...]:
     counts, cost = summary["requests"], summary["cost"]
+    price = f"${1e6 / cost['output_tokens_per_usd']:,.2f}" if cost["output_tokens_per_usd"] else "-"
+    paid = "renting all GPUs all the time" if cost["usd"] is not None else "no price for a GPU"
     return (
         Tile("SLO kept", share(summary["slo"]["attainment"]), "of all that arrived"),
         Tile("first token, median", seconds(summary["ttft_s"]["p50"]), f"p99 {seconds(summary['ttft_s']['p99'])}"),
@@ -112,30 +104,16 @@ def _tiles(summary: Mapping[str, Any]) -> tuple[Tile, ...]:
         Tile("did not complete", number(counts["arrived"] - counts["completed"]), f"of {number(counts['arrived'])}"),
         Tile("goodput", f"{number(summary['slo']['goodput_rps'])}/s", "requests within their SLO"),
         Tile("output tokens", f"{number(summary['throughput']['output_tokens_per_s'])}/s"),
-        Tile(
-            "cost of 1M output tokens",
-            f"${1e6 / cost['output_tokens_per_usd']:,.2f}" if cost["output_tokens_per_usd"] else "-",
-            "renting all GPUs all the time" if cost["usd"] is not None else "no price for a GPU",
-        ),
+        Tile("cost of 1M output tokens", price, paid),
     )
 
 
 def _latency(run: Kept, cast: Cast) -> Section:
     summary = run.summary
-    table = Table(
-        "latency-table",
-        "Latency",
-        ("", *_STATS, "over"),
-        tuple(
-            (
-                text_cell(label),
-                *(seconds_cell(summary[key][stat]) for stat in _STATS),
-                number_cell(summary[key]["count"]),
-            )
-            for key, label in _LATENCIES.items()
-        ),
-        note="Over the requests that have the number (ITL: over tokens); " + sentences.left_over(summary["requests"]),
-    )
+    cells = {key: [seconds_cell(summary[key][stat]) for stat in _STATS] for key in _LATENCIES}
+    lines = [(text_cell(text), *cells[key], number_cell(summary[key]["count"])) for key, text in _LATENCIES.items()]
+    note = f"Over the requests that have the number (ITL: over tokens); {sentences.left_over(summary['requests'])}"
+    table = Table("latency-table", "Latency", ("", *_STATS, "over"), tuple(lines), note=note)
     columns = run.requests(["model", "ttft_s", "e2e_s"])
     charts = []
     gaps = ""
@@ -151,10 +129,8 @@ def _latency(run: Kept, cast: Cast) -> Section:
         charts.append(latency.cdf(f"cdf-{name[:-2]}", name, found, cast, latency.one_title(name, whole)))
         gaps = gaps or latency.missing(found)
     for name in ("ttft_s", "e2e_s"):
-        rows = {
-            plain(model): tuple(row[name][stat] for stat in ("p50", "p90", "p99"))
-            for model, row in ((model, summary["models"][model]) for model in busiest(summary))
-        }
+        of = {model: summary["models"][model][name] for model in busiest(summary)}
+        rows = {plain(model): tuple(row[stat] for stat in ("p50", "p90", "p99")) for model, row in of.items()}
         if len(rows) > 1 and any(row[0] is not None for row in rows.values()):
             charts.append(latency.percentiles(f"percentiles-{name[:-2]}", name, rows, cast, "model", list(rows)))
     said = ["Curves count all requests that arrived, so they end below 100% where some never got an answer.", gaps]
@@ -204,21 +180,13 @@ def _gpus(summary: Mapping[str, Any]) -> Section:
             for name, own in list(alike.items())[:_MOST_ROWS]
         }
         section = sections.gpu_time(rows, Cast.of([]), "kind of GPU")
-    memory = Table(
-        "gpu-memory",
-        "GPU memory, GB",
-        ("GPU", "kind", "mean", "peak", "usable"),
-        tuple(
-            (
-                text_cell(plain(gpu["name"])),
-                text_cell(plain(gpu["kind"])),
-                *(bytes_cell(gpu[f"{name}_memory_bytes"]) for name in ("mean", "peak", "usable")),
-            )
-            for gpu in gpus
-        ),
-        left=2,
-    )
-    return Section(section.key, section.title, section.words, section.charts, (*section.tables, memory))
+    sizes = ("mean", "peak", "usable")
+    cells = []
+    for gpu in gpus:
+        names = [text_cell(plain(gpu[name])) for name in ("name", "kind")]
+        cells.append((*names, *(bytes_cell(gpu[f"{size}_memory_bytes"]) for size in sizes)))
+    memory = Table("gpu-memory", "GPU memory, GB", ("GPU", "kind", *sizes), tuple(cells), left=2)
+    return replace(section, tables=(*section.tables, memory))
 
 
 def _switching(run: Kept, cast: Cast) -> Section:
@@ -246,24 +214,18 @@ def _switching(run: Kept, cast: Cast) -> Section:
     all_bytes = sum(sum(values) for values in moved.values())
     most = sorted(moved, key=lambda link: -sum(moved[link]))[:_MOST_ROWS]
     moved = {link: values for link, values in moved.items() if link in most}
-    links = Table(
-        "links",
-        "Bytes by link and cause, GB",
-        ("link", *(cause.replace("_", " ") for cause in causes)),
-        tuple(
-            (text_cell(plain(link)), *(bytes_cell(float(sizes.get(cause, 0))) for cause in causes))
-            for link, sizes in summary["links"].items()
-        ),
-        note="A node's link carries what the links of its GPUs carry: the two are not to be added.",
-    )
-    charts = (
-        *sections.switch_time(spent, cast, title, "model"),
-        *sections.moved_bytes(
-            moved, causes, Cast.of([]), f"{number(all_bytes / 1e9)} GB moved over GPUs' links", "link"
-        ),
-    )
+    rows = [
+        (text_cell(plain(link)), *(bytes_cell(float(sizes.get(cause, 0))) for cause in causes))
+        for link, sizes in summary["links"].items()
+    ]
+    headers = ("link", *(cause.replace("_", " ") for cause in causes))
+    note = "A node's link carries what the links of its GPUs carry: the two are not to be added."
+    links = Table("links", "Bytes by link and cause, GB", headers, tuple(rows), note=note)
+    told = f"{number(all_bytes / 1e9)} GB moved over GPUs' links"
+    bars = sections.moved_bytes(moved, causes, Cast.of([]), told, "link")
+    charts = (*sections.switch_time(spent, cast, title, "model"), *bars)
     tables = (*policy.tables, *([links] if causes else []))
-    return Section(policy.key, policy.title, () if charts else policy.words, charts, tables)
+    return replace(policy, words=() if charts else policy.words, charts=charts, tables=tables)
 
 
 def _about(run: Kept) -> Section:
@@ -281,15 +243,10 @@ def _about(run: Kept) -> Section:
         "tokens at residency below 1": share(summary["switching"]["share_below_full_residency"]),
     }
     rows = tuple((text_cell(name), text_cell(plain(str(value)))) for name, value in facts.items())
-    reasons = Table(
-        "reasons",
-        "Why requests did not complete",
-        ("outcome", "reason", "requests"),
-        tuple(
-            (text_cell(row["outcome"].replace("_", " ")), text_cell(plain(row["reason"])), number_cell(row["requests"]))
-            for row in summary["reasons"]
-        ),
-        left=2,
+    why = tuple(
+        (text_cell(row["outcome"].replace("_", " ")), text_cell(plain(row["reason"])), number_cell(row["requests"]))
+        for row in summary["reasons"]
     )
-    tables = (Table("facts", "This run", ("", "value"), rows, left=2), *([reasons] if summary["reasons"] else []))
+    reasons = Table("reasons", "Why requests did not complete", ("outcome", "reason", "requests"), why, left=2)
+    tables = (Table("facts", "This run", ("", "value"), rows, left=2), *([reasons] if why else []))
     return Section("about", "About this run", (sentences.factors([run]),), (), tables, folded=True)

@@ -7,7 +7,6 @@ store_report.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from sim.common.text import number, seconds, share
@@ -35,13 +34,7 @@ SWITCH_TIME = {
     "kv_restore_s": ("restore KV", _VIOLET),
 }
 _CAUSES = {"weights": ("weights", _ORANGE), "kv_save": ("KV save", _GREEN), "kv_restore": ("KV restore", _VIOLET)}
-_EVENTS = {
-    "loads": "loads",
-    "evictions": "evictions",
-    "resizes": "resizes",
-    "model_preemptions": "model preemptions",
-    "sequence_preemptions": "sequence preemptions",
-}
+_EVENTS = ("loads", "evictions", "resizes", "model_preemptions", "sequence_preemptions")
 
 
 def budget(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Section:
@@ -62,16 +55,9 @@ def budget(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Section:
         "budget-shares", told, f"Stacked bars: share of requests' time in each phase, for each {of}.", draw,
         cast.names, height_in=rows_in(len(rows), 3),
     )  # fmt: skip
-    table = Table(
-        "budget-table",
-        f"Seconds per request, by {of}",
-        (of, *PHASES.values(), "all"),
-        tuple(
-            (text_cell(name), *(seconds_cell(value) for value in values), seconds_cell(totals[name]))
-            for name, values in rows.items()
-        ),
-        series=_series(rows, cast),
-    )
+    cells = [(text_cell(name), *map(seconds_cell, (*values, totals[name]))) for name, values in rows.items()]
+    headers, title = (of, *PHASES.values(), "all"), f"Seconds per request, by {of}"
+    table = Table("budget-table", title, headers, tuple(cells), series=_series(rows, cast))
     words = (
         "Each second between a request's arrival and its end has one name. Requests that did not complete are in it "
         "too, up to the moment at which they left.",
@@ -97,31 +83,23 @@ def gpu_time(rows: Mapping[str, Sequence[float]], cast: Cast, of: str) -> Sectio
     parts = dict(GPU_TIME.values())
     busy = {name: values[0] for name, values in rows.items()}
     most, least = (choose(busy, key=lambda name: busy[name]) for choose in (max, min))
-    title = f"Computing {share(busy[most])} of the time" + (
-        f" under {most}, {share(busy[least])} under {least}" if of == "policy" and len(rows) > 1
-        else f" on {most}, {share(busy[least])} on {least}" if len(rows) > 1 else ""
-    )  # fmt: skip
+    on = "under" if of == "policy" else "on"
+    title = f"Computing {share(busy[most])} of the time"
+    title += f" {on} {most}, {share(busy[least])} {on} {least}" if len(rows) > 1 else ""
     draw = stacks(rows, parts, Axis("share of GPU time", text=_per_cent, high=1.0), cast.numbers)
     about = f"Stacked bars: share of GPU time spent computing, loading, moving KV and idle, for each {of}."
     chart = Chart("gpu-time", title, about, draw, cast.names, height_in=rows_in(len(rows)))
-    table = Table(
-        "gpu-time-table",
-        f"GPU time by {of}",
-        (of, *(label for label, _ in GPU_TIME.values())),
-        tuple((text_cell(name), *(share_cell(value) for value in values)) for name, values in rows.items()),
-        series=_series(rows, cast),
-    )
+    cells = [(text_cell(name), *map(share_cell, values)) for name, values in rows.items()]
+    headers = (of, *(label for label, _ in GPU_TIME.values()))
+    table = Table("gpu-time-table", f"GPU time by {of}", headers, tuple(cells), series=_series(rows, cast))
     words = ("A GPU computes while an instance on it runs, even where most layers of that instance are on the CPU.",)
     return Section("gpus", "Where the GPUs' time went", words, (chart,), (table,))
 
 
 def switching(groups: Sequence[RunGroup], cast: Cast) -> Section:
     """Policies: loads, evictions and preemptions; the time they took and the bytes they moved, by cause; per run."""
-    causes = tuple(
-        dict.fromkeys(
-            chain.from_iterable(run.summary["switching"]["bytes_by_cause"] for group in groups for run in group.runs)
-        )
-    )
+    runs = [run for group in groups for run in group.runs]
+    causes = tuple(dict.fromkeys(cause for run in runs for cause in run.summary["switching"]["bytes_by_cause"]))
     spent = {group.name: [group.average(f"switching.{name}") for name in SWITCH_TIME] for group in groups}
     moved = {group.name: [group.average(f"switching.bytes_by_cause.{c}") for c in causes] for group in groups}
     charts = (
@@ -129,9 +107,8 @@ def switching(groups: Sequence[RunGroup], cast: Cast) -> Section:
         *moved_bytes(moved, causes, cast, _most("moves", moved, _gigabytes, " a run"), "policy"),
     )
     words = () if charts else ("Nothing was loaded, moved or preempted.",)
-    return Section(
-        "switching", "Switching, and the bytes it moved", words, charts, (_switch_table(groups, cast, causes),)
-    )
+    tables = (_switch_table(groups, cast, causes),)
+    return Section("switching", "Switching, and the bytes it moved", words, charts, tables)
 
 
 def _most(verb: str, rows: Mapping[str, Sequence[float]], text: Callable[[float], str], rest: str) -> str:
@@ -177,7 +154,7 @@ def _switch_table(groups: Sequence[RunGroup], cast: Cast, causes: Sequence[str])
         times = [seconds_cell(group.average(f"switching.{name}")) for name in ("reload_s", "start_s")]
         moved = [bytes_cell(group.average(f"switching.bytes_by_cause.{cause}")) for cause in causes]
         rows.append((text_cell(group.name), *counts, number_cell(per_request), *times, *moved))
-    headers = ("policy", *_EVENTS.values(), "loads per request", "reload", "engine start")
+    headers = ("policy", *(name.replace("_", " ") for name in _EVENTS), "loads per request", "reload", "engine start")
     moved_headers = tuple(f"{cause.replace('_', ' ')}, GB" for cause in causes)
     return Table(
         "switching-table", "Switching per run", headers + moved_headers, tuple(rows),

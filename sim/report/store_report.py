@@ -15,25 +15,8 @@ from sim.report import latency, policy_comparison, sections, sentences
 from sim.report.break_even import break_even_section
 from sim.report.content import Report, Section, Table, Tile, number_cell, seconds_cell, share_cell, text_cell
 from sim.report.effects import against
-from sim.report.groups import (
-    COST,
-    E2E,
-    E2E_P99,
-    GOODPUT,
-    MEASURES,
-    SLO,
-    TTFT_P50,
-    TTFT_P99,
-    Cast,
-    RunGroup,
-    Setting,
-    measure_of,
-    promised,
-    ranked,
-    rivals,
-    settings,
-    shown,
-)
+from sim.report.groups import Cast, RunGroup, Setting, promised, ranked, rivals, settings, shown
+from sim.report.measures import COST, E2E, E2E_P99, GOODPUT, KNOWN, SLO, TTFT_P50, TTFT_P99, measure_of
 from sim.report.result_folder import Material, plain
 from sim.results.metrics import PHASES, Measure
 
@@ -55,7 +38,7 @@ def store_report(material: Material) -> Report:
     found = [Setting(each.labels, tuple(sorted(each.groups, key=lambda g: cast.numbers[g.name]))) for each in found]
     head = policy_comparison.verdict(material, found, measure)
     parts = [*against(found, cast, measure)]
-    picked = _picked(found)
+    picked = found if len(found) <= _MOST_SHOWN else [found[0], found[len(found) // 2], found[-1]]
     for number, setting in enumerate(picked):
         parts += _setting(setting, cast, material, number if len(found) > 1 else None)
     parts += [
@@ -93,9 +76,8 @@ def _subtitle(material: Material, cast: Cast) -> str:
     seeds = sorted({run.summary["seed"] for run in material.runs})
     warm_up = material.extra.get("warm_up") or {}
     cut = f", warm-up of {warm_up['after_s']:g} s cut" if warm_up.get("after_s") else ""
-    return (
-        f"{material.kind}, {counted(runs, 'run')}, {counted(len(seeds), 'seed')} ({listed(map(str, seeds), 12)}){cut}"
-    )
+    told = listed(map(str, seeds), 12)
+    return f"{material.kind}, {counted(runs, 'run')}, {counted(len(seeds), 'seed')} ({told}){cut}"
 
 
 def _together(found: Sequence[Setting]) -> list[RunGroup]:
@@ -107,13 +89,6 @@ def _together(found: Sequence[Setting]) -> list[RunGroup]:
             runs.setdefault(group.name, []).extend(group.runs)
             oracles[group.name] = group.oracle
     return [RunGroup(name, oracles[name], tuple(each)) for name, each in runs.items()]
-
-
-def _picked(found: Sequence[Setting]) -> list[Setting]:
-    """The first, the middle and the last setting, or all where there are no more than _MOST_SHOWN."""
-    if len(found) <= _MOST_SHOWN:
-        return list(found)
-    return [found[0], found[len(found) // 2], found[-1]]
 
 
 def _tiles(found: Sequence[Setting], measure: Measure) -> tuple[Tile, ...]:
@@ -137,14 +112,9 @@ def _setting(setting: Setting, cast: Cast, material: Material, number: int | Non
     groups = setting.groups
     baseline = plain(str(material.extra.get("baseline", "")))
     measure = _deciding(material)
-    parts = [
-        policy_comparison.ranking(groups, cast, measure, baseline),
-        _latency(groups, cast),
-        policy_comparison.trade_offs(groups, cast),
-        _budget(groups, cast),
-        _gpu_time(groups, cast),
-        sections.switching(groups, cast),
-    ]
+    parts = [policy_comparison.ranking(groups, cast, measure, baseline), _latency(groups, cast)]
+    parts += [policy_comparison.trade_offs(groups, cast), _budget(groups, cast), _gpu_time(groups, cast)]
+    parts.append(sections.switching(groups, cast))
     if number is None:
         return parts
     return [
@@ -170,23 +140,16 @@ def _latency(groups: Sequence[RunGroup], cast: Cast) -> Section:
     if not charts:
         said.append("This store kept summaries only, so there are no curves: percentiles are means over the runs.")
     for name in ("ttft_s", "e2e_s"):
-        rows = {
-            group.name: [group.mean(MEASURES[f"{name}.{stat}"]) for stat in ("p50", "p90", "p99")] for group in groups
-        }
+        rows = {group.name: [group.mean(KNOWN[f"{name}.{stat}"]) for stat in ("p50", "p90", "p99")] for group in groups}
         if any(row[0] is not None for row in rows.values()):
-            charts.append(
-                latency.percentiles(
-                    f"percentiles-{name[:-2]}", name, rows, cast, "policy", [group.name for group in rivals(groups)]
-                )
-            )
+            real = [group.name for group in rivals(groups)]
+            charts.append(latency.percentiles(f"percentiles-{name[:-2]}", name, rows, cast, "policy", real))
     return Section("latency", "Latency", tuple(dict.fromkeys(filter(None, said))), tuple(charts))
 
 
 def _budget(groups: Sequence[RunGroup], cast: Cast) -> Section:
-    rows = {
-        group.name: [group.total(f"time_budget_s.{name}") / max(group.arrived, 1) for name in PHASES]
-        for group in groups
-    }
+    spent = {group.name: [group.total(f"time_budget_s.{name}") for name in PHASES] for group in groups}
+    rows = {group.name: [total / max(group.arrived, 1) for total in spent[group.name]] for group in groups}
     return sections.budget(rows, cast, "policy")
 
 
@@ -245,9 +208,8 @@ def _cautions(material: Material, cast: Cast) -> list[str]:
     oracles = [name for name in cast.names if name.endswith("(oracle)")]
     if oracles:
         verb = "is an oracle" if len(oracles) == 1 else "are oracles"
-        found.append(
-            f"{listed(oracles)} {verb}: no real scheduler can know what they know. They are bounds, not rivals."
-        )
+        known = "no real scheduler can know what they know. They are bounds, not rivals."
+        found.append(f"{listed(oracles)} {verb}: {known}")
     groups = _together(settings(material.runs))
     below = [group for group in groups if group.total("switching.tokens_below_full_residency")]
     if below:
@@ -270,9 +232,6 @@ def _about(material: Material) -> Section:
 
 def _overview(parts: Sequence[Section]) -> list[Any]:
     wanted = ("differences", "front-cost", "load-0", "cdf-ttft", "cdf-e2e", "budget", "switch-time", "gpu-time")
-    charts = {
-        chart.key.removesuffix("-0") if chart.key != "load-0" else chart.key: chart
-        for part in parts
-        for chart in part.charts
-    }
+    charts = {chart.key: chart for part in parts for chart in part.charts}
+    charts |= {key.removesuffix("-0"): chart for key, chart in charts.items() if key != "load-0"}
     return [charts[key] for key in wanted if key in charts][:6]
