@@ -132,7 +132,10 @@ def ranges(found: Mapping[str, Sequence[float | None]], marks: Sequence[str], pe
 
     def draw(figure: Any) -> None:
         panel = figure.subplots()
-        shapes = ("o", "d", "|")
+        looks = [
+            {"marker": shape, "markersize": size, "mew": 1.8, "linestyle": ""}
+            for shape, size in (("o", 5), ("d", 5), ("|", 8))
+        ]
         for row, (name, values) in enumerate(found.items()):
             known = [value for value in values if value is not None]
             if not known:
@@ -143,15 +146,11 @@ def ranges(found: Mapping[str, Sequence[float | None]], marks: Sequence[str], pe
             marked(line, pen.number, "range")
             for at, value in enumerate(values):
                 if value is not None:
-                    shape = shapes[at % len(shapes)]
-                    dot = panel.plot(value, row, shape, color=colour, markersize=8 if shape == "|" else 5, mew=1.8)[0]
+                    dot = panel.plot(value, row, color=colour, **looks[at % len(looks)])[0]
                     marked(dot, pen.number, f"dot{at}")
         _rows(panel, list(found))
         _prepare(panel, x, Axis(""))
-        handles = [
-            panel.plot([], [], shape, color=MUTED, markersize=8 if shape == "|" else 5, mew=1.8)[0]
-            for shape in shapes[: len(marks)]
-        ]
+        handles = [panel.plot([], [], color=MUTED, **look)[0] for look in looks[: len(marks)]]
         _legend(figure, handles, marks)
 
     return draw

@@ -11,15 +11,11 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
-from sim.common.atomic_files import whole_file, why
-from sim.common.errors import ConfigError
 from sim.plots.style import CATEGORIES, GRID, INK, MUTED, PAPER, drawing
-from sim.plots.trace_figures import check_plot
+from sim.plots.trace_figures import check_plot, save_figure
 from sim.profiling.figure_data import PARTS, ModelPortrait, ProfileCurve, TablePortrait
 
-_PART_COLOURS = dict(
-    zip(PARTS, (CATEGORIES[4], CATEGORIES[2], CATEGORIES[1], CATEGORIES[0], CATEGORIES[3]), strict=True)
-)
+_PART_COLOURS = {part: CATEGORIES[at] for part, at in zip(PARTS, (4, 2, 1, 0, 3), strict=True)}
 _GAP = 0.052  # between two names at the ends of lines, of a panel's height
 _SIZES = {1: (12.5, 9.6), 2: (13.5, 17.5), 3: (19.0, 17.5)}
 
@@ -37,15 +33,7 @@ def plot_profiles(tables: Sequence[TablePortrait], path: Path) -> None:
         colours = _colours(tables)
         for part, table in zip(columns, tables, strict=True):
             _column(part, table, colours, alone=len(tables) == 1)
-        metadata = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None, "Creator": None}
-        if path.suffix.lower() == ".pdf":
-            metadata = {"CreationDate": None, "Creator": None, "Producer": None}
-        try:
-            with whole_file(path) as partial:
-                kind = path.suffix.lower().lstrip(".")
-                figure.savefig(partial, format=kind, dpi=150, facecolor="white", metadata=metadata)
-        except OSError as error:
-            raise ConfigError(f"--out {path}: cannot write the figure ({why(error)}); nothing of it was kept") from None
+        save_figure(figure, path, "--out")
 
 
 def _colours(tables: Sequence[TablePortrait]) -> dict[str, str]:
@@ -96,6 +84,8 @@ def _line(panel: Any, curve: ProfileCurve, colour: str) -> None:
 
 
 def _preemption(panel: Any, models: Sequence[ModelPortrait]) -> None:
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
     contexts = sorted({model.preemption_context for model in models})
     _titled(panel, f"Preempting a whole model with {contexts[-1]:,} tokens of KV", "seconds", "")
     panel.grid(visible=False, axis="y")
@@ -113,17 +103,11 @@ def _preemption(panel: Any, models: Sequence[ModelPortrait]) -> None:
     panel.tick_params(axis="y", length=0, labelcolor=INK)
     panel.set_ylim(len(models) - 0.45, -0.55)
     panel.set_xlim(0, 1.42 * most)
-    handles = [_patch(_PART_COLOURS[part]) for part in PARTS]
+    handles = [Patch(facecolor=_PART_COLOURS[part], linewidth=0) for part in PARTS]
     panel.legend(
         handles, PARTS, loc="upper center", bbox_to_anchor=(0.45, -0.13), ncols=len(PARTS), frameon=False,
         handlelength=1.0, columnspacing=1.1, handletextpad=0.45, fontsize=8,
     )  # fmt: skip
-
-
-def _patch(colour: str) -> Any:
-    from matplotlib.patches import Patch  # noqa: PLC0415
-
-    return Patch(facecolor=colour, linewidth=0)
 
 
 def _prefill(panel: Any, models: Sequence[ModelPortrait], colours: dict[str, str]) -> None:

@@ -51,9 +51,8 @@ def latency(requests: pd.DataFrame, by: str) -> Figure:
     with drawing("latency"):
         figure = RunFigure(figsize=(WIDE_IN, 3.9), layout="constrained")
         parts: Any = figure.subfigures(1, 2)
-        for part, (column, title) in zip(
-            parts, (("ttft_s", "First token (TTFT)"), ("e2e_s", "Whole answer (end to end)")), strict=True
-        ):
+        titles = {"ttft_s": "First token (TTFT)", "e2e_s": "Whole answer (end to end)"}
+        for part, (column, title) in zip(parts, titles.items(), strict=True):
             found = [_shares(name, group[column].to_numpy(), len(group)) for name, group in groups.items()]
             drawn = [curve for curve in found if len(curve.x)]
             draw = curves(drawn, look, Axis("seconds", log=True), Axis("share of requests", low=0, high=1.02))
@@ -130,12 +129,11 @@ def residency(
         for panel in panels[-1]:
             panel.set_xlabel("seconds")
             panel.set_xlim(0, end_s)
-        shown = [figure.axes[0].plot([], [], color=colours[model], linewidth=5)[0] for model in named[:_MOST_MODELS]]
-        labels = named[:_MOST_MODELS]
+        shown = {model: colours[model] for model in named[:_MOST_MODELS]}
         if len(named) > _MOST_MODELS:
-            shown.append(figure.axes[0].plot([], [], color=OTHER, linewidth=5)[0])
-            labels = [*labels, f"{len(named) - _MOST_MODELS} others"]
-        figure.legend(shown, labels, loc="outside lower center", ncols=4, frameon=False)
+            shown[f"{len(named) - _MOST_MODELS} others"] = OTHER
+        handles = [figure.axes[0].plot([], [], color=colour, linewidth=5)[0] for colour in shown.values()]
+        figure.legend(handles, list(shown), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -90,15 +90,10 @@ def pens(names: Sequence[str], strong: Sequence[str] = ()) -> dict[str, Pen]:
     coloured = list(names) if few else [name for name in names if name in strong][:MOST_COLOURED]
     found = {}
     for number, name in enumerate(names):
-        at = coloured.index(name) if name in coloured else None
-        found[name] = Pen(
-            name,
-            number,
-            OTHER if at is None else CATEGORIES[at],
-            "-" if at is None else DASHES[at % len(DASHES)],
-            "." if at is None else MARKERS[at],
-            at is not None,
-        )
+        found[name] = Pen(name, number, OTHER, "-", ".", False)
+        if name in coloured:
+            at = coloured.index(name)
+            found[name] = Pen(name, number, CATEGORIES[at], DASHES[at % len(DASHES)], MARKERS[at], True)
     return found
 
 
@@ -147,11 +142,8 @@ def drawing(salt: str) -> Iterator[None]:
 def _figure(chart: Chart, title: bool) -> Any:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    extra_in = 0.0
-    if title:
-        lines = textwrap.wrap(chart.title, round(chart.width_in * 12))
-        extra_in = 0.2 * len(lines)
-    figure = Figure(figsize=(chart.width_in, chart.height_in + extra_in), layout="constrained")
+    lines = textwrap.wrap(chart.title, round(chart.width_in * 12)) if title else []
+    figure = Figure(figsize=(chart.width_in, chart.height_in + 0.2 * len(lines)), layout="constrained")
     if title:
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
     chart.draw(figure)
@@ -162,9 +154,8 @@ def png(chart: Chart, dpi: int = 170) -> bytes:
     """The chart on white paper, its title on top."""
     buffer = io.BytesIO()
     with drawing(chart.key):
-        _figure(chart, title=True).savefig(
-            buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
-        )
+        figure = _figure(chart, title=True)
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -197,12 +188,8 @@ def svg(chart: Chart) -> str:
     """The chart as an element to put into HTML: colours are CSS variables, and its ids are its own."""
     buffer = io.BytesIO()
     with drawing(chart.key):
-        _figure(chart, title=False).savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        _figure(chart, title=False).savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ET.fromstring(buffer.getvalue())
     used = re.findall(r"#([\w.-]+)[\")]", buffer.getvalue().decode())
     _clean(root, chart, dict.fromkeys(used))

@@ -43,9 +43,8 @@ def memory_over_time(
         for strip in strips:
             over = under + strip.gigabytes
             cuts = _cuts(over, under)
-            area = upper.stairs(
-                over[cuts[:-1]], edges[cuts], baseline=under[cuts[:-1]], fill=True, color=strip.pen.colour, linewidth=0
-            )
+            base, look = under[cuts[:-1]], {"color": strip.pen.colour, "linewidth": 0}
+            area = upper.stairs(over[cuts[:-1]], edges[cuts], baseline=base, fill=True, **look)
             marked(area, strip.pen.number, "memory")
             under = over
         if capacity is not None:
@@ -79,11 +78,8 @@ def _strip(panel: Any, row: int, strip: Strip, edges: Floats) -> None:
     changes = np.flatnonzero(np.diff(shade)) + 1
     starts, ends = np.append(0, changes), np.append(changes, len(shade))
     for level in range(1, _SHADES + 1):
-        spans = [
-            (edges[start], edges[end] - edges[start])
-            for start, end in zip(starts, ends, strict=True)
-            if shade[start] == level
-        ]
+        pairs = [(edges[s], edges[e]) for s, e in zip(starts, ends, strict=True) if shade[s] == level]
+        spans = [(start, end - start) for start, end in pairs]
         if spans:
             alpha = _PALEST + (1 - _PALEST) * (level - 1) / (_SHADES - 1)
             bars = panel.broken_barh(spans, (row - 0.36, 0.72), color=strip.pen.colour, alpha=alpha, linewidth=0)

@@ -51,16 +51,16 @@ def plot_traces(found: Mapping[str, Description], path: Path) -> None:
             _arrivals(panels[0, 0], each, _plain(name), colour, axes)
             _gaps(panels[0, 1], each, colour)
             _popularity(panels[0, 2], each, colour)
-            _lengths(panels[1, 0], each.prompts.table(), colour)
-            _lengths(panels[1, 1], each.outputs.table(), colour)
-            _concurrency(panels[1, 2], each, colour)
+            _shares(panels[1, 0], each.prompts.table(), colour, log_from=0)
+            _shares(panels[1, 1], each.outputs.table(), colour, log_from=0)
+            _shares(panels[1, 2], each.concurrency.seen.table(), colour, log_from=200)
         _titles(panels, axes)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         if len(found) > 1:
             figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
         else:
             figure.suptitle(_plain(next(iter(found))))
-        _save(figure, path)
+        save_figure(figure, path, "--plot")
 
 
 def _plain(name: str) -> str:
@@ -93,9 +93,8 @@ class _TimeAxes:
         if self.relative_time:
             return "share of each trace's span", 1.0
         units = (("s", 1.0, 600.0), ("min", 60.0, 4 * 3600.0), ("h", 3600.0, 5 * 86400.0))
-        name, scale = next(
-            ((name, scale) for name, scale, most_s in units if self.longest_s < most_s), ("days", 86400.0)
-        )
+        known = ((name, scale) for name, scale, most_s in units if self.longest_s < most_s)
+        name, scale = next(known, ("days", 86400.0))
         return f"{name} since the first request", scale
 
 
@@ -176,18 +175,12 @@ def _popularity(panel: Any, each: Description, colour: Any) -> None:
     panel.set_ylim(least, 1.3)
 
 
-def _lengths(panel: Any, table: tuple[NDArray[np.int64], NDArray[np.int64]], colour: Any) -> None:
+def _shares(panel: Any, table: tuple[NDArray[np.int64], NDArray[np.int64]], colour: Any, log_from: int) -> None:
+    """Which share is up to how much; on a logarithmic axis if that reaches beyond `log_from`."""
     values, counts = table
     x, y = _thinned(values.astype(np.float64), np.cumsum(counts) / counts.sum())
     panel.plot(np.append(x[0], x), np.append(0.0, y), color=colour, drawstyle="steps-post", linewidth=1.4)
-    panel.set_xscale("log")
-
-
-def _concurrency(panel: Any, each: Description, colour: Any) -> None:
-    values, counts = each.concurrency.seen.table()
-    x, y = _thinned(values.astype(np.float64), np.cumsum(counts) / counts.sum())
-    panel.plot(np.append(x[0], x), np.append(0.0, y), color=colour, drawstyle="steps-post", linewidth=1.4)
-    if panel.get_xlim()[1] > 200:
+    if panel.get_xlim()[1] > log_from:
         panel.set_xscale("log")
 
 
@@ -202,7 +195,8 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     return x[picked], y[picked]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path, flag: str) -> None:
+    """Write a figure whole or not at all. Raises ConfigError, which names the option by which the path was given."""
     # Dates and program versions would make equal figures differ.
     metadata = {"Software": None} if path.suffix.lower() == ".png" else {"Date": None, "Creator": None}
     if path.suffix.lower() == ".pdf":
@@ -211,4 +205,4 @@ def _save(figure: Any, path: Path) -> None:
         with whole_file(path) as partial:
             figure.savefig(partial, format=path.suffix.lower().lstrip("."), dpi=150, metadata=metadata)
     except OSError as error:
-        raise ConfigError(f"--plot {path}: cannot write the figure ({why(error)}); nothing of it was kept") from None
+        raise ConfigError(f"{flag} {path}: cannot write the figure ({why(error)}); nothing of it was kept") from None

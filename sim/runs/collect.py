@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from sim.runs.task import Label, Result
@@ -81,8 +82,7 @@ def columns(table: Iterable[dict[str, Cell]]) -> list[str]:
     table = list(table)
     first: dict[str, None] = {}
     for row in table:
-        labels = list(row)[: list(row).index("run_id")] if "run_id" in row else []
-        first.update(dict.fromkeys(labels))
+        first.update(dict.fromkeys(takewhile(lambda name: name != "run_id", row) if "run_id" in row else ()))
     first.update({name: None for name in ("run_id", "error") if any(name in row for row in table)})
     for row in table:
         first.update(dict.fromkeys(row))
@@ -92,10 +92,13 @@ def columns(table: Iterable[dict[str, Cell]]) -> list[str]:
 def csv_text(table: list[dict[str, Cell]]) -> str:
     """Rows as CSV; an empty cell where a row has no such value. The same bytes for the same rows."""
     names = columns(table)
+    return csv_lines([names, *([row.get(name) for name in names] for row in table)])
+
+
+def csv_lines(lines: Iterable[Sequence[Any]]) -> str:
+    """Cells as CSV; None is empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([["" if row.get(name) is None else row[name] for name in names] for row in table])
+    csv.writer(text, lineterminator="\n").writerows([["" if cell is None else cell for cell in row] for row in lines])
     return text.getvalue()
 
 

@@ -8,8 +8,6 @@ side, a round of runs at a time. Called by the command line.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,16 +18,18 @@ from sim.common.errors import ConfigError
 from sim.common.statistics import estimate
 from sim.profiles.library import Library
 from sim.results.metrics import Measure, measure_named
+from sim.runs.collect import csv_lines
 from sim.runs.execute import play
 from sim.runs.store import Store
-from sim.runs.task import Result, Task
+from sim.runs.task import Label, Result, Task
 from sim.scenario.scenario import Scenario
 from sim.studies.capacity_result import Capacity, Find, PolicyCapacity
 from sim.studies.choose_policies import PolicyChoice
+from sim.studies.comparison import cells
 from sim.studies.ranking import Column, rank
 from sim.studies.scale_load import NodeGroup, at_load, node_group, what_load_means
 from sim.studies.search import Found, Goal, PlayedLoad, Search, crossing, fewest_nodes, largest_load
-from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, open_study
+from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, kept, open_study
 from sim.studies.study_bounds import FluidLimit, saturation
 from sim.studies.verdict_text import capacity_lines
 
@@ -71,10 +71,8 @@ class _Player:
     def tasks(self, choice: PolicyChoice, at: float) -> list[Task]:
         turned = "nodes" if self.options.find == "cluster" else "load"
         scenario = self.scenario(at)
-        return [
-            Task(choice.of(scenario, seed), {"policy": choice.label, turned: at, "seed": seed})
-            for seed in self.study.seeds
-        ]
+        labels: dict[str, Label] = {"policy": choice.label, turned: at}
+        return [Task(choice.of(scenario, seed), {**labels, "seed": seed}) for seed in self.study.seeds]
 
     def point(self, at: float, results: Sequence[Result]) -> PlayedLoad:
         summaries = [result.summary for result in results if result.summary is not None]
@@ -110,15 +108,7 @@ def capacity(options: CapacityOptions, on_progress: OnProgress | None = None) ->
     if options.find == "cost":
         _check_prices(study.scenario)
     player = _Player(options, study, goal, group)
-    if options.out is None:
-        return _searched(player, None, on_progress)
-    store = Store(options.out)
-    with store.locked():
-        store.discard(FILES)
-        made = _searched(player, store, on_progress)
-        for name, text in zip(FILES, (made.as_json(), capacity_csv(made)), strict=True):
-            store.write_text(name, text)
-    return made
+    return kept(options.out, FILES, lambda store: _searched(player, store, on_progress), capacity_csv)
 
 
 def _goal(options: CapacityOptions, study: Study) -> Goal:
@@ -201,10 +191,8 @@ def _searched(player: _Player, store: Store | None, on_progress: OnProgress | No
                 wanted[choice.label] = searches[choice.label].send(player.point(at, results))
             except StopIteration as end:
                 found[choice.label] = end.value
-    policies = tuple(
-        _policy(player, choice, found.get(choice.label), errors.get(choice.label, "")) for choice in choices
-    )
-    return _ranked(player, policies)
+    ends = [(choice, found.get(choice.label), errors.get(choice.label, "")) for choice in choices]
+    return _ranked(player, tuple(_policy(player, *end) for end in ends))
 
 
 def _policy(player: _Player, choice: PolicyChoice, found: Found | None, error: str) -> PolicyCapacity:
@@ -217,11 +205,7 @@ def _policy(player: _Player, choice: PolicyChoice, found: Found | None, error: s
         # The price of what is promised: of a policy that misses the goal there is none.
         by_seed = at.usd_by_seed if at is not None else by_seed
     return PolicyCapacity(
-        label=choice.label,
-        name=choice.spec.name,
-        parameters=choice.spec.parameters,
-        tier=choice.tier,
-        oracle=choice.oracle,
+        **choice.called,
         found=found,
         by_seed=by_seed,
         seen=estimate(by_seed, player.options.confidence),
@@ -276,28 +260,14 @@ def _bound(player: _Player) -> FluidLimit:
 
 def capacity_csv(made: Capacity) -> str:
     """A row for every point that was played: policy, where, the goal's metric, kept or not, cost, counts."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     turned = "nodes" if made.find == "cluster" else "load"
     head = ["policy", turned, "answer", made.goal.metric.key, "t_low", "t_high", "bootstrap_low", "bootstrap_high"]
-    writer.writerow([*head, "target", "kept", "sure", "usd_per_million_tokens", *_COUNTS, "error"])
+    lines: list[list[Any]] = [[*head, "target", "kept", "sure", "usd_per_million_tokens", *_COUNTS, "error"]]
     for policy in made.policies:
         for point in policy.found.points if policy.found is not None else ():
-            seen = point.seen
-            ends = [end for way in (seen.t, seen.bootstrap) for end in ((way.low, way.high) if way else (None, None))]
             answer = policy.found is not None and point.at == policy.found.value
-            row: list[Any] = [
-                policy.label,
-                point.at,
-                answer,
-                seen.mean,
-                *ends,
-                made.goal.target,
-                point.kept,
-                point.sure,
-            ]
-            row += [point.usd_per_million_tokens.mean, *point.counts.values(), ""]
-            writer.writerow(["" if cell is None else cell for cell in row])
+            row = [policy.label, point.at, answer, *cells(point.seen), made.goal.target, point.kept, point.sure]
+            lines.append([*row, point.usd_per_million_tokens.mean, *point.counts.values(), None])
         if policy.error:
-            writer.writerow([policy.label, *[""] * (len(head) + 4 + len(_COUNTS) - 1), policy.error])
-    return text.getvalue()
+            lines.append([policy.label, *[None] * (len(lines[0]) - 2), policy.error])
+    return csv_lines(lines)

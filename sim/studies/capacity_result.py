@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sim.common.statistics import Estimate
+from sim.studies.choose_policies import StudiedPolicy
 from sim.studies.plain_result import PlainResult
 from sim.studies.ranking import PolicyRanking
 from sim.studies.scale_load import NodeGroup
@@ -17,18 +18,13 @@ Find = Literal["rate", "cluster", "cost"]
 
 
 @dataclass(frozen=True)
-class PolicyCapacity:
+class PolicyCapacity(StudiedPolicy):
     """One policy. found: its search, or for `cost` the one point that was played.
 
     by_seed: the answer of each seed by itself (for `rate` read off between two loads); seen: their mean and intervals.
     usd_per_million_tokens: at the answer.
     """
 
-    label: str
-    name: str
-    parameters: dict[str, Any]
-    tier: str
-    oracle: str
     found: Found | None
     by_seed: tuple[float | None, ...]
     seen: Estimate

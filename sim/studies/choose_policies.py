@@ -23,6 +23,17 @@ _PARAMETER = re.compile(r":(?=[A-Za-z_]\w*=)")
 
 
 @dataclass(frozen=True)
+class StudiedPolicy:
+    """What a study's results say first of each policy."""
+
+    label: str
+    name: str
+    parameters: dict[str, Any]
+    tier: str
+    oracle: str
+
+
+@dataclass(frozen=True)
 class PolicyChoice:
     """A policy with parameters under a label that no other one of the study has. oracle: what it knows; else ""."""
 
@@ -30,6 +41,12 @@ class PolicyChoice:
     spec: PolicySpec
     tier: str
     oracle: str
+
+    @property
+    def called(self) -> dict[str, Any]:
+        """The fields of a StudiedPolicy."""
+        spec = self.spec
+        return vars(StudiedPolicy(self.label, spec.name, spec.parameters, self.tier, self.oracle))
 
     def of(self, scenario: Scenario, seed: int) -> Scenario:
         """The scenario as this policy plays it with this seed."""

@@ -20,31 +20,17 @@ from sim.runs.task import Machines, Result, Task
 from sim.scenario.scenario import Scenario
 from sim.studies.choose_policies import PolicyChoice, oracles
 from sim.studies.comparison import Comparison, WarmUp, common_notices, comparison_csv, front, policy_results, rankings
-from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, label_of, open_study
+from sim.studies.study import OnProgress, Study, StudyOptions, has_promises, kept, label_of, open_study
 from sim.studies.study_bounds import bounds_beside
 from sim.studies.verdict_text import verdict_lines
 
 FILES = ("comparison.json", "comparison.csv")
 AXES = ("e2e_all_s.mean", "slo.goodput_rps", "cost.usd_per_million_tokens")  # of the Pareto front
 _METRICS = (
-    "slo.attainment",
-    "e2e_all_s.mean",
-    "e2e_all_s.p99",
-    "ttft_s.p99",
-    "slo.goodput_rps",
-    "cost.usd_per_million_tokens",
-    "switching.loads",
-    "e2e_s.mean",
-    "e2e_s.p99",
-    "ttft_s.mean",
-    "ttft_s.p50",
-    "tpot_s.mean",
-    "itl_s.p99",
-    "throughput.output_tokens_per_s",
-    "fairness_jain",
-    "longest_wait_s",
-    "switching.starved",
-    "switching.reload_s",
+    *("slo.attainment", "e2e_all_s.mean", "e2e_all_s.p99", "ttft_s.p99", "slo.goodput_rps"),
+    *("cost.usd_per_million_tokens", "switching.loads", "e2e_s.mean", "e2e_s.p99", "ttft_s.mean", "ttft_s.p50"),
+    *("tpot_s.mean", "itl_s.p99", "throughput.output_tokens_per_s", "fairness_jain", "longest_wait_s"),
+    *("switching.starved", "switching.reload_s"),
 )
 _PILOTS = 3  # seeds that are played to find the warm-up
 
@@ -68,7 +54,6 @@ class _ComparePlan:
     """All that is decided before the first run."""
 
     study: Study
-    choices: list[PolicyChoice]
     beside: list[PolicyChoice]  # oracles that nobody asked for by name, played for their bound
     bounds: bool
     metrics: tuple[Measure, ...]
@@ -87,32 +72,16 @@ def compare(options: CompareOptions, on_progress: OnProgress | None = None) -> C
     baseline = options.baseline
     if baseline is None and study.scenario.policy.name in [choice.label for choice in study.choices]:
         baseline = study.scenario.policy.name
-    plan = _ComparePlan(
-        study,
-        study.choices,
-        _beside(study, options.bounds),
-        options.bounds,
-        _metrics(options.metrics, study),
-        label_of(baseline, study.choices, "--baseline"),
-        options.study.machines,
-        options.confidence,
-    )
-    asked_s = _asked_warm_up(options.warm_up, study)
-    if options.out is None:
-        return _compared(plan, _warm_up(plan, asked_s, None, on_progress), None, on_progress)
-    store = Store(options.out)
-    with store.locked():
-        store.discard(FILES)
-        made = _compared(plan, _warm_up(plan, asked_s, store, on_progress), store, on_progress)
-        for name, text in zip(FILES, (made.as_json(), comparison_csv(made)), strict=True):
-            store.write_text(name, text)
-    return made
-
-
-def _beside(study: Study, bounds: bool) -> list[PolicyChoice]:
-    """Oracles that nobody asked for by name."""
+    metrics, against = _metrics(options.metrics, study), label_of(baseline, study.choices, "--baseline")
     asked = [choice.label for choice in study.choices]
-    return [choice for choice in oracles() if choice.label not in asked] if bounds else []
+    beside = [choice for choice in oracles() if choice.label not in asked] if options.bounds else []
+    plan = _ComparePlan(study, beside, options.bounds, metrics, against, options.study.machines, options.confidence)
+    asked_s = _asked_warm_up(options.warm_up, study)
+
+    def made(store: Store | None) -> Comparison:
+        return _compared(plan, _warm_up(plan, asked_s, store, on_progress), store, on_progress)
+
+    return kept(options.out, FILES, made, comparison_csv)
 
 
 def _metrics(asked: Sequence[str], study: Study) -> tuple[Measure, ...]:
@@ -179,20 +148,22 @@ def _task(plan: _ComparePlan, choice: PolicyChoice, seed: int, after_s: float) -
 
 
 def _compared(plan: _ComparePlan, warm_up: WarmUp, store: Store | None, on_progress: OnProgress | None) -> Comparison:
-    seeds, choices = plan.study.seeds, [*plan.choices, *plan.beside]
+    seeds, choices = plan.study.seeds, [*plan.study.choices, *plan.beside]
     tasks = [_task(plan, choice, seed, warm_up.after_s) for choice in choices for seed in seeds]
     played = play(tasks, store, plan.machines, on_progress)
     by_policy = [played[start : start + len(seeds)] for start in range(0, len(played), len(seeds))]
     notices = [*plan.study.notices, *_notices(played, len(seeds))]
-    kept = []
+    places = []
     for place, choice in enumerate(choices):
         errors = [result.error for result in by_policy[place] if result.error is not None]
         if errors and choice in plan.beside:
             notices.append(f"{choice.label} is not beside the others: {errors[0]}")
         else:
-            kept.append(place)
-    results = [by_policy[place] for place in kept]
-    policies = policy_results([choices[place] for place in kept], results, plan.metrics, plan.baseline, plan.confidence)
+            places.append(place)
+    results = [by_policy[place] for place in places]
+    policies = policy_results(
+        [choices[place] for place in places], results, plan.metrics, plan.baseline, plan.confidence
+    )
     scenarios = [task.scenario for task in tasks[: len(seeds)]]
     bounds, remarks = bounds_beside(scenarios, policies) if plan.bounds else ((), [])
     made = Comparison(
@@ -213,11 +184,9 @@ def _compared(plan: _ComparePlan, warm_up: WarmUp, store: Store | None, on_progr
 
 def _notices(played: Sequence[Result], seeds: int) -> list[str]:
     """What all runs say, and whether the seeds were any different."""
-    summaries = [result.summary for result in played if result.summary is not None]
-    notices = common_notices(summaries)
+    notices = common_notices([result.summary for result in played if result.summary is not None])
     first = [result.summary for result in played[:seeds] if result.summary is not None]
-    if len(first) > 1 and all(
-        s["requests"] == first[0]["requests"] and s["e2e_all_s"] == first[0]["e2e_all_s"] for s in first
-    ):
+    alike = (s[key] == first[0][key] for s in first for key in ("requests", "e2e_all_s"))
+    if len(first) > 1 and all(alike):
         notices.append("all seeds gave the same run: nothing that matters is drawn here, and intervals say nothing")
     return notices

@@ -7,16 +7,15 @@ are in no verdict and on no front: no scheduler can do what they do.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sim.common.statistics import Difference, Estimate, difference, estimate, holm, pareto_front, ratio
 from sim.results.metrics import Measure
+from sim.runs.collect import csv_lines
 from sim.runs.task import Result
-from sim.studies.choose_policies import PolicyChoice
+from sim.studies.choose_policies import PolicyChoice, StudiedPolicy
 from sim.studies.plain_result import PlainResult
 from sim.studies.ranking import Column, PolicyRanking, rank
 
@@ -52,17 +51,12 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class PolicyResult:
+class PolicyResult(StudiedPolicy):
     """One policy of a comparison. counts: requests by outcome, and starved ones, summed over the seeds that ran.
 
     run_ids: by seed. measured, versus: by the metric's key; versus is empty for the baseline.
     """
 
-    label: str
-    name: str
-    parameters: dict[str, Any]
-    tier: str
-    oracle: str
     run_ids: tuple[str, ...]
     errors: tuple[Failure, ...]
     counts: dict[str, int]
@@ -128,8 +122,8 @@ class Comparison(PlainResult):
     bounds: tuple[Bound, ...]
     notices: tuple[str, ...]
     verdict: tuple[str, ...] = ()
-    kind: str = field(default="comparison")
-    version: int = field(default=VERSION)
+    kind: str = "comparison"
+    version: int = VERSION
 
     @property
     def decisive(self) -> Measure:
@@ -151,10 +145,8 @@ def policy_results(
     columns = {metric.key: [_values(row, metric) for row in results] for metric in metrics}
     versus: dict[str, list[Versus | None]] = {}
     for key, table in columns.items():
-        gaps = [
-            None if index == place else difference(values, table[place], confidence)
-            for index, values in enumerate(table)
-        ]
+        others = [None if index == place else values for index, values in enumerate(table)]
+        gaps = [None if values is None else difference(values, table[place], confidence) for values in others]
         adjusted = holm([gap.p if gap is not None else None for gap in gaps])
         versus[key] = [
             None if gap is None else Versus(gap, ratio(values, table[place], confidence), p)
@@ -162,21 +154,13 @@ def policy_results(
         ]
     return tuple(
         PolicyResult(
-            label=choice.label,
-            name=choice.spec.name,
-            parameters=choice.spec.parameters,
-            tier=choice.tier,
-            oracle=choice.oracle,
+            **choice.called,
             run_ids=tuple(result.run_id for result in row),
-            errors=tuple(
-                Failure(result.task.scenario.seed, result.error) for result in row if result.error is not None
-            ),
+            errors=tuple(Failure(each.task.scenario.seed, each.error) for each in row if each.error is not None),
             counts=_counts(row),
             measured={
-                metric.key: MetricBySeed(
-                    tuple(columns[metric.key][index]), estimate(columns[metric.key][index], confidence)
-                )
-                for metric in metrics
+                key: MetricBySeed(tuple(table[index]), estimate(table[index], confidence))
+                for key, table in columns.items()
             },
             versus={key: gap for key, column in versus.items() if (gap := column[index]) is not None},
         )
@@ -242,32 +226,31 @@ def front(policies: Sequence[PolicyResult], axes: Sequence[Measure]) -> Front:
 
 def comparison_csv(comparison: Comparison) -> str:
     """A row a policy and metric: mean, intervals, the difference to the baseline and its intervals, and the counts."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = ["policy", "tier", "oracle", "metric", "unit", "better", "seeds", "missing", *_columns("mean")]
     head += [*_columns("difference"), "p", "p_holm", "below", "above", "equal", *_columns("ratio")]
-    writer.writerow([*head, *COUNTS, "starved", "errors"])
+    lines: list[list[Any]] = [[*head, *COUNTS, "starved", "errors"]]
     for policy in comparison.policies:
         counts = [policy.counts[name] for name in (*COUNTS, "starved")]
         for metric in comparison.metrics:
             seen, versus = policy.measured[metric.key].estimate, policy.versus.get(metric.key)
             row: list[Any] = [policy.label, policy.tier, "yes" if policy.oracle else "no", metric.key, metric.unit]
-            row += [metric.better, seen.known, seen.missing, *_cells(seen)]
+            row += [metric.better, seen.known, seen.missing, *cells(seen)]
             if versus is None:
                 row += [None] * 15
             else:
                 gap = versus.difference
-                row += [*_cells(gap.estimate), gap.p, versus.p_holm, gap.below, gap.above, gap.equal]
-                row += _cells(versus.ratio)
-            writer.writerow(["" if cell is None else cell for cell in [*row, *counts, len(policy.errors)]])
-    return text.getvalue()
+                row += [*cells(gap.estimate), gap.p, versus.p_holm, gap.below, gap.above, gap.equal]
+                row += cells(versus.ratio)
+            lines.append([*row, *counts, len(policy.errors)])
+    return csv_lines(lines)
 
 
 def _columns(name: str) -> list[str]:
     return [name, *(f"{name}_{way}_{end}" for way in ("t", "bootstrap") for end in ("low", "high"))]
 
 
-def _cells(seen: Estimate) -> list[float | None]:
+def cells(seen: Estimate) -> list[float | None]:
+    """The mean and the ends of both intervals, as in the CSV files of studies."""
     ends = [end for way in (seen.t, seen.bootstrap) for end in ((way.low, way.high) if way else (None, None))]
     return [seen.mean, *ends]
 

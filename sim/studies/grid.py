@@ -105,7 +105,8 @@ def _points(grid: _Grid, path: Path, most_runs: int) -> list[Point]:
     number = math.prod(len(group[0].values) for group in groups) + len(grid.include)
     if number > most_runs:
         raise ConfigError(f"{path}: {number:,} runs are more than {most_runs:,}; say --max-runs {number} if so meant")
-    crossed = [_crossed(choice) for choice in itertools.product(*(_steps(group) for group in groups))]
+    choices = itertools.product(*(_steps(group) for group in groups))
+    crossed = [{field: value for step in choice for field, value in step.items()} for choice in choices]
     for number, given in enumerate(grid.exclude, start=1):
         where = f"{path}: exclude {number}"
         unknown = [field for field in given if field not in fields]
@@ -127,10 +128,6 @@ def _points(grid: _Grid, path: Path, most_runs: int) -> list[Point]:
 
 def _steps(group: list[GridAxis]) -> list[Point]:
     return [{axis.field: axis.values[at] for axis in group} for at in range(len(group[0].values))]
-
-
-def _crossed(choice: tuple[Point, ...]) -> Point:
-    return {field: value for step in choice for field, value in step.items()}
 
 
 def _is_one_of(value: Value, given: Any) -> bool:

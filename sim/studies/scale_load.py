@@ -39,12 +39,9 @@ def at_load(scenario: Scenario, factor: float) -> Scenario:
 
 
 def _drawn(workload: GenerateWorkload, factor: float) -> GenerateWorkload:
-    changed: dict[str, Any] = {
-        "traffic": tuple(
-            traffic.model_copy(update={"rate_per_s": traffic.rate_per_s * factor}) for traffic in workload.traffic
-        ),
-        "streams": tuple(_faster(stream, factor) for stream in workload.streams),
-    }
+    traffic = [each.model_copy(update={"rate_per_s": each.rate_per_s * factor}) for each in workload.traffic]
+    streams = tuple(_faster(stream, factor) for stream in workload.streams)
+    changed: dict[str, Any] = {"traffic": tuple(traffic), "streams": streams}
     if workload.rows is not None and workload.duration_s is not None:
         changed["rows"] = max(1, math.ceil(workload.rows * factor))
     return workload.model_copy(update=changed)
@@ -53,12 +50,8 @@ def _drawn(workload: GenerateWorkload, factor: float) -> GenerateWorkload:
 def _faster(stream: StreamSpec, factor: float) -> StreamSpec:
     arrivals = stream.arrivals
     if isinstance(arrivals, Frames):
-        phase_s = None if arrivals.phase_s is None else arrivals.phase_s / factor
-        update: dict[str, Any] = {
-            "period_s": arrivals.period_s / factor,
-            "jitter_s": arrivals.jitter_s / factor,
-            "phase_s": phase_s,
-        }
+        times = {name: getattr(arrivals, name) for name in ("period_s", "jitter_s", "phase_s")}
+        update: dict[str, Any] = {name: None if time is None else time / factor for name, time in times.items()}
     elif isinstance(arrivals, Mmpp) and arrivals.rate_per_s is None:
         states = [state.model_copy(update={"rate_per_s": state.rate_per_s * factor}) for state in arrivals.states]
         update = {"states": tuple(states)}
@@ -105,9 +98,8 @@ def node_group(scenario: Scenario, wanted: str | None) -> NodeGroup:
         return groups[int(wanted)]
     found = [group for group in groups if group.name == wanted]
     if len(found) > 1:
-        raise ConfigError(
-            f"--grow {wanted}: several node groups have this name; give the position, 0 to {len(groups) - 1}"
-        )
+        last = len(groups) - 1
+        raise ConfigError(f"--grow {wanted}: several node groups have this name; give the position, 0 to {last}")
     if not found:
         raise ConfigError(f"--grow {wanted}: no such node group; {did_you_mean(wanted, names)}")
     return found[0]

@@ -97,19 +97,11 @@ class _Tried:
     def found(self, why: str) -> Found:
         kept, missed = self.edge()
         points = self.from_easy()
-        sure = [
-            point.at for point in points if point.sure is True and (missed is None or self._easier(point.at, missed))
-        ]
+        sure = [p.at for p in points if p.sure is True and (missed is None or self._easier(p.at, missed))]
         never = [point.at for point in points if point.sure is False]
-        return Found(
-            kept,
-            missed,
-            sure[-1] if sure else None,
-            never[0] if never else None,
-            self._odd(points, missed),
-            why,
-            tuple(sorted(points, key=lambda point: point.at)),
-        )
+        ends = sure[-1] if sure else None, never[0] if never else None
+        ordered = tuple(sorted(points, key=lambda point: point.at))
+        return Found(kept, missed, *ends, self._odd(points, missed), why, ordered)
 
     def _easier(self, first: float, second: float) -> bool:
         return self.sign * first < self.sign * second

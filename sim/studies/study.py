@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sim.common.errors import ConfigError, did_you_mean
 from sim.engine.engine import prepare
 from sim.policy.loader import asked_policy
 from sim.runs.run_one import RunOptions, compose
+from sim.runs.store import Store
 from sim.runs.task import Machines, Progress
 from sim.scenario.scenario import Scenario, TraceWorkload
 from sim.studies.choose_policies import PolicyChoice, choose
+from sim.studies.plain_result import PlainResult
 from sim.workload.requests import Workload, open_workload
 
 OnProgress = Callable[[Progress], None]
+Found = TypeVar("Found", bound=PlainResult)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,21 @@ def has_promises(study: Study) -> bool:
         return True
     first: Any = next(study.workload.chunks(), None)
     return first is not None and first.deadline_s is not None
+
+
+def kept(
+    out: Path | None, files: tuple[str, str], make: Callable[[Store | None], Found], as_csv: Callable[[Found], str]
+) -> Found:
+    """What `make` finds with the runs of a store; with `out` it is kept there as JSON and CSV."""
+    if out is None:
+        return make(None)
+    store = Store(out)
+    with store.locked():
+        store.discard(files)
+        found = make(store)
+        for name, text in zip(files, (found.as_json(), as_csv(found)), strict=True):
+            store.write_text(name, text)
+    return found
 
 
 def label_of(wanted: str | None, choices: list[PolicyChoice], flag: str) -> str:

@@ -100,11 +100,8 @@ def _lead(measure: Measure, ranking: PolicyRanking) -> str:
     if ranking.p is None or ranking.lead.t is None:
         return text
     low, high = sorted(abs(end) for end in (ranking.lead.t.low, ranking.lead.t.high))
-    between = (
-        f"{_plain(measure, low)} to {_plain(measure, high)}"
-        if ranking.lead.t.low * ranking.lead.t.high > 0
-        else span(measure.unit, ranking.lead.t)
-    )
+    sided = f"{_plain(measure, low)} to {_plain(measure, high)}"
+    between = sided if ranking.lead.t.low * ranking.lead.t.high > 0 else span(measure.unit, ranking.lead.t)
     rivals = f" over {ranking.rivals} rivals" if ranking.rivals > 1 else ""
     return f"{text} ({between}; {chance(ranking.p)}{rivals})"
 
@@ -137,9 +134,8 @@ def _baseline(made: Comparison, ranking: PolicyRanking) -> Iterator[str]:
 
 def _beware(made: Comparison) -> Iterator[str]:
     runners = [policy for policy in made.policies if not policy.oracle]
-    failed = [
-        f"{policy.label} ({len(policy.errors)} of {len(made.seeds)} seeds)" for policy in runners if policy.errors
-    ]
+    seeds = len(made.seeds)
+    failed = [f"{policy.label} ({len(policy.errors)} of {seeds} seeds)" for policy in runners if policy.errors]
     if failed:
         yield f"Failed, and not ranked: {', '.join(failed)}."
     times = [ranking for ranking in made.rankings if ranking.key == "e2e_all_s.mean"]
@@ -256,8 +252,7 @@ def _fewest(made: Capacity, runners: Sequence[PolicyCapacity]) -> Iterator[str]:
     yield f"{listed(need[least])} {verb} {counted(least, 'node')} of {made.group.name} ({goal})."
     if others:
         yield f"Next: {'; '.join(f'{count} for {listed(need[count])}' for count in others[:6])}."
-    none = [
-        policy.label for policy in runners if not policy.error and (policy.found is None or policy.found.value is None)
-    ]
+    found = [label for labels in need.values() for label in labels]
+    none = [policy.label for policy in runners if not policy.error and policy.label not in found]
     if none:
         yield f"Not with up to {made.most:g} nodes: {listed(none)}."
