@@ -90,21 +90,15 @@ def drift(sort: Sort, group: EqualGpus, level: Level, tokens: int) -> tuple[floa
     """
     if level.high in (sort.layers, 0):
         return 1.0, 1.0
-    profile, longest = sort.profile(group), float(sort.model.max_context)
+    profile, longest, most = sort.profile(group), float(sort.model.max_context), sort.options.max_sequences
     pool = sort.pool_tokens(group, level)
     rises = falls = 1.0
     for layers in dict.fromkeys((max(1, level.low), level.high)):
-        for size in [knot for knot in profile.knots[1] if knot < sort.options.max_sequences] + [
-            sort.options.max_sequences
-        ]:
+        for size in [*(knot for knot in profile.knots[1] if knot < most), most]:
             places = np.linspace(1.0, max(1.0, min(longest, pool / size)), _PLACES)
-            before, after = (
-                gpu_s / host_s
-                for gpu_s, host_s in (
-                    decode_seconds(profile, layers, np.full(_PLACES, float(size)), contexts)
-                    for contexts in (places, np.minimum(places + tokens, longest))
-                )
-            )
+            sizes, later = np.full(_PLACES, float(size)), np.minimum(places + tokens, longest)
+            parts = (decode_seconds(profile, layers, sizes, contexts) for contexts in (places, later))
+            before, after = (gpu_s / host_s for gpu_s, host_s in parts)
             rises = max(rises, float((after / before).max()))
             falls = max(falls, float((before / after).max()))
     return rises, falls

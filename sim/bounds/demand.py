@@ -103,9 +103,8 @@ def demand_of(machines: BoundMachines, sort: Sort, requests: Requests, rows: NDA
     prefill maybe never, with `first` at least once for so many prompts, or so many tokens, as one iteration takes.
     """
     options = machines.scenario.engine
-    knots = np.unique(
-        np.concatenate([np.array(sort.profile(g).prefill_curve(sort.layers).knots) for g in machines.groups])
-    )
+    curves = [sort.profile(group).prefill_curve(sort.layers) for group in machines.groups]
+    knots = np.unique(np.concatenate([np.array(curve.knots) for curve in curves]))
     prompts = requests.prompt_tokens[rows].astype(np.float64)
     high = np.clip(np.searchsorted(knots, prompts), 1, max(1, len(knots) - 1))
     low = high - 1

@@ -118,8 +118,6 @@ def fluid_of(machines: BoundMachines, requests: Requests, options: Options = HAR
 def _shares(machines: BoundMachines, solution: Solution) -> list[Share]:
     found = []
     for group, instances, share in solution.shares:
-        named = tuple(
-            (machines.sorts[sort].model.name, level.low, level.high, copies) for sort, level, copies in instances
-        )
-        found.append(Share(group.label, named, share))
+        each = ((machines.sorts[sort].model.name, level.low, level.high, n) for sort, level, n in instances)
+        found.append(Share(group.label, tuple(each), share))
     return sorted(found, key=lambda share: (share.group, -share.share))

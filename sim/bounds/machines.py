@@ -53,7 +53,7 @@ class Sort:
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
-        self.members = [model.index]
+        self.members: list[int] = []
         self.layers = model.weights.layers
 
     def profile(self, group: EqualGpus) -> Profile:
@@ -114,11 +114,10 @@ class BoundMachines:
                 continue
             weights = model.weights
             key = (weights.model, weights.quantization, model.spec.engine_name, model.max_context)
-            if key in places:
-                self.sorts[places[key]].members.append(model.index)
-            else:
+            if key not in places:
                 places[key] = len(self.sorts)
                 self.sorts.append(Sort(model, scenario.engine))
+            self.sorts[places[key]].members.append(model.index)
             self.sort_of.append(places[key])
         if not self.sorts:
             raise ConfigError(f"scenario '{scenario.name}': no model fits anywhere, so there is nothing to bound")
@@ -150,14 +149,13 @@ def decode_seconds(profile: Profile, layers: int, batches: Floats, contexts: Flo
     knots = [knot for knot in profile.knots[1] if knot <= batches.max()]
     later = [knot for knot in profile.knots[1] if knot > batches.max()]
     knots = [*knots, *later[:1]] or [profile.knots[1][0]]
-    parts: list[Floats] = []
-    for name in ("gpu_s", "host_s"):
-        rows = []
-        for knot in knots:
-            curve = profile.decode_curve(layers, knot)
-            rows.append(np.interp(contexts, np.array(curve.knots), np.array(getattr(curve, name))))
-        parts.append(_between(np.array(knots, dtype=np.float64), np.array(rows), batches))
-    return parts[0], parts[1]
+    curves = [profile.decode_curve(layers, knot) for knot in knots]
+    gpu_s, host_s = (
+        np.array([np.interp(contexts, np.array(curve.knots), np.array(getattr(curve, name))) for curve in curves])
+        for name in ("gpu_s", "host_s")
+    )
+    places = np.array(knots, dtype=np.float64)
+    return _between(places, gpu_s, batches), _between(places, host_s, batches)
 
 
 def _between(knots: Floats, rows: Floats, batches: Floats) -> Floats:

@@ -107,10 +107,8 @@ class OfferedLoad:
         there is no span or no request.
         """
         models = {name: self._model_facts(name, span_s) for name in self._models}
-        loads: dict[str, dict[str, Any]] = {
-            name: {kind: each["gpus"] for kind, each in row["on"].items()} for name, row in models.items()
-        }
-        whole = {name: row for name, row in loads.items() if row}
+        used = {name: row["on"] for name, row in models.items() if row["on"]}
+        whole = {name: {kind: each["gpus"] for kind, each in on.items()} for name, on in used.items()}
         left_out = sum(row["impossible"] + (0 if name in whole else row["requests"]) for name, row in models.items())
         counts = {_label(kind): len(gpus) for kind, gpus in self._kinds.items()}
         share = _least_share(whole, counts) if span_s > 0 else None
@@ -163,18 +161,11 @@ def _least_share(loads: dict[str, dict[str, float]], counts: dict[str, int]) -> 
     pairs = [(name, kind) for name, row in loads.items() for kind in row]
     if not pairs:
         return 0.0
-    within = np.zeros((len(counts), len(pairs) + 1))
-    for number, (kind, count) in enumerate(counts.items()):
-        within[number, -1] = -count
-        for column, (name, own) in enumerate(pairs):
-            if own == kind:
-                within[number, column] = loads[name][kind]
-    divided = np.zeros((len(loads), len(pairs) + 1))
-    for number, model in enumerate(loads):
-        for column, (name, _) in enumerate(pairs):
-            divided[number, column] = float(name == model)
-    cost = np.zeros(len(pairs) + 1)
-    cost[-1] = 1.0
+    within = [
+        [*(loads[name][kind] if own == kind else 0.0 for name, own in pairs), -count] for kind, count in counts.items()
+    ]
+    divided = [[*(float(name == model) for name, _ in pairs), 0.0] for model in loads]
+    cost = [*[0.0] * len(pairs), 1.0]
     solved = linprog(cost, within, np.zeros(len(counts)), divided, np.ones(len(loads)))
     assert solved.success and solved.x is not None, solved.message  # noqa: PT018
     return float(solved.x[-1])

@@ -117,10 +117,8 @@ def places_of(
                 for model in sort.members:
                     mine = [n for n, job in enumerate(jobs) if requests.model[job.request] == model]
                     if mine:
-                        charges = [
-                            np.array([steps[number].charge_s(jobs[n], cost[jobs[n].decoding]) for n in mine])
-                            for cost in costs
-                        ]
+                        charge_s, own_jobs = steps[number].charge_s, [jobs[n] for n in mine]
+                        charges = [np.array([charge_s(job, cost[job.decoding]) for job in own_jobs]) for cost in costs]
                         alike = [gpu for gpu in machines.cluster.gpus if _same(gpu, group)]
                         found += [Place(gpu, group, model, level, load_s, own, mine, *charges) for gpu in alike]
     return jobs, found
@@ -144,14 +142,11 @@ def _step_costs(
 
 def _same(gpu: Gpu, group: EqualGpus) -> bool:
     """Is this GPU one of the group's?"""
-    mine = (gpu.kind.gpu, gpu.node.kind.host, gpu.node.memory.capacity, sorted(g.kind.gpu for g in gpu.node.gpus))
-    other = group.gpu
-    return mine == (
-        other.kind.gpu,
-        other.node.kind.host,
-        other.node.memory.capacity,
-        sorted(g.kind.gpu for g in other.node.gpus),
+    one, other = (
+        (each.kind.gpu, each.node.kind.host, each.node.memory.capacity, sorted(g.kind.gpu for g in each.node.gpus))
+        for each in (gpu, group.gpu)
     )
+    return one == other
 
 
 def _line(chain: Chain, context: float) -> tuple[float, float]:

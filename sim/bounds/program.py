@@ -121,8 +121,7 @@ class Program:
         """What a group's GPUs, their links and their nodes' CPUs can give."""
         count, nodes, host = float(group.count), group.nodes, group.gpu.node.kind.host
         most_gpu, most_cpu = limits(group.node_gpus) if self.by_share else (1.0, 1.0)
-        most_link = most_gpu
-        names = [("time", 1.0), ("gpu", most_gpu), ("gpu own", 1.0), ("link", most_link), ("link own", 1.0)]
+        names = [("time", 1.0), ("gpu", most_gpu), ("gpu own", 1.0), ("link", most_gpu), ("link own", 1.0)]
         self._resources[group.label] = [(self._row((name, place), count * most), most) for name, most in names]
         cpus = [("cpu", most_cpu), ("cpu own", 1.0)]
         rows = [(self._row((name, group.node_type), nodes * most), most) for name, most in cpus]
@@ -196,15 +195,12 @@ class Program:
     def _pack(self, place: int, packed: Packed) -> None:
         column = self._column()
         self._packed.append((place, packed, column))
-        reloading = self._reloading(place, packed)
+        reloading = sum(copies * self._reload_share(place, *item) for item, copies in packed.items())
         self._enter(self._rows["time", place], column, 1.0 + reloading)
         for name in ("gpu", "gpu own"):
             self._enter(self._rows[name, place], column, reloading)
         for (number, level), copies in packed.items():
             self._enter(self._rows["instance", place, number, level.low], column, -float(copies))
-
-    def _reloading(self, place: int, packed: Packed) -> float:
-        return sum(copies * self._reload_share(place, number, level) for (number, level), copies in packed.items())
 
     def _reload_share(self, place: int, number: int, level: Level) -> float:
         """Seconds of loading for each second that the instance is there."""
@@ -259,13 +255,8 @@ class Program:
                 continue
             time_price = float(prices[self._rows["time", place]])
             loading_price = sum(float(prices[self._rows[name, place]]) for name in ("time", "gpu", "gpu own"))
-            worth = np.array(
-                [
-                    prices[self._rows["instance", place, number, level.low]]
-                    - loading_price * self._reload_share(place, number, level)
-                    for number, level in items
-                ]
-            )
+            time = np.array([prices[self._rows["instance", place, number, level.low]] for number, level in items])
+            worth = time - loading_price * np.array([self._reload_share(place, *item) for item in items])
             capacity = self.machines.groups[place].gpu.capacity_bytes
             value, taken = best_packing([level.bytes for _, level in items], worth, capacity)
             if value > time_price * (1 + _EXACT):
@@ -289,14 +280,8 @@ class Program:
             share = float(found.x[column] / group.count)
             if share > _SHOWN:
                 shares.append((group, [(number, level, n) for (number, level), n in packed.items()], share))
-        return Solution(
-            factor=factor,
-            work_prices=work,
-            prices={
-                name: float(sum(prices[row] * amount for row, amount in rows) / factor)
-                for name, rows in self._resources.items()
-            },
-            utilisation=utilisation,
-            shares=shares,
-            rounds=rounds,
-        )
+        costs = {
+            name: float(sum(prices[row] * amount for row, amount in rows) / factor)
+            for name, rows in self._resources.items()
+        }
+        return Solution(factor, work, costs, utilisation, shares, rounds)

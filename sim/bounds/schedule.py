@@ -82,9 +82,8 @@ def optimal_schedule(scenario: Scenario, workload: Workload, options: PlanOption
         ("GPUs", len(machines.cluster.gpus), MOST_GPUS),
     ):
         if number > most:
-            raise ConfigError(
-                f"a plan is for small instances: {number} {what}, at most {most}; give a shorter workload"
-            )
+            found = f"{number} {what}, at most {most}"
+            raise ConfigError(f"a plan is for small instances: {found}; give a shorter workload")
     if requests.closed_loop:
         raise ConfigError("a plan needs arrivals that do not depend on it; this workload is a closed loop (think_s)")
     return _ScheduleProgram(machines, requests, options).solve()
@@ -203,11 +202,8 @@ class _ScheduleProgram:
         for number, place in enumerate(self.places):
             load_slots = floor(place.load_s / self.slot_s)
             for slot in range(self.slots):
-                work = [
-                    (column, k)
-                    for k, job in enumerate(place.jobs)
-                    if (column := self._progress.get((job, number, slot))) is not None
-                ]
+                found = ((self._progress.get((job, number, slot)), k) for k, job in enumerate(place.jobs))
+                work = [(column, k) for column, k in found if column is not None]
                 before = range(max(0, slot + 1 - load_slots), slot)
                 if not work or not before:
                     continue
@@ -284,10 +280,8 @@ class _ScheduleProgram:
     def _stays(self, x: Floats) -> list[Stay]:
         found = []
         for number, place in enumerate(self.places):
-            columns = {
-                slot: [self._progress.get((job, number, slot)) for job in place.jobs] for slot in range(self.slots)
-            }
-            used = [slot for slot, own in columns.items() if any(c is not None and x[c] > _SHOWN for c in own)]
+            columns = [[self._progress.get((job, number, slot)) for job in place.jobs] for slot in range(self.slots)]
+            used = [slot for slot, own in enumerate(columns) if any(c is not None and x[c] > _SHOWN for c in own)]
             load_slots = ceil(place.load_s / self.slot_s)
             runs: list[list[int]] = []
             for slot in used:

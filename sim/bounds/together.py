@@ -17,8 +17,6 @@ from sim.bounds.program import Options
 from sim.scenario.scenario import Scenario
 from sim.workload.requests import Workload, open_workload
 
-_QUANTILES = ("p50", "p90", "p95", "p99", "max")
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -37,20 +35,16 @@ class Bounds:
         TTFT and end-to-end times in seconds: mean, p50, p90, p95, p99 and max. A policy that turns requests away, or a
         run that is cut off, is not bound by them.
         """
-        found = {}
-        for name, numbers in self.alone.spreads().items():
-            found.update({f"{name}.{key}": numbers[key] for key in ("mean", *_QUANTILES)})
-        found["e2e_s.mean"] = self.mean.e2e_s
-        return found
+        spreads = self.alone.spreads()
+        found = {f"{name}.{key}": value for name, numbers in spreads.items() for key, value in numbers.items()}
+        return {**found, "e2e_s.mean": self.mean.e2e_s}
 
     def as_data(self) -> dict[str, Any]:
         """Plain data without the columns of single requests."""
         requests = self.fluid.requests
         return {
             "requests": len(requests),
-            "left_out": requests.left_out,
-            "closed_loop": requests.closed_loop,
-            "span_s": requests.span_s,
+            **{name: getattr(requests, name) for name in ("left_out", "closed_loop", "span_s")},
             "since_s": self.since_s,
             "capacity": _fluid_data(self.fluid),
             "capacity_physical": _fluid_data(self.physical),
@@ -60,18 +54,9 @@ class Bounds:
 
 
 def _fluid_data(fluid: FluidBound) -> dict[str, Any]:
-    return {
-        "requests_per_s": fluid.requests_per_s,
-        "load_factor": fluid.load_factor,
-        "least_span_s": fluid.least_span_s,
-        "prices": fluid.prices,
-        "utilisation": fluid.utilisation,
-        "model_shares": fluid.model_shares,
-        "shares": [
-            {"gpus": s.group, "instances": [list(instance) for instance in s.instances], "share": s.share}
-            for s in fluid.shares
-        ],
-    }
+    names = ("requests_per_s", "load_factor", "least_span_s", "prices", "utilisation", "model_shares")
+    shares = [{"gpus": s.group, "instances": list(map(list, s.instances)), "share": s.share} for s in fluid.shares]
+    return {**{name: getattr(fluid, name) for name in names}, "shares": shares}
 
 
 def bounds_of(scenario: Scenario, workload: Workload | None = None, since_s: float | None = None) -> Bounds:

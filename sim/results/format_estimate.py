@@ -44,9 +44,8 @@ def gap(unit: Unit, value: float | None, around: Interval | None) -> str:
     """A difference with its sign and, in brackets, its interval."""
     if value is None:
         return "-"
-    scale, mark, most = _scale(
-        unit, max(abs(value), abs(around.low) if around else 0, abs(around.high) if around else 0)
-    )
+    ends = (around.low, around.high) if around else ()
+    scale, mark, most = _scale(unit, max(map(abs, (value, *ends))))
     if unit == "share":
         mark = " pt"
     digits = _decimals(around.half * scale if around and around.half else abs(value) * scale / 10, most)

@@ -23,22 +23,14 @@ Floats = NDArray[np.float64]
 Part = Mapping[str, NDArray[Any]]
 
 
-def _ttft_s(part: Part) -> Floats:
-    return np.asarray(part["first_token_s"] - part["arrival_s"])
-
-
 def _tpot_s(part: Part) -> Floats:
     gaps = part["output_tokens"] - 1
     known = (part["outcome"] == COMPLETED) & (gaps > 0)
     return np.where(known, (part["end_s"] - part["first_token_s"]) / np.maximum(gaps, 1), np.nan)
 
 
-def _e2e_s(part: Part) -> Floats:
-    return np.where(part["outcome"] == COMPLETED, part["end_s"] - part["arrival_s"], np.nan)
-
-
-def _queue_s(part: Part) -> Floats:
-    return np.where(part["outcome"] == COMPLETED, part["queued_s"] + part["load_wait_s"], np.nan)
+def _completed(part: Part, values: Floats) -> Floats:
+    return np.where(part["outcome"] == COMPLETED, values, np.nan)
 
 
 def _wait_s(part: Part) -> Floats:
@@ -46,22 +38,30 @@ def _wait_s(part: Part) -> Floats:
     return np.where(np.isnan(ttft_s), part["end_s"] - part["arrival_s"], ttft_s)
 
 
-def _normalised(part: Part) -> Floats:
-    return np.asarray(part["e2e_s"] / part["output_tokens"])
-
-
 _DERIVED: dict[str, Callable[[Part], Floats]] = {
-    "ttft_s": _ttft_s,
+    "ttft_s": lambda part: np.asarray(part["first_token_s"] - part["arrival_s"]),
     "tpot_s": _tpot_s,
-    "e2e_s": _e2e_s,
-    "queue_s": _queue_s,
+    "e2e_s": lambda part: _completed(part, part["end_s"] - part["arrival_s"]),
+    "queue_s": lambda part: _completed(part, part["queued_s"] + part["load_wait_s"]),
     "wait_s": _wait_s,
-    "normalised_s_per_token": _normalised,
+    "normalised_s_per_token": lambda part: np.asarray(part["e2e_s"] / part["output_tokens"]),
 }
 DERIVED = (*_DERIVED, "attained")
 
 
-class _Derived(Part):
+class _Columns(Part):
+    """Those of the recorder, and what follows from them."""
+
+    _recorded: Part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._recorded, *DERIVED])
+
+    def __len__(self) -> int:
+        return len(self._recorded) + len(DERIVED)
+
+
+class _Derived(_Columns):
     """A part of the recorder's columns and what follows from them, each worked out once."""
 
     def __init__(self, recorded: Part, limits_s: Floats) -> None:
@@ -77,12 +77,6 @@ class _Derived(Part):
                 self._found[name] = self._attained() if name == "attained" else self._recorded[name]
         return self._found[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._recorded, *DERIVED])
-
-    def __len__(self) -> int:
-        return len(self._recorded) + len(DERIVED)
-
     def _attained(self) -> NDArray[np.bool_]:
         """Completed within every limit of its class and its own deadline. One token has no TPOT to be too long."""
         holds: NDArray[np.bool_] = self["outcome"] == COMPLETED
@@ -91,7 +85,7 @@ class _Derived(Part):
         return holds & ~(self["e2e_s"] > self["deadline_s"])
 
 
-class RequestColumns(Part):
+class RequestColumns(_Columns):
     """Columns of `rows` entries."""
 
     rows: int
@@ -110,7 +104,7 @@ class RequestTable(RequestColumns):
     def __init__(self, parts: Sequence[Part], classes: Sequence[ServiceClass]) -> None:
         limits = [[math.inf if x is None else x for x in (c.ttft_s, c.tpot_s, c.e2e_s)] for c in classes]
         self._limits_s = np.array(limits)
-        self._parts = parts
+        self._parts, self._recorded = parts, parts[0]
         self.rows = sum(len(part["outcome"]) for part in parts)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -130,28 +124,16 @@ class RequestTable(RequestColumns):
         """The requests that arrive at after_s or later, in the same order."""
         return _Kept(self, self["arrival_s"] >= after_s)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._parts[0], *DERIVED])
-
-    def __len__(self) -> int:
-        return len(self._parts[0]) + len(DERIVED)
-
 
 class _Kept(RequestColumns):
     """The rows of a table that a mask keeps."""
 
     def __init__(self, table: RequestTable, mask: NDArray[np.bool_]) -> None:
-        self._table, self._mask = table, mask
+        self._table, self._mask, self._recorded = table, mask, table._recorded
         self.rows = int(mask.sum())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return np.asarray(self._table[name][self._mask])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
 
 
 def request_table(outcome: Outcome) -> RequestTable:

@@ -120,9 +120,8 @@ def _refuse_foreign(folder: Path, identify: Callable[[], str]) -> None:
             raise ConfigError(f"--out {folder}: holds other files; choose a new or empty folder")
         if half != identify():
             lacking = f"{missing_file(folder)} is missing or damaged"
-            raise ConfigError(
-                f"--out {folder}: holds half a run, {half} ({lacking}); remove it or choose another folder"
-            )
+            there_is = f"holds half a run, {half} ({lacking}); remove it or choose another folder"
+            raise ConfigError(f"--out {folder}: {there_is}")
         return
     if there["run_id"] != identify():
         what = f"run {there['run_id']} (scenario {there.get('scenario')}, policy {there.get('policy')})"

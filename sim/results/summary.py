@@ -113,8 +113,7 @@ def _token_spread(latencies: TokenLatencies) -> dict[str, float | int | None]:
     latencies.settle()
     if not latencies.tokens:
         return spread(np.empty(0))
-    quantiles = latencies.quantiles(list(_SHARES.values()))
-    ends = dict(zip(_SHARES, quantiles, strict=True))
+    ends = dict(zip(_SHARES, latencies.quantiles(list(_SHARES.values())), strict=True))
     mean_s = latencies.total_s / latencies.tokens
     return {"count": latencies.tokens, "mean": mean_s, **ends, "max": latencies.max_s}
 
@@ -159,7 +158,9 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
     produced = whole.produced_tokens if table is everything else everything["produced_tokens"].sum(dtype=np.int64)
     assert produced == recorder.output_tokens, "tokens are not conserved"
     prompts = int(table["prompt_tokens"][table["produced_tokens"] > 0].sum(dtype=np.int64))
-    longest_wait_s, starved = _waits(table, outcome.scenario.starvation_s)
+    wait_s = table["wait_s"]
+    longest_wait_s, starved = float(wait_s.max(initial=0.0)), int((wait_s > outcome.scenario.starvation_s).sum())
+    del wait_s  # a column at a time
     summary: dict[str, Any] = {
         "run_id": outcome.run_id,
         "scenario": outcome.scenario.name,
@@ -258,12 +259,6 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
         "starved": starved,
         "reloads_per_request": _ratio(recorder.counts["loads"], recorder.arrived),
     }
-
-
-def _waits(table: RequestColumns, starvation_s: float) -> tuple[float, int]:
-    """The longest wait for a first token, and how many were longer than starvation_s."""
-    wait_s = table["wait_s"]
-    return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
 
 
 def _service_rate(group: Figures) -> float:
@@ -366,21 +361,17 @@ def _notices(outcome: Outcome, summary: dict[str, Any]) -> list[str]:
         )
     if outcome.oracle:
         notices.append(f"policy {outcome.policy_name} is an oracle, no real scheduler can do it: {outcome.oracle}")
-    refused = [row["reason"] for row in summary["reasons"]]
-    notices += [
-        model.fits_nowhere
-        for model in outcome.cluster.models
-        if model.fits_nowhere and model.fits_nowhere not in refused
-    ]
+    refused = ["", *(row["reason"] for row in summary["reasons"])]
+    homeless = [model.fits_nowhere for model in outcome.cluster.models]
+    notices += [reason for reason in homeless if reason not in refused]
     for row in summary["reasons"]:
         notices.append(f"{counted(row['requests'], 'request')} {row['outcome'].replace('_', ' ')}: {row['reason']}")
     unfinished = summary["requests"]["unfinished"]
     if unfinished:
         why = "the policy left them waiting" if scenario.horizon_s is None else "the horizon came first"
         why = why if outcome.cluster.up else "no GPU was up any more"
-        notices.append(
-            f"{counted(unfinished, 'request')} unfinished ({why}); no average of the completed contains them"
-        )
+        told = f"unfinished ({why}); no average of the completed contains them"
+        notices.append(f"{counted(unfinished, 'request')} {told}")
     starved = summary["switching"]["starved"]
     if starved:
         longest_s = summary["longest_wait_s"]
