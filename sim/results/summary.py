@@ -158,9 +158,7 @@ def summarize(outcome: Outcome, peak_rss_bytes: int | None = None, after_s: floa
     produced = whole.produced_tokens if table is everything else everything["produced_tokens"].sum(dtype=np.int64)
     assert produced == recorder.output_tokens, "tokens are not conserved"
     prompts = int(table["prompt_tokens"][table["produced_tokens"] > 0].sum(dtype=np.int64))
-    wait_s = table["wait_s"]
-    longest_wait_s, starved = float(wait_s.max(initial=0.0)), int((wait_s > outcome.scenario.starvation_s).sum())
-    del wait_s  # a column at a time
+    longest_wait_s, starved = _waits(table, outcome.scenario.starvation_s)
     summary: dict[str, Any] = {
         "run_id": outcome.run_id,
         "scenario": outcome.scenario.name,
@@ -259,6 +257,12 @@ def _switching(outcome: Outcome, starved: int) -> dict[str, Any]:
         "starved": starved,
         "reloads_per_request": _ratio(recorder.counts["loads"], recorder.arrived),
     }
+
+
+def _waits(table: RequestColumns, starvation_s: float) -> tuple[float, int]:
+    """The longest wait for a first token, and how many were longer than starvation_s."""
+    wait_s = table["wait_s"]
+    return float(wait_s.max(initial=0.0)), int((wait_s > starvation_s).sum())
 
 
 def _service_rate(group: Figures) -> float:
