@@ -27,10 +27,24 @@ from sim.studies.verdict_text import verdict_lines
 FILES = ("comparison.json", "comparison.csv")
 AXES = ("e2e_all_s.mean", "slo.goodput_rps", "cost.usd_per_million_tokens")  # of the Pareto front
 _METRICS = (
-    *("slo.attainment", "e2e_all_s.mean", "e2e_all_s.p99", "ttft_s.p99", "slo.goodput_rps"),
-    *("cost.usd_per_million_tokens", "switching.loads", "e2e_s.mean", "e2e_s.p99", "ttft_s.mean", "ttft_s.p50"),
-    *("tpot_s.mean", "itl_s.p99", "throughput.output_tokens_per_s", "fairness_jain", "longest_wait_s"),
-    *("switching.starved", "switching.reload_s"),
+    "slo.attainment",
+    "e2e_all_s.mean",
+    "e2e_all_s.p99",
+    "ttft_s.p99",
+    "slo.goodput_rps",
+    "cost.usd_per_million_tokens",
+    "switching.loads",
+    "e2e_s.mean",
+    "e2e_s.p99",
+    "ttft_s.mean",
+    "ttft_s.p50",
+    "tpot_s.mean",
+    "itl_s.p99",
+    "throughput.output_tokens_per_s",
+    "fairness_jain",
+    "longest_wait_s",
+    "switching.starved",
+    "switching.reload_s",
 )
 _PILOTS = 3  # seeds that are played to find the warm-up
 
